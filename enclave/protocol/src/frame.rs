@@ -1,0 +1,273 @@
+//! Frames: a `u32` big-endian length, then one CBOR map in its one encoding.
+//!
+//! This is the only place that knows `serde_cbor` (RUSTSEC-2021-0127: unmaintained; see docs/ARCHITECTURE.md), so it
+//! can be exchanged here. Decoding re-encodes what it read and compares: no second encoding, no duplicate or unknown
+//! field, no trailing byte and no indefinite length gets through, whatever the library would allow.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::MalformedFrame;
+use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
+
+/// The one protocol version.
+pub const VERSION: u64 = 1;
+/// Most bytes of a frame after its length.
+pub const MAX_FRAME_LEN: usize = 64 * 1024;
+/// Bytes of a frame's length.
+pub const LENGTH_LEN: usize = 4;
+/// Bytes of the channel number that a frame carries between broker and vault.
+pub const CHANNEL_LEN: usize = 8;
+/// Most public keys in one page: 48 bytes and a head each stay far below [`MAX_FRAME_LEN`].
+pub const MAX_KEYS_PER_PAGE: u32 = 1000;
+/// Longest platform name or timestamp in a proof of validation, in bytes.
+pub const MAX_PROOF_TEXT_LEN: usize = 128;
+
+/// What the proxy may ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Request {
+    /// What is behind this socket.
+    Info,
+    /// One page of the keys that sign.
+    PublicKeys {
+        /// Index of the first key.
+        start: u32,
+    },
+    /// Sign a duty.
+    Sign(SignRequest),
+    /// The highest slot and target epoch that may be signed now.
+    HighWatermark,
+    /// Sign a proof of validation: the vault writes the text itself, so that no signing root can be smuggled in.
+    ProofOfValidation {
+        /// Key that signs.
+        public_key: PublicKey,
+        /// Who asks for the proof.
+        platform: String,
+        /// When, as the platform writes it.
+        timestamp: String,
+    },
+}
+
+/// A duty with what the client says about its fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignRequest {
+    /// Key that signs.
+    pub public_key: PublicKey,
+    /// What is signed.
+    pub duty: Duty,
+    /// The client's fork, where the duty's domain depends on one.
+    pub fork_info: Option<ForkInfo>,
+    /// The signing root that the client computed, compared with ours.
+    pub signing_root: Option<Root>,
+}
+
+/// What the vault answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Reply {
+    /// To [`Request::Info`].
+    Info(Info),
+    /// To [`Request::PublicKeys`].
+    PublicKeys {
+        /// How many there are in all.
+        total: u32,
+        /// This page.
+        keys: Vec<PublicKey>,
+    },
+    /// To [`Request::Sign`].
+    Signature(Signature),
+    /// To [`Request::HighWatermark`]; nothing where no fence grants ceilings.
+    HighWatermark(Option<HighWatermark>),
+    /// To [`Request::ProofOfValidation`].
+    ProofOfValidation {
+        /// The text that was signed.
+        payload: String,
+        /// Its signature.
+        signature: Signature,
+    },
+    /// To any of them.
+    Refused(Refusal),
+}
+
+/// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Info {
+    /// The measured network.
+    pub network: Network,
+    /// How many keys sign.
+    pub keys: u32,
+    /// How many keys are held but refused, for want of a slashing history.
+    pub keys_without_history: u32,
+}
+
+/// The ceilings in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HighWatermark {
+    /// No block above this slot.
+    pub slot: Slot,
+    /// No attestation with a target above this epoch.
+    pub epoch: Epoch,
+}
+
+/// A request and the number under which its reply comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestFrame {
+    version: u64,
+    /// Chosen by the asker; replies come in any order.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// A reply to the request of the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplyFrame {
+    version: u64,
+    /// Number of the request; 0 where it could not be read.
+    pub id: u64,
+    /// The answer.
+    pub reply: Reply,
+}
+
+/// Why bytes are no frame. The connection that brought them is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct FrameError(pub MalformedFrame);
+
+impl RequestFrame {
+    /// A request of this protocol version.
+    pub fn new(id: u64, request: Request) -> Self {
+        Self { version: VERSION, id, request }
+    }
+}
+
+impl ReplyFrame {
+    /// A reply of this protocol version.
+    pub fn new(id: u64, reply: Reply) -> Self {
+        Self { version: VERSION, id, reply }
+    }
+}
+
+/// Reads the one request in `frame` (without its length).
+pub fn decode_request(frame: &[u8]) -> Result<RequestFrame, FrameError> {
+    decode(frame, |f: &RequestFrame| f.version)
+}
+
+/// Reads the one reply in `frame` (without its length).
+pub fn decode_reply(frame: &[u8]) -> Result<ReplyFrame, FrameError> {
+    decode(frame, |f: &ReplyFrame| f.version)
+}
+
+/// Appends a request with its length.
+pub fn encode_request(frame: &RequestFrame, out: &mut Vec<u8>) {
+    encode(frame, None, out);
+}
+
+/// Appends a reply with its length.
+pub fn encode_reply(frame: &ReplyFrame, out: &mut Vec<u8>) {
+    encode(frame, None, out);
+}
+
+/// Appends a reply for the connection `channel`, with its length, as the vault writes it to the broker.
+pub fn encode_channel_reply(channel: u64, frame: &ReplyFrame, out: &mut Vec<u8>) {
+    encode(frame, Some(channel), out);
+}
+
+/// Appends the order to close the connection `channel`: a channel number with nothing behind it.
+pub fn encode_channel_close(channel: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0, 0, 0, 8]);
+    out.extend_from_slice(&channel.to_be_bytes());
+}
+
+/// Puts the channel number in front of a frame, as the broker does before it passes it to the vault.
+pub fn encode_channel_frame(channel: u64, frame: &[u8], out: &mut Vec<u8>) {
+    let len = u32::try_from(frame.len().saturating_add(CHANNEL_LEN)).unwrap_or(u32::MAX);
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(&channel.to_be_bytes());
+    out.extend_from_slice(frame);
+}
+
+/// The first whole frame of `buffer` (without its length), and how many bytes it takes up there.
+///
+/// `None` until it is complete. A length beyond `max` is refused as soon as its four bytes are here: nothing is ever
+/// reserved for bytes that were only announced.
+pub fn split(buffer: &[u8], max: usize) -> Result<Option<(&[u8], usize)>, FrameError> {
+    let Some((head, rest)) = buffer.split_first_chunk::<LENGTH_LEN>() else {
+        return Ok(None);
+    };
+    let len = u32::from_be_bytes(*head);
+    let length_error = || {
+        let max = u64::try_from(max).unwrap_or(u64::MAX);
+        FrameError(MalformedFrame::Length { len: u64::from(len), max })
+    };
+    let len = usize::try_from(len).map_err(|_| length_error())?;
+    if len == 0 || len > max {
+        return Err(length_error());
+    }
+    Ok(rest.get(..len).map(|frame| (frame, LENGTH_LEN.saturating_add(len))))
+}
+
+/// Parts a frame between broker and vault into its channel number and the frame proper.
+pub fn split_channel(frame: &[u8]) -> Result<(u64, &[u8]), FrameError> {
+    let (channel, frame) = frame.split_first_chunk::<CHANNEL_LEN>().ok_or(FrameError(MalformedFrame::Encoding))?;
+    Ok((u64::from_be_bytes(*channel), frame))
+}
+
+fn decode<T: DeserializeOwned + Serialize>(frame: &[u8], version: impl Fn(&T) -> u64) -> Result<T, FrameError> {
+    // `packed` writes fields and variants as their numbers: half the bytes, and the numbers are what PROTOCOL.md lists.
+    let value: T = serde_cbor::from_slice(frame).map_err(|_| FrameError(MalformedFrame::Encoding))?;
+    if version(&value) != VERSION {
+        return Err(FrameError(MalformedFrame::Version(version(&value))));
+    }
+    let mut again = Comparer { expected: frame };
+    let same = write_cbor(&value, &mut again) && again.expected.is_empty();
+    if same { Ok(value) } else { Err(FrameError(MalformedFrame::Encoding)) }
+}
+
+fn encode<T: Serialize>(value: &T, channel: Option<u64>, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_LEN]);
+    if let Some(channel) = channel {
+        out.extend_from_slice(&channel.to_be_bytes());
+    }
+    // Writing to memory cannot fail, and the types have no map with odd keys: there is no other error.
+    let written = write_cbor(value, &mut *out);
+    debug_assert!(written);
+    let len = out.len().saturating_sub(start).saturating_sub(LENGTH_LEN);
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    if let Some(head) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<LENGTH_LEN>()) {
+        *head = len.to_be_bytes();
+    }
+}
+
+fn write_cbor<T: Serialize>(value: &T, out: impl std::io::Write) -> bool {
+    let mut serializer = serde_cbor::Serializer::new(serde_cbor::ser::IoWrite::new(out)).packed_format();
+    value.serialize(&mut serializer).is_ok()
+}
+
+/// Takes what is written and compares it with what is expected, without keeping any of it.
+struct Comparer<'a> {
+    expected: &'a [u8],
+}
+
+impl std::io::Write for Comparer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.expected.strip_prefix(bytes) {
+            Some(rest) => {
+                self.expected = rest;
+                Ok(bytes.len())
+            }
+            None => Err(std::io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! The words that cross the enclave's border: requests, replies, refusals, and the frames that carry them.
+//!
+//! This crate depends on no other room. The parent's proxy, the broker and the vault all speak through it, so
+//! everything here is written for hostile input: lengths are checked before a byte is kept, a frame has exactly
+//! one encoding, and what comes out of [`frame::decode_request`] is already valid. docs/PROTOCOL.md describes
+//! the bytes.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod bytes;
+pub mod duty;
+pub mod frame;
+pub mod network;
+pub mod refusal;
+pub mod time;
+
+pub use bytes::{Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};
+pub use duty::{AttestationData, BeaconBlockHeader, Checkpoint, Duty, ForkInfo};
+pub use frame::{FrameError, Reply, ReplyFrame, Request, RequestFrame, SignRequest};
+pub use network::{Fork, ForkName, Network, NetworkError, Preset};
+pub use refusal::Refusal;
+pub use time::{Epoch, Slot};

@@ -1,0 +1,125 @@
+//! Why a request was not carried out: a code and its numbers cross the border, the sentence is made outside.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Root, Slot, Version};
+
+/// A typed refusal. The order of the variants is part of the wire format: new ones go to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum Refusal {
+    #[error("malformed frame: {0}")]
+    MalformedFrame(MalformedFrame),
+    #[error("unknown key: this enclave does not hold it")]
+    UnknownKey,
+    #[error(
+        "key refused: it has no slashing history; import an EIP-3076 file for it, or waive the history expressly"
+    )]
+    NoHistory,
+    #[error("another network: genesis_validators_root is {asked}, this enclave serves {served}")]
+    OtherNetwork { asked: Root, served: Root },
+    #[error("another network: genesis_fork_version is {asked}, this enclave serves {served}")]
+    OtherGenesisVersion { asked: Version, served: Version },
+    #[error("fork_info is missing: this type of message needs it")]
+    ForkInfoMissing,
+    #[error("signingRoot differs: the request says {asked}, the message's signing root is {computed}")]
+    SigningRootDiffers { asked: Root, computed: Root },
+
+    #[error("block refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed")]
+    BlockFromFuture { slot: Slot, now: Slot, latest: Slot },
+    #[error("block refused: slot {slot} is not above the last signed slot {last}, and its signing root differs")]
+    BlockNotAboveLast { slot: Slot, last: Slot },
+    #[error("block refused: slot {slot} is not above the floor {floor} that this enclave took over")]
+    BlockNotAboveFloor { slot: Slot, floor: Slot },
+    #[error("block refused: slot {slot} is above the ceiling {ceiling} that the fence has granted")]
+    BlockAboveCeiling { slot: Slot, ceiling: Slot },
+
+    #[error("attestation refused: source epoch {source_epoch} is above its target epoch {target}")]
+    SourceAboveTarget { source_epoch: Epoch, target: Epoch },
+    #[error(
+        "attestation refused: target epoch {target} is in the future, the current epoch is {now} and {latest} is the \
+         latest allowed"
+    )]
+    TargetFromFuture { target: Epoch, now: Epoch, latest: Epoch },
+    #[error(
+        "attestation refused: target epoch {target} is not above the last signed target epoch {last}, and its signing \
+         root differs"
+    )]
+    TargetNotAboveLast { target: Epoch, last: Epoch },
+    #[error("attestation refused: source epoch {source_epoch} is below the last signed source epoch {last}")]
+    SourceBelowLast { source_epoch: Epoch, last: Epoch },
+    #[error("attestation refused: target epoch {target} is not above the floor {floor} that this enclave took over")]
+    TargetNotAboveFloor { target: Epoch, floor: Epoch },
+    #[error("attestation refused: source epoch {source_epoch} is below the floor {floor} that this enclave took over")]
+    SourceBelowFloor { source_epoch: Epoch, floor: Epoch },
+    #[error("attestation refused: target epoch {target} is above the ceiling {ceiling} that the fence has granted")]
+    TargetAboveCeiling { target: Epoch, ceiling: Epoch },
+    #[error("attestation refused: source epoch {source_epoch} is above the ceiling {ceiling} that the fence has granted")]
+    SourceAboveCeiling { source_epoch: Epoch, ceiling: Epoch },
+
+    #[error("message refused: epoch {epoch} is in the future, the current epoch is {now} and {latest} is the latest allowed")]
+    DutyFromFuture { epoch: Epoch, now: Epoch, latest: Epoch },
+    #[error("the watermark could not be saved, so nothing was signed; is the disk full?")]
+    NotSaved,
+    #[error("proof of validation is turned off")]
+    ProofOfValidationOff,
+    #[error("the message is {len} bytes long; {max} are allowed")]
+    TooLong { len: u64, max: u64 },
+}
+
+/// What was wrong with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum MalformedFrame {
+    #[error("length {len} is outside 1 to {max} bytes")]
+    Length { len: u64, max: u64 },
+    #[error("version {0} is not spoken here")]
+    Version(u64),
+    #[error("it is not the one encoding of a known message")]
+    Encoding,
+}
+
+/// How the proxy should answer for a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request itself is at fault: 400.
+    BadRequest,
+    /// The key is not here: 404.
+    NotFound,
+    /// A rule or policy says no: 412.
+    Refused,
+    /// The enclave cannot serve it now: 503.
+    Unavailable,
+}
+
+impl Refusal {
+    /// The class of this refusal.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::MalformedFrame(_)
+            | Self::ForkInfoMissing
+            | Self::SigningRootDiffers { .. }
+            | Self::TooLong { .. } => Kind::BadRequest,
+            Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
+            Self::NotSaved => Kind::Unavailable,
+            Self::NoHistory
+            | Self::OtherNetwork { .. }
+            | Self::OtherGenesisVersion { .. }
+            | Self::BlockFromFuture { .. }
+            | Self::BlockNotAboveLast { .. }
+            | Self::BlockNotAboveFloor { .. }
+            | Self::BlockAboveCeiling { .. }
+            | Self::SourceAboveTarget { .. }
+            | Self::TargetFromFuture { .. }
+            | Self::TargetNotAboveLast { .. }
+            | Self::SourceBelowLast { .. }
+            | Self::TargetNotAboveFloor { .. }
+            | Self::SourceBelowFloor { .. }
+            | Self::TargetAboveCeiling { .. }
+            | Self::SourceAboveCeiling { .. }
+            | Self::DutyFromFuture { .. } => Kind::Refused,
+        }
+    }
+}
