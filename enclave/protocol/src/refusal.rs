@@ -64,8 +64,10 @@ pub enum Refusal {
     NotSaved,
     #[error("proof of validation is turned off")]
     ProofOfValidationOff,
-    #[error("the message is {len} bytes long; {max} are allowed")]
+    #[error("the text is {len} bytes long; {max} are allowed")]
     TooLong { len: u64, max: u64 },
+    #[error("the text has a character that is not allowed; letters, digits, space and ._:+-/ are")]
+    BadText,
 }
 
 /// What was wrong with a frame.
@@ -101,7 +103,8 @@ impl Refusal {
             Self::MalformedFrame(_)
             | Self::ForkInfoMissing
             | Self::SigningRootDiffers { .. }
-            | Self::TooLong { .. } => Kind::BadRequest,
+            | Self::TooLong { .. }
+            | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
             Self::NotSaved => Kind::Unavailable,
             Self::NoHistory

@@ -67,7 +67,7 @@ impl AttestationMark {
 }
 
 /// The root of the higher message; of two at the same height only a root that both agree on.
-fn root_of_higher<H: Ord>(a: (H, Option<Root>), b: (H, Option<Root>)) -> Option<Root> {
+fn root_of_higher<H: Ord + Copy>(a: (H, Option<Root>), b: (H, Option<Root>)) -> Option<Root> {
     match a.0.cmp(&b.0) {
         std::cmp::Ordering::Greater => a.1,
         std::cmp::Ordering::Less => b.1,

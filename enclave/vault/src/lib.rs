@@ -1,0 +1,29 @@
+//! The key compartment. Nothing outside this process ever holds a key in clear.
+//!
+//! Bytes become types at one door ([`server`]); [`Vault::handle`] answers one request at a time:
+//!
+//! 1. find the key ([`keys`]); without a slashing history it signs nothing;
+//! 2. compute the domain and the signing root from the message itself ([`signing_root`]); a root from outside is only
+//!    compared;
+//! 3. refuse what lies in the future, by trusted time;
+//! 4. under the key's lock: check the slashing rules, save the new watermarks, and only then go on;
+//! 5. multiply the hashed message with the key ([`bls`]); the hash is kept, because all attesters of a slot sign the
+//!    same root ([`points`]).
+//!
+//! No async runtime, no logger, no file and no network: a test reads the dependency tree for it.
+#![deny(unsafe_code)]
+
+pub mod bls;
+pub mod clock;
+pub mod journal;
+pub mod keys;
+pub mod points;
+pub mod server;
+pub mod signing_root;
+mod ssz;
+mod vault;
+
+pub use clock::{Clock, SystemClock};
+pub use journal::{Journal, NotSaved};
+pub use keys::{KeyError, Keys};
+pub use vault::{Policy, Vault};

@@ -1,0 +1,33 @@
+//! `casemate-broker`: the network compartment's process. Its standard input is the socket to the vault.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result};
+use casemate_protocol::address::Address;
+use clap::Parser;
+
+/// Passes frames between the parent and the vault. Started by the image's init, with the vault's socket as standard
+/// input.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Where to accept the parent's connections: vsock:CID:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "vsock:4294967295:5005")]
+    listen: Address,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    let vault = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is not the vault's socket")?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(casemate_broker::run(&options.listen, UnixStream::from(vault)))
+}

@@ -1,0 +1,78 @@
+//! The built-in networks against the collected facts, and files that must be refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use casemate_config::{NAMED, named, parse};
+use casemate_protocol::{Epoch, ForkName, Slot};
+
+#[test]
+fn every_named_network_parses_under_its_name() {
+    for (name, _) in NAMED {
+        let network = named(name).unwrap().unwrap();
+        assert_eq!(network.name(), *name);
+        assert!(network.version_of(ForkName::Fulu).is_some());
+        assert!(network.forks().iter().any(|f| f.name == ForkName::Fulu && f.epoch.is_some()));
+    }
+    assert!(named("holesky").is_none());
+    // Known from block explorers: slot 0 of mainnet began at 2020-12-01 12:00:23 UTC.
+    let mainnet = named("mainnet").unwrap().unwrap();
+    assert_eq!(mainnet.slot_at(1_606_824_023_000 + 12_000 * 5), Slot(5));
+    assert_eq!(mainnet.fork_at(Epoch(269_568)), ForkName::Deneb);
+    assert_eq!(mainnet.fork_at(Epoch(269_567)), ForkName::Capella);
+    assert_eq!(mainnet.fork_at(Epoch::MAX), ForkName::Fulu);
+}
+
+/// Every value that networks.yaml gives for a network stands in its TOML too.
+#[test]
+fn the_built_in_facts_are_the_collected_ones() {
+    let Some(folder) = casemate_testdata::folder("time-slot") else { return };
+    let yaml = std::fs::read_to_string(folder.join("networks.yaml")).unwrap();
+    let mut network = String::new();
+    let mut fork = (String::new(), String::new());
+    let mut compared = 0;
+    for line in yaml.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let value = value.trim().trim_matches('\'');
+        if !line.starts_with(' ') {
+            key.clone_into(&mut network);
+            continue;
+        }
+        let Some((_, toml)) = NAMED.iter().find(|(name, _)| *name == network) else { continue };
+        let contains = |text: String| assert!(toml.contains(&text), "{network}: {text} is not in its TOML");
+        match key.trim() {
+            "genesis_validators_root" => contains(format!("genesis_validators_root = \"{value}\"")),
+            "genesis_time" => contains(format!("genesis_time = {value}\n")),
+            "seconds_per_slot" => contains(format!("slot_duration_ms = {value}000\n")),
+            "- name" => value.clone_into(&mut fork.0),
+            "version" => value.clone_into(&mut fork.1),
+            "epoch" if value == "null" => contains(format!("{} = {{ version = \"{}\" }}\n", fork.0, fork.1)),
+            "epoch" => contains(format!("{} = {{ version = \"{}\", epoch = {value} }}\n", fork.0, fork.1)),
+            _ => continue,
+        }
+        compared += 1;
+    }
+    assert!(compared > 40, "only {compared} values compared");
+}
+
+#[test]
+fn files_with_a_fault_are_refused_with_its_place() {
+    let good = NAMED[0].1;
+    assert!(parse(good).is_ok());
+    for (what, from, to) in [
+        ("an unknown field", "preset =", "colour = 1\npreset ="),
+        ("an unknown preset", "preset = \"mainnet\"", "preset = \"huge\""),
+        ("an unknown fork", "altair =", "atlantis ="),
+        ("a short root", "0x4b363db9", "0x4b36"),
+        ("a root without 0x", "\"0x4b363db9", "\"4b363db9"),
+        ("a negative time", "genesis_time = 16", "genesis_time = -16"),
+        ("slots of no length", "slot_duration_ms = 12000", "slot_duration_ms = 0"),
+        ("epochs of no slots", "slots_per_epoch = 32", "slots_per_epoch = 0"),
+        ("a fork before its predecessor", "epoch = 74240", "epoch = 144897"),
+        ("an unscheduled fork ahead of a scheduled one", ", epoch = 74240", ""),
+        ("no phase0", "phase0 =", "# phase0 ="),
+    ] {
+        let bad = good.replacen(from, to, 1);
+        assert_ne!(bad, good, "{what}");
+        assert!(parse(&bad).is_err(), "{what} was accepted");
+    }
+    assert!(parse(&"#".repeat(70_000)).unwrap_err().to_string().contains("70000 bytes"));
+}

@@ -1,0 +1,325 @@
+//! Frames: what is written reads back, and nothing else decodes.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use casemate_protocol::frame::{
+    self, HighWatermark, Info, MAX_FRAME_LEN, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
+};
+use casemate_protocol::network::NetworkFields;
+use casemate_protocol::refusal::MalformedFrame;
+use casemate_protocol::{
+    AttestationData, BeaconBlockHeader, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, FrameError, Network,
+    Preset, Refusal, Slot,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+fn bytes<const N: usize>() -> impl Strategy<Value = Bytes<N>> {
+    vec(any::<u8>(), N).prop_map(|v| Bytes(v.try_into().unwrap()))
+}
+
+fn slot() -> impl Strategy<Value = Slot> {
+    any::<u64>().prop_map(Slot)
+}
+
+fn epoch() -> impl Strategy<Value = Epoch> {
+    any::<u64>().prop_map(Epoch)
+}
+
+fn checkpoint() -> impl Strategy<Value = Checkpoint> {
+    (epoch(), bytes()).prop_map(|(epoch, root)| Checkpoint { epoch, root })
+}
+
+fn duty() -> impl Strategy<Value = Duty> {
+    prop_oneof![
+        (slot(), any::<u64>(), bytes(), bytes(), bytes()).prop_map(|(slot, proposer_index, parent_root, state_root, body_root)| {
+            Duty::Block(BeaconBlockHeader { slot, proposer_index, parent_root, state_root, body_root })
+        }),
+        (slot(), any::<u64>(), bytes(), checkpoint(), checkpoint()).prop_map(
+            |(slot, index, beacon_block_root, source, target)| {
+                Duty::Attestation(AttestationData { slot, index, beacon_block_root, source, target })
+            }
+        ),
+        slot().prop_map(|slot| Duty::AggregationSlot { slot }),
+        (slot(), bytes()).prop_map(|(slot, object_root)| Duty::AggregateAndProof { slot, object_root }),
+        epoch().prop_map(|epoch| Duty::RandaoReveal { epoch }),
+        (epoch(), any::<u64>()).prop_map(|(epoch, validator_index)| Duty::VoluntaryExit { epoch, validator_index }),
+        (slot(), bytes()).prop_map(|(slot, beacon_block_root)| Duty::SyncCommitteeMessage { slot, beacon_block_root }),
+        (slot(), any::<u64>())
+            .prop_map(|(slot, subcommittee_index)| Duty::SyncCommitteeSelectionProof { slot, subcommittee_index }),
+        (slot(), bytes()).prop_map(|(slot, object_root)| Duty::ContributionAndProof { slot, object_root }),
+        (bytes(), any::<u64>(), any::<u64>(), bytes()).prop_map(|(fee_recipient, gas_limit, timestamp, public_key)| {
+            Duty::ValidatorRegistration { fee_recipient, gas_limit, timestamp, public_key }
+        }),
+        (bytes(), bytes(), any::<u64>(), bytes()).prop_map(
+            |(public_key, withdrawal_credentials, amount, genesis_fork_version)| Duty::Deposit {
+                public_key,
+                withdrawal_credentials,
+                amount,
+                genesis_fork_version
+            }
+        ),
+        (slot(), bytes()).prop_map(|(slot, object_root)| Duty::ExecutionPayloadBid { slot, object_root }),
+        (slot(), bytes()).prop_map(|(slot, object_root)| Duty::ExecutionPayloadEnvelope { slot, object_root }),
+        (bytes(), slot(), any::<bool>(), any::<bool>()).prop_map(
+            |(beacon_block_root, slot, payload_present, blob_data_available)| Duty::PayloadAttestation {
+                beacon_block_root,
+                slot,
+                payload_present,
+                blob_data_available
+            }
+        ),
+        (bytes(), slot(), any::<u64>(), bytes(), any::<u64>()).prop_map(
+            |(dependent_root, proposal_slot, validator_index, fee_recipient, target_gas_limit)| {
+                Duty::ProposerPreferences {
+                    dependent_root,
+                    proposal_slot,
+                    validator_index,
+                    fee_recipient,
+                    target_gas_limit,
+                }
+            }
+        ),
+        (slot(), bytes()).prop_map(|(slot, object_root)| Duty::BuilderRequestAuth { slot, object_root }),
+    ]
+}
+
+fn fork_info() -> impl Strategy<Value = ForkInfo> {
+    (bytes(), bytes(), epoch(), bytes()).prop_map(|(previous_version, current_version, epoch, genesis_validators_root)| {
+        ForkInfo { previous_version, current_version, epoch, genesis_validators_root }
+    })
+}
+
+fn request() -> impl Strategy<Value = RequestFrame> {
+    let request = prop_oneof![
+        Just(Request::Info),
+        any::<u32>().prop_map(|start| Request::PublicKeys { start }),
+        (bytes(), duty(), option::of(fork_info()), option::of(bytes())).prop_map(
+            |(public_key, duty, fork_info, signing_root)| {
+                Request::Sign(SignRequest { public_key, duty, fork_info, signing_root })
+            }
+        ),
+        Just(Request::HighWatermark),
+        (bytes(), ".{0,40}", ".{0,40}").prop_map(|(public_key, platform, timestamp)| Request::ProofOfValidation {
+            public_key,
+            platform,
+            timestamp
+        }),
+    ];
+    (any::<u64>(), request).prop_map(|(id, request)| RequestFrame::new(id, request))
+}
+
+fn network() -> Network {
+    let fork = |name, epoch: u64| Fork { name, version: Bytes([1, 2, 3, 4]), epoch: Some(Epoch(epoch)) };
+    NetworkFields {
+        name: "hoodi".into(),
+        preset: Preset::Mainnet,
+        genesis_time: 1_742_213_400,
+        genesis_validators_root: Bytes([3; 32]),
+        slot_duration_ms: 12_000,
+        slots_per_epoch: 32,
+        forks: vec![
+            fork(ForkName::Phase0, 0),
+            fork(ForkName::Capella, 7),
+            Fork { name: ForkName::Gloas, version: Bytes::ZERO, epoch: None },
+        ],
+    }
+    .try_into()
+    .unwrap()
+}
+
+fn reply() -> impl Strategy<Value = ReplyFrame> {
+    let refusal = prop_oneof![
+        Just(Refusal::UnknownKey),
+        Just(Refusal::MalformedFrame(MalformedFrame::Version(7))),
+        (slot(), slot()).prop_map(|(slot, last)| Refusal::BlockNotAboveLast { slot, last }),
+        (bytes(), bytes()).prop_map(|(asked, computed)| Refusal::SigningRootDiffers { asked, computed }),
+    ];
+    let reply = prop_oneof![
+        (any::<u32>(), any::<u32>()).prop_map(|(keys, keys_without_history)| {
+            Reply::Info(Info { network: network(), keys, keys_without_history })
+        }),
+        (any::<u32>(), vec(bytes(), 0..20)).prop_map(|(total, keys)| Reply::PublicKeys { total, keys }),
+        bytes().prop_map(Reply::Signature),
+        option::of((slot(), epoch()).prop_map(|(slot, epoch)| HighWatermark { slot, epoch }))
+            .prop_map(Reply::HighWatermark),
+        (".{0,40}", bytes()).prop_map(|(payload, signature)| Reply::ProofOfValidation { payload, signature }),
+        refusal.prop_map(Reply::Refused),
+    ];
+    (any::<u64>(), reply).prop_map(|(id, reply)| ReplyFrame::new(id, reply))
+}
+
+fn request_bytes(frame: &RequestFrame) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::encode_request(frame, &mut out);
+    out
+}
+
+fn reply_bytes(frame: &ReplyFrame) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::encode_reply(frame, &mut out);
+    out
+}
+
+/// Whatever decodes is the encoding of what it decoded to: no frame has a second form.
+fn decodes_only_as_itself(bytes: &[u8]) {
+    if let Ok(frame) = frame::decode_request(bytes) {
+        assert_eq!(&request_bytes(&frame)[4..], bytes);
+    }
+    if let Ok(frame) = frame::decode_reply(bytes) {
+        assert_eq!(&reply_bytes(&frame)[4..], bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_reads_back(request in request(), reply in reply()) {
+        let bytes = request_bytes(&request);
+        let (inner, used) = frame::split(&bytes, MAX_FRAME_LEN).unwrap().unwrap();
+        prop_assert_eq!(used, bytes.len());
+        prop_assert_eq!(frame::decode_request(inner), Ok(request));
+        let bytes = reply_bytes(&reply);
+        let (inner, _) = frame::split(&bytes, MAX_FRAME_LEN).unwrap().unwrap();
+        prop_assert_eq!(frame::decode_reply(inner), Ok(reply));
+    }
+
+    #[test]
+    fn cut_lengthened_and_changed_frames_do_not_pass_for_others(
+        request in request(), reply in reply(), cut in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
+        for bytes in [&request_bytes(&request)[4..], &reply_bytes(&reply)[4..]] {
+            let at = cut.index(bytes.len());
+            prop_assert!(frame::decode_request(&bytes[..at]).is_err());
+            prop_assert!(frame::decode_reply(&bytes[..at]).is_err());
+            let longer = [bytes, &[byte]].concat();
+            prop_assert!(frame::decode_request(&longer).is_err());
+            prop_assert!(frame::decode_reply(&longer).is_err());
+            let mut changed = bytes.to_vec();
+            changed[at] ^= byte;
+            decodes_only_as_itself(&changed);
+            let mut grown = bytes.to_vec();
+            grown.insert(at, byte);
+            decodes_only_as_itself(&grown);
+        }
+    }
+
+    #[test]
+    fn random_bytes_decode_as_nothing_else(bytes in vec(any::<u8>(), 0..200)) {
+        decodes_only_as_itself(&bytes);
+    }
+}
+
+/// A request frame whose CBOR is written by hand, to be bent.
+fn info_request() -> Vec<u8> {
+    // map(3) { 0: version 1, 1: id 5, 2: variant 0 (Info) }
+    vec![0xa3, 0x00, 0x01, 0x01, 0x05, 0x02, 0x00]
+}
+
+#[test]
+fn the_one_encoding_is_the_documented_one() {
+    assert_eq!(frame::decode_request(&info_request()), Ok(RequestFrame::new(5, Request::Info)));
+    assert_eq!(request_bytes(&RequestFrame::new(5, Request::Info)), [&[0, 0, 0, 7][..], &info_request()].concat());
+}
+
+#[test]
+fn other_encodings_of_the_same_request_are_refused() {
+    let encoding = Err(FrameError(MalformedFrame::Encoding));
+    for (what, bytes) in [
+        ("indefinite length", vec![0xbf, 0x00, 0x01, 0x01, 0x05, 0x02, 0x00, 0xff]),
+        ("a longer integer", vec![0xa3, 0x00, 0x01, 0x01, 0x18, 0x05, 0x02, 0x00]),
+        ("fields in another order", vec![0xa3, 0x01, 0x05, 0x00, 0x01, 0x02, 0x00]),
+        ("field names instead of numbers", {
+            let mut b = vec![0xa3, 0x67];
+            b.extend_from_slice(b"version");
+            b.extend_from_slice(&[0x01, 0x01, 0x05, 0x02, 0x00]);
+            b
+        }),
+        ("a variant by its name", vec![0xa3, 0x00, 0x01, 0x01, 0x05, 0x02, 0x64, b'I', b'n', b'f', b'o']),
+        ("a duplicate field", vec![0xa4, 0x00, 0x01, 0x01, 0x05, 0x01, 0x05, 0x02, 0x00]),
+        ("an unknown field", vec![0xa4, 0x00, 0x01, 0x01, 0x05, 0x02, 0x00, 0x03, 0x00]),
+        ("a missing field", vec![0xa2, 0x00, 0x01, 0x02, 0x00]),
+        ("an array", vec![0x83, 0x01, 0x05, 0x00]),
+        ("a tag", vec![0xd9, 0xd9, 0xf7, 0xa3, 0x00, 0x01, 0x01, 0x05, 0x02, 0x00]),
+        ("a trailing byte", [info_request(), vec![0x00]].concat()),
+        ("an unknown variant", vec![0xa3, 0x00, 0x01, 0x01, 0x05, 0x02, 0x18, 0x63]),
+        ("a negative id", vec![0xa3, 0x00, 0x01, 0x01, 0x20, 0x02, 0x00]),
+        ("a float id", vec![0xa3, 0x00, 0x01, 0x01, 0xf9, 0x45, 0x00, 0x02, 0x00]),
+        ("nothing", vec![]),
+        ("a byte string that claims 2^63 bytes", vec![0xa3, 0x00, 0x01, 0x01, 0x5b, 0x80, 0, 0, 0, 0, 0, 0, 0]),
+        ("an array that claims 2^60 elements", vec![0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0]),
+        ("a map that claims 2^60 fields", vec![0xbb, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        ("nesting without end", vec![0x81; 60_000]),
+    ] {
+        assert_eq!(frame::decode_request(&bytes), encoding, "{what}");
+        assert!(frame::decode_reply(&bytes).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let bytes = vec![0xa3, 0x00, 0x02, 0x01, 0x05, 0x02, 0x00];
+    assert_eq!(frame::decode_request(&bytes), Err(FrameError(MalformedFrame::Version(2))));
+}
+
+#[test]
+fn wrong_field_lengths_are_refused() {
+    let frame = RequestFrame::new(1, Request::Sign(SignRequest {
+        public_key: Bytes([7; 48]),
+        duty: Duty::RandaoReveal { epoch: Epoch(3) },
+        fork_info: None,
+        signing_root: None,
+    }));
+    let bytes = request_bytes(&frame)[4..].to_vec();
+    let at = bytes.windows(2).position(|w| w == [0x58, 48]).expect("the key's byte string");
+    let mut short = bytes.clone();
+    short[at + 1] = 47;
+    short.remove(at + 2);
+    assert_eq!(frame::decode_request(&short), Err(FrameError(MalformedFrame::Encoding)));
+    let mut long = bytes;
+    long[at + 1] = 49;
+    long.insert(at + 2, 7);
+    assert_eq!(frame::decode_request(&long), Err(FrameError(MalformedFrame::Encoding)));
+}
+
+#[test]
+fn lengths_are_judged_before_the_bytes_are_there() {
+    let length = |len: u64| Err(FrameError(MalformedFrame::Length { len, max: 65_536 }));
+    assert_eq!(frame::split(&[0, 1, 0, 1], MAX_FRAME_LEN), length(65_537));
+    assert_eq!(frame::split(&[0xff; 4], MAX_FRAME_LEN), length(u64::from(u32::MAX)));
+    assert_eq!(frame::split(&[0, 0, 0, 0, 9], MAX_FRAME_LEN), length(0));
+    assert_eq!(frame::split(&[0, 1, 0, 0], MAX_FRAME_LEN), Ok(None));
+    assert_eq!(frame::split(&[0, 0, 0], MAX_FRAME_LEN), Ok(None));
+    assert_eq!(frame::split(&[], MAX_FRAME_LEN), Ok(None));
+    assert_eq!(frame::split(&[0, 0, 0, 2, 8, 9, 7], MAX_FRAME_LEN), Ok(Some((&[8, 9][..], 6))));
+}
+
+#[test]
+fn the_largest_page_of_keys_fits_a_frame() {
+    let keys = vec![Bytes([9; 48]); usize::try_from(frame::MAX_KEYS_PER_PAGE).unwrap()];
+    let bytes = reply_bytes(&ReplyFrame::new(u64::MAX, Reply::PublicKeys { total: u32::MAX, keys }));
+    assert!(bytes.len() <= MAX_FRAME_LEN, "{} bytes", bytes.len());
+}
+
+#[test]
+fn channel_numbers_wrap_frames() {
+    let reply = ReplyFrame::new(3, Reply::Refused(Refusal::UnknownKey));
+    let mut out = Vec::new();
+    frame::encode_channel_reply(77, &reply, &mut out);
+    let (inner, used) = frame::split(&out, MAX_FRAME_LEN + 8).unwrap().unwrap();
+    assert_eq!(used, out.len());
+    let (channel, inner) = frame::split_channel(inner).unwrap();
+    assert_eq!((channel, frame::decode_reply(inner)), (77, Ok(reply)));
+
+    let mut out = Vec::new();
+    frame::encode_channel_close(78, &mut out);
+    let (inner, _) = frame::split(&out, MAX_FRAME_LEN + 8).unwrap().unwrap();
+    assert_eq!(frame::split_channel(inner), Ok((78, &[][..])));
+
+    let mut out = Vec::new();
+    frame::encode_channel_frame(79, b"frame", &mut out);
+    let (inner, _) = frame::split(&out, MAX_FRAME_LEN + 8).unwrap().unwrap();
+    assert_eq!(frame::split_channel(inner), Ok((79, &b"frame"[..])));
+    assert!(frame::split_channel(&[0; 7]).is_err());
+}

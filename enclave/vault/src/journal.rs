@@ -1,0 +1,26 @@
+//! Where watermarks go before a signature is computed.
+
+use casemate_slashing::Watermarks;
+
+/// The watermarks could not be saved; the duty is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSaved;
+
+/// Keeps watermarks beyond this process.
+///
+/// In the image it is the fence that stands for the past (docs/ARCHITECTURE.md); a signer on a trusted disk writes
+/// each change down.
+pub trait Journal: Send + Sync {
+    /// Saves the watermarks of the key that was loaded as number `key`. Called under the key's lock, before signing.
+    fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved>;
+}
+
+/// Keeps nothing: for tests and benchmarks of the rules alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forgetful;
+
+impl Journal for Forgetful {
+    fn record(&self, _key: usize, _watermarks: &Watermarks) -> Result<(), NotSaved> {
+        Ok(())
+    }
+}

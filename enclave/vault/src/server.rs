@@ -1,0 +1,184 @@
+//! The vault's one door: frames in, frames out, over the socket pair to the broker.
+//!
+//! One thread reads and fills a bounded queue; workers, one per vCPU, decode, answer and write. A worker takes up to
+//! eight requests at once when the queue is long, and writes their replies in one go; when it is short, each reply
+//! leaves at once. If the broker stops reading, the workers block; if the queue is full, the reader stops reading:
+//! memory is bounded either way.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_FRAME_LEN};
+use casemate_protocol::{Refusal, Reply, ReplyFrame};
+
+use crate::Vault;
+
+/// Bytes of requests that wait for a worker, about: a duty takes 300 to 700.
+const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Requests that a worker takes at once at most.
+const BATCH: usize = 8;
+/// Bytes that are read at once.
+const READ_LEN: usize = 256 * 1024;
+
+/// Serves until the broker closes its end.
+pub fn serve(vault: &Vault, stream: &UnixStream, workers: NonZeroUsize) -> io::Result<()> {
+    let queue = Queue::default();
+    let output = Mutex::new(stream);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.get() {
+            scope.spawn(|| work(vault, &queue, &output, workers.get()));
+        }
+        let ended = read(stream, &queue);
+        queue.close();
+        ended
+    })
+}
+
+struct Request {
+    channel: u64,
+    frame: Vec<u8>,
+}
+
+impl Request {
+    /// What it weighs in the queue; even an empty frame takes some room.
+    fn size(&self) -> usize {
+        self.frame.len().saturating_add(size_of::<Self>())
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+    drained: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Request>,
+    waiting_bytes: usize,
+    idle_workers: usize,
+    closed: bool,
+}
+
+impl Queue {
+    /// Adds all of `requests`, waiting for room; `false` when the queue is closed.
+    fn push(&self, requests: &mut Vec<Request>) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.waiting_bytes >= QUEUE_BYTES && !state.closed {
+            state = self.drained.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let wake = state.idle_workers.min(requests.len());
+        let more = requests.iter().map(Request::size).sum();
+        state.waiting_bytes = state.waiting_bytes.saturating_add(more);
+        state.waiting.extend(requests.drain(..));
+        let open = !state.closed;
+        drop(state);
+        // A wake-up costs a system call even where nobody sleeps, so the sleepers are counted.
+        for _ in 0..wake {
+            self.filled.notify_one();
+        }
+        open
+    }
+
+    /// Takes this worker's share of what waits, into `batch`; `false` when there is nothing left to come.
+    fn pop(&self, batch: &mut Vec<Request>, workers: usize) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.waiting.is_empty() {
+            if state.closed {
+                return false;
+            }
+            state.idle_workers = state.idle_workers.saturating_add(1);
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle_workers = state.idle_workers.saturating_sub(1);
+        }
+        let was_full = state.waiting_bytes >= QUEUE_BYTES;
+        let share = state.waiting.len().div_ceil(workers).clamp(1, BATCH);
+        let share = share.min(state.waiting.len());
+        batch.extend(state.waiting.drain(..share));
+        let taken = batch.iter().map(Request::size).sum();
+        state.waiting_bytes = state.waiting_bytes.saturating_sub(taken);
+        drop(state);
+        if was_full {
+            self.drained.notify_one();
+        }
+        true
+    }
+
+    fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.filled.notify_all();
+        self.drained.notify_all();
+    }
+}
+
+fn read(mut stream: &UnixStream, queue: &Queue) -> io::Result<()> {
+    let mut buffer = vec![0; READ_LEN];
+    let mut held = 0;
+    let mut requests = Vec::new();
+    loop {
+        // A frame is far smaller than the buffer, so there is always room behind what is held.
+        let room = buffer.get_mut(held..).unwrap_or_default();
+        match stream.read(room) {
+            Ok(0) => return Ok(()),
+            Ok(n) => held = held.saturating_add(n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+        let mut used = 0;
+        while let Some((inner, len)) =
+            frame::split(buffer.get(used..held).unwrap_or_default(), CHANNEL_LEN + MAX_FRAME_LEN).map_err(broken)?
+        {
+            let (channel, frame) = frame::split_channel(inner).map_err(broken)?;
+            requests.push(Request { channel, frame: frame.to_vec() });
+            used = used.saturating_add(len);
+        }
+        buffer.copy_within(used..held, 0);
+        held = held.saturating_sub(used);
+        if !requests.is_empty() && !queue.push(&mut requests) {
+            return Ok(());
+        }
+    }
+}
+
+// The buffer must hold one frame of any length.
+const _: () = assert!(READ_LEN > LENGTH_LEN + CHANNEL_LEN + MAX_FRAME_LEN);
+
+/// The broker itself broke the framing: nothing that follows can be trusted to start where a frame starts.
+fn broken(error: frame::FrameError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn work(vault: &Vault, queue: &Queue, output: &Mutex<&UnixStream>, workers: usize) {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut replies = Vec::new();
+    while queue.pop(&mut batch, workers) {
+        for request in batch.drain(..) {
+            answer(vault, &request, &mut replies);
+        }
+        let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
+        if stream.write_all(&replies).is_err() {
+            // The broker is gone; the reader notices too.
+            queue.close();
+            return;
+        }
+        replies.clear();
+    }
+}
+
+fn answer(vault: &Vault, request: &Request, replies: &mut Vec<u8>) {
+    match frame::decode_request(&request.frame) {
+        Ok(asked) => {
+            let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));
+            frame::encode_channel_reply(request.channel, &reply, replies);
+        }
+        Err(error) => {
+            let reply = ReplyFrame::new(0, Reply::Refused(Refusal::MalformedFrame(error.0)));
+            frame::encode_channel_reply(request.channel, &reply, replies);
+            frame::encode_channel_close(request.channel, replies);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! One request at a time: from a typed request to a typed reply.
+
+use std::sync::PoisonError;
+
+use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN};
+use casemate_protocol::{Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
+use casemate_slashing::{Ceilings, History, Limits, rules};
+
+use crate::bls::HashedMessage;
+use crate::keys::Key;
+use crate::points::PointCache;
+use crate::{Clock, Journal, Keys, signing_root};
+
+/// What the measured configuration allows beyond duties.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Sign proofs of validation (Web3Signer's signing extension).
+    pub proof_of_validation: bool,
+}
+
+/// The key compartment's state.
+pub struct Vault {
+    network: Network,
+    keys: Keys,
+    limits: Limits,
+    policy: Policy,
+    clock: Box<dyn Clock>,
+    journal: Box<dyn Journal>,
+    points: PointCache,
+}
+
+impl Vault {
+    /// A vault that serves `keys` on `network`.
+    pub fn new(
+        network: Network,
+        keys: Keys,
+        limits: Limits,
+        policy: Policy,
+        clock: Box<dyn Clock>,
+        journal: Box<dyn Journal>,
+    ) -> Self {
+        Self { network, keys, limits, policy, clock, journal, points: PointCache::default() }
+    }
+
+    /// Answers a request.
+    pub fn handle(&self, request: &Request) -> Reply {
+        match request {
+            Request::Info => self.info(),
+            Request::PublicKeys { start } => self.public_keys(*start),
+            Request::Sign(request) => self.sign(request).map_or_else(Reply::Refused, Reply::Signature),
+            Request::HighWatermark => self.high_watermark(),
+            Request::ProofOfValidation { public_key, platform, timestamp } => {
+                self.proof_of_validation(public_key, platform, timestamp).unwrap_or_else(Reply::Refused)
+            }
+        }
+    }
+
+    fn info(&self) -> Reply {
+        let signing = self.keys.signing().len();
+        Reply::Info(Info {
+            network: self.network.clone(),
+            keys: count(signing),
+            keys_without_history: count(self.keys.len().saturating_sub(signing)),
+        })
+    }
+
+    fn public_keys(&self, start: u32) -> Reply {
+        let signing = self.keys.signing();
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let page = usize::try_from(MAX_KEYS_PER_PAGE).unwrap_or(usize::MAX);
+        Reply::PublicKeys { total: count(signing.len()), keys: signing.iter().skip(start).take(page).copied().collect() }
+    }
+
+    fn high_watermark(&self) -> Reply {
+        let ceilings = self.limits.ceilings;
+        let granted = ceilings != Ceilings::NONE;
+        Reply::HighWatermark(granted.then_some(HighWatermark { slot: ceilings.slot, epoch: ceilings.target }))
+    }
+
+    fn sign(&self, request: &SignRequest) -> Result<Signature, Refusal> {
+        let (number, key) = self.keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
+        history(key).watermarks()?;
+        let root = signing_root::compute(&request.duty, request.fork_info.as_ref(), &self.network)?;
+        if let Some(asked) = request.signing_root.filter(|asked| *asked != root) {
+            return Err(Refusal::SigningRootDiffers { asked, computed: root });
+        }
+        let now = self.network.slot_at(self.clock.unix_ms());
+        self.check_and_update(number, key, &request.duty, root, now)?;
+        Ok(key.secret.sign(&self.points.hashed(&root)))
+    }
+
+    /// The rules, and for slashable duties the watermarks: saved before anything is signed.
+    fn check_and_update(&self, number: usize, key: &Key, duty: &Duty, root: Root, now: Slot) -> Result<(), Refusal> {
+        match duty {
+            Duty::Block(header) => rules::window::check_block(header.slot, now)?,
+            Duty::Attestation(data) => rules::window::check_target(data.target.epoch, now, &self.network)?,
+            other => {
+                return match signing_root::epoch(other, &self.network) {
+                    Some(epoch) => rules::window::check_other(epoch, now, &self.network),
+                    None => Ok(()),
+                };
+            }
+        }
+        // Held from the check to the end of the saving: of conflicting requests exactly one finds the old watermarks.
+        let mut history = key.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = history.watermarks()?;
+        let new = match duty {
+            Duty::Block(header) => rules::block::check(old, header.slot, root, &self.limits)?,
+            Duty::Attestation(data) => {
+                rules::attestation::check(old, data.source.epoch, data.target.epoch, root, &self.limits)?
+            }
+            _ => return Ok(()),
+        };
+        if new != old {
+            self.journal.record(number, &new).map_err(|_| Refusal::NotSaved)?;
+            *history = History::Known(new);
+        }
+        Ok(())
+    }
+
+    /// Signs the text of a proof of validation. It is longer than 32 bytes, so it can be no signing root.
+    fn proof_of_validation(&self, public_key: &PublicKey, platform: &str, timestamp: &str) -> Result<Reply, Refusal> {
+        if !self.policy.proof_of_validation {
+            return Err(Refusal::ProofOfValidationOff);
+        }
+        let (_, key) = self.keys.find(public_key).ok_or(Refusal::UnknownKey)?;
+        history(key).watermarks()?;
+        for text in [platform, timestamp] {
+            if text.len() > MAX_PROOF_TEXT_LEN {
+                return Err(Refusal::TooLong { len: length(text), max: length_of(MAX_PROOF_TEXT_LEN) });
+            }
+            // Nothing that JSON would have to escape: the text is put together by hand.
+            if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b" ._:+-/".contains(&b)) {
+                return Err(Refusal::BadText);
+            }
+        }
+        let payload =
+            format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
+        let signature = key.secret.sign(&HashedMessage::new(payload.as_bytes()));
+        Ok(Reply::ProofOfValidation { payload, signature })
+    }
+}
+
+fn history(key: &Key) -> History {
+    *key.history.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn length(text: &str) -> u64 {
+    length_of(text.len())
+}
+
+fn length_of(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
