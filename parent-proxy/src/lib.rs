@@ -1,0 +1,53 @@
+//! The proxy on the parent instance: validator clients speak HTTP to it, it speaks frames to the enclave.
+//!
+//! It is not trusted with anything. It turns JSON into typed duties, computes the hash tree roots of objects of
+//! variable size, and words refusals; the enclave judges, signs and never believes it. It depends on no room that
+//! handles keys.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`settings`] | flags, environment, TOML file |
+//! | [`server`] | sockets, TLS, connections, graceful end |
+//! | [`api`] | routes, answers, status codes |
+//! | [`request`] | one JSON body in, one duty out |
+//! | [`ssz`] | hash tree roots of what JSON carries |
+//! | [`enclave`] | connections to the enclave, re-made when it restarts |
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod enclave;
+pub mod json;
+pub mod request;
+pub mod server;
+pub mod settings;
+pub mod ssz;
+pub mod tls;
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use settings::Settings;
+
+/// The whole program, from its arguments (the program's name first) to the end on SIGTERM or SIGINT.
+pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let settings = Settings::from_arguments(arguments)?;
+    settings.log.install();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.threads.get())
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(async {
+            let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+            let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+            let shutdown = async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            server::run(&settings, shutdown).await
+        })
+}

@@ -1,0 +1,120 @@
+//! Status codes and their JSON.
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use casemate_protocol::Refusal;
+use casemate_protocol::refusal::Kind;
+use serde_json::json;
+
+use crate::enclave::Unavailable;
+use crate::request::BadRequest;
+
+/// What went wrong, for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The status code.
+    pub status: StatusCode,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with one sentence.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    pub(super) fn forbidden_host() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "this host is not on the allow-list (--http-host-allowlist)")
+    }
+
+    pub(super) fn unexpected_reply() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the enclave answered something else than it was asked")
+    }
+
+    /// The answer: `message`, and `error` for clients that read that.
+    pub fn into_json(self) -> Response {
+        let body = json!({ "message": self.message, "error": self.message }).to_string();
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        self.into_json()
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.kind() {
+            Kind::BadRequest => StatusCode::BAD_REQUEST,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::Refused => StatusCode::PRECONDITION_FAILED,
+            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, refusal.to_string())
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(unavailable: Unavailable) -> Self {
+        let message = match unavailable {
+            Unavailable::Away => "the enclave is away: no connection to it; it is tried again all the time",
+            Unavailable::Busy => "too many requests are waiting for the enclave; try again",
+            Unavailable::TimedOut => "the enclave did not answer in time",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+}
+
+impl From<BadRequest> for Failure {
+    fn from(bad: BadRequest) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, bad.0)
+    }
+}
+
+/// Whether `Accept` asks for JSON. Clients go by the answer's Content-Type; some send no `Accept` and read plain text.
+pub fn wants_json(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|range| range.split(';').next())
+        .any(|range| range.trim().eq_ignore_ascii_case("application/json") || range.trim() == "*/*")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_decides_the_form() {
+        let accept = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::ACCEPT, HeaderValue::from_static(value));
+            }
+            wants_json(&headers)
+        };
+        assert!(accept(&["application/json"]));
+        assert!(accept(&["text/html, application/json;q=0.9"]));
+        assert!(accept(&["text/plain", "Application/JSON"]));
+        assert!(accept(&["*/*"]));
+        assert!(!accept(&[]));
+        assert!(!accept(&["text/plain"]));
+        assert!(!accept(&["application/jsonp"]));
+    }
+
+    #[test]
+    fn an_away_enclave_says_when_to_come_back() {
+        let response = Failure::from(Unavailable::Away).into_json();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.headers().contains_key(header::RETRY_AFTER));
+    }
+}

@@ -1,0 +1,44 @@
+//! `GET /api/v1/eth2/publicKeys` and `GET /api/v1/eth2/highWatermark`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use casemate_protocol::{Reply, Request};
+use serde_json::{Value, json};
+
+use super::{App, Failure};
+
+pub(super) async fn public_keys(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    let mut keys: Vec<String> = Vec::new();
+    loop {
+        let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        match app.enclave.call(Request::PublicKeys { start }).await? {
+            Reply::PublicKeys { total, keys: page } => {
+                let ended = page.is_empty();
+                keys.extend(page.iter().map(ToString::to_string));
+                if ended || keys.len() >= usize::try_from(total).unwrap_or(usize::MAX) {
+                    return Ok(json_body(&json!(keys)));
+                }
+            }
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            _ => return Err(Failure::unexpected_reply()),
+        }
+    }
+}
+
+pub(super) async fn high_watermark(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    match app.enclave.call(Request::HighWatermark).await? {
+        Reply::HighWatermark(Some(w)) => {
+            Ok(json_body(&json!({ "epoch": w.epoch.to_string(), "slot": w.slot.to_string() })))
+        }
+        Reply::HighWatermark(None) => Ok(json_body(&json!({}))),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        _ => Err(Failure::unexpected_reply()),
+    }
+}
+
+pub(super) fn json_body(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}

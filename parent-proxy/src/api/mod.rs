@@ -1,0 +1,153 @@
+//! Routes and answers. The contract is Web3Signer's; where it differs on purpose, docs/API.md says so.
+
+mod answer;
+mod ext;
+mod keys;
+mod reload;
+mod sign;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
+
+pub use answer::{Failure, wants_json};
+pub use reload::Reload;
+
+use crate::enclave::Enclave;
+use crate::settings::Settings;
+use crate::tls::Tls;
+
+/// Bodies above this take one of [`LARGE_BODIES`] permits: the memory that bodies take is bounded.
+const SMALL_BODY: usize = 256 * 1024;
+/// Large bodies read at once.
+const LARGE_BODIES: usize = 4;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the handlers share.
+pub struct App {
+    enclave: Enclave,
+    max_body_bytes: usize,
+    hosts: Option<Vec<String>>,
+    large_bodies: Semaphore,
+    reload: Reload,
+    ids: AtomicU64,
+}
+
+/// The proxy's routes.
+pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> Router {
+    let app = Arc::new(App {
+        enclave: enclave.clone(),
+        max_body_bytes: settings.max_body_bytes,
+        hosts: settings.hosts(),
+        large_bodies: Semaphore::new(LARGE_BODIES),
+        reload: Reload::new(enclave, tls),
+        // Ids of one process differ; where two start at once, the time tells them apart.
+        ids: AtomicU64::new(start_of_ids()),
+    });
+    Router::new()
+        .route("/api/v1/eth2/sign/{identifier}", post(sign::sign))
+        .route("/api/v1/eth2/ext/sign/{identifier}", post(ext::sign))
+        .route("/api/v1/eth2/publicKeys", get(keys::public_keys))
+        .route("/api/v1/eth2/highWatermark", get(keys::high_watermark))
+        .route("/upcheck", get(status::upcheck))
+        .route("/healthcheck", get(status::healthcheck))
+        .route("/reload", get(reload::status).post(reload::start))
+        .fallback(status::no_such_path)
+        .method_not_allowed_fallback(status::no_such_method)
+        .layer(from_fn_with_state(Arc::clone(&app), around))
+        .with_state(app)
+}
+
+fn start_of_ids() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos() & u128::from(u64::MAX)).unwrap_or(0))
+}
+
+/// The id of the request being served: the client's own, or a new one.
+#[derive(Clone)]
+pub struct RequestId(pub HeaderValue);
+
+impl RequestId {
+    /// For the log.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// Around every route: the host allow-list, the request's id.
+async fn around(State(app): State<Arc<App>>, mut request: Request<axum::body::Body>, next: Next) -> Response {
+    let id = app.request_id(request.headers());
+    request.extensions_mut().insert(id.clone());
+    let mut response = if app.host_allowed(&request) {
+        next.run(request).await
+    } else {
+        Failure::forbidden_host().into_json()
+    };
+    response.headers_mut().insert(REQUEST_ID, id.0);
+    response
+}
+
+impl App {
+    fn request_id(&self, headers: &HeaderMap) -> RequestId {
+        // A client's id goes into the log and back: only what is short and plain.
+        let plain = |v: &&HeaderValue| {
+            v.len() <= 64 && !v.is_empty() && v.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
+        };
+        if let Some(given) = headers.get(REQUEST_ID).filter(plain) {
+            return RequestId(given.clone());
+        }
+        let number = self.ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"));
+        RequestId(id)
+    }
+
+    /// Against DNS rebinding: a browser that was lured here sends the name of its own site.
+    fn host_allowed(&self, request: &Request<axum::body::Body>) -> bool {
+        let Some(allowed) = &self.hosts else { return true };
+        let host = request
+            .uri()
+            .host()
+            .or_else(|| request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).map(without_port));
+        host.is_some_and(|host| allowed.iter().any(|a| a.eq_ignore_ascii_case(host)))
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // `[::1]:9000` has a port, `[::1]` and `::1` have none.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) => {
+            name
+        }
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_port;
+
+    #[test]
+    fn ports_are_cut_off_hosts() {
+        for (host, name) in [
+            ("localhost", "localhost"),
+            ("localhost:9000", "localhost"),
+            ("127.0.0.1:9000", "127.0.0.1"),
+            ("[::1]:9000", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("::1", "::1"),
+            ("evil.example:x", "evil.example:x"),
+        ] {
+            assert_eq!(without_port(host), name);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! `POST /reload`, `GET /reload`: read the certificates again, ask the enclave for its keys again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use casemate_protocol::{Reply, Request};
+use serde_json::json;
+use tracing::{error, info};
+
+use super::App;
+use super::keys::json_body;
+use crate::enclave::Enclave;
+use crate::tls::Tls;
+
+/// Where the last reload stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Running,
+    Completed,
+    CompletedWithErrors(String),
+    Failed(String),
+}
+
+impl Stage {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::CompletedWithErrors(_) => "completed_with_errors",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// The reload of this process: one at a time.
+#[derive(Clone)]
+pub struct Reload {
+    stage: Arc<Mutex<Stage>>,
+    enclave: Enclave,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Reload {
+    /// Nothing reloaded yet.
+    pub fn new(enclave: Enclave, tls: Option<Arc<Tls>>) -> Self {
+        Self { stage: Arc::new(Mutex::new(Stage::Idle)), enclave, tls }
+    }
+
+    fn set(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    async fn run(self) {
+        let mut errors = Vec::new();
+        if let Some(tls) = &self.tls
+            && let Err(e) = tls.reload()
+        {
+            error!(error = %format_args!("{e:#}"), "the certificates were not reloaded; the old ones stay");
+            errors.push(format!("the certificates were not reloaded, the old ones stay: {e:#}"));
+        }
+        let keys = match self.enclave.call(Request::PublicKeys { start: 0 }).await {
+            Ok(Reply::PublicKeys { total, .. }) => Some(total),
+            _ => None,
+        };
+        let stage = match (keys, errors.is_empty()) {
+            (Some(keys), true) => {
+                info!(keys, "reloaded");
+                Stage::Completed
+            }
+            (Some(_), false) => Stage::CompletedWithErrors(errors.join("; ")),
+            (None, _) => {
+                errors.push("the enclave is away".into());
+                Stage::Failed(errors.join("; "))
+            }
+        };
+        self.set(stage);
+    }
+}
+
+pub(super) async fn start(State(app): State<Arc<App>>) -> Response {
+    {
+        let mut stage = app.reload.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        if *stage == Stage::Running {
+            let mut response = json_body(&json!({
+                "status": "running", "message": "a reload is running", "error": "a reload is running",
+            }));
+            *response.status_mut() = StatusCode::CONFLICT;
+            return response;
+        }
+        *stage = Stage::Running;
+    }
+    tokio::spawn(app.reload.clone().run());
+    let mut response = json_body(&json!({ "status": "accepted", "message": "reload started" }));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
+
+pub(super) async fn status(State(app): State<Arc<App>>) -> Response {
+    let stage = app.reload.stage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let body = match &stage {
+        Stage::CompletedWithErrors(message) | Stage::Failed(message) => {
+            json!({ "status": stage.word(), "message": message })
+        }
+        _ => json!({ "status": stage.word() }),
+    };
+    json_body(&body)
+}

@@ -1,0 +1,125 @@
+//! `POST /api/v1/eth2/sign/{identifier}`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use casemate_protocol::{PublicKey, Reply, Request, SignRequest, Signature};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tracing::{debug, info};
+
+use super::{App, Failure, LARGE_BODIES, RequestId, SMALL_BODY, wants_json};
+use crate::enclave::Unavailable;
+use crate::request::{self, Parsed};
+
+/// Longest wait for a body that was announced.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) async fn sign(
+    State(app): State<Arc<App>>,
+    Path(identifier): Path<String>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match app.sign(&identifier, &headers, body).await {
+        Ok(signature) => {
+            debug!(id = id.as_str(), key = identifier, "signed");
+            answer(&signature, wants_json(&headers))
+        }
+        Err(failure) => {
+            info!(id = id.as_str(), key = identifier, status = failure.status.as_u16(), reason = failure.message, "not signed");
+            failure.into_json()
+        }
+    }
+}
+
+fn answer(signature: &Signature, json: bool) -> Response {
+    let mut hex = [0; 2 * 96];
+    // 96 bytes are 192 digits: the buffer's length is the right one.
+    let _ = const_hex::encode_to_slice(signature.0, &mut hex);
+    let hex = std::str::from_utf8(&hex).unwrap_or_default();
+    if json {
+        ([(header::CONTENT_TYPE, "application/json")], format!(r#"{{"signature":"0x{hex}"}}"#)).into_response()
+    } else {
+        ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("0x{hex}")).into_response()
+    }
+}
+
+impl App {
+    async fn sign(&self, identifier: &str, headers: &HeaderMap, body: Body) -> Result<Signature, Failure> {
+        let body = self.read_body(headers, body).await?;
+        // The network's sizes are needed to read the body.
+        let info = self.enclave.info().ok_or(Unavailable::Away)?;
+        let Parsed { duty, fork_info, signing_root } = request::parse(&body, &info.network)?;
+        drop(body);
+        let public_key = public_key(identifier)?;
+        let request = SignRequest { public_key, duty, fork_info, signing_root };
+        match self.enclave.call(Request::Sign(request)).await? {
+            Reply::Signature(signature) => Ok(signature),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    /// Reads a body within its limits.
+    pub(super) async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
+        let max = self.max_body_bytes;
+        let too_large = |what: &str| {
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is {what}; {max} bytes are allowed"))
+        };
+        let announced =
+            headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
+        if let Some(len) = announced.filter(|len| *len > max) {
+            return Err(too_large(&format!("{len} bytes long")));
+        }
+        // A body of unknown length counts as large.
+        let _permit = if announced.is_none_or(|len| len > SMALL_BODY) {
+            Some(self.large_bodies.try_acquire().map_err(|_| {
+                let message = format!("{LARGE_BODIES} large bodies are being read already; try again");
+                Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            })?)
+        } else {
+            None
+        };
+        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large("longer than that")),
+            Ok(Err(e)) => Err(Failure::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {e}"))),
+            Err(_) => {
+                let message = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
+                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, message))
+            }
+        }
+    }
+}
+
+/// The key in a path: with or without `0x`, in any case. Whatever else stands there is no key of ours.
+pub(super) fn public_key(identifier: &str) -> Result<PublicKey, Failure> {
+    let digits = identifier.strip_prefix("0x").or_else(|| identifier.strip_prefix("0X")).unwrap_or(identifier);
+    let mut key = PublicKey::ZERO;
+    if digits.len() == 96 && const_hex::decode_to_slice(digits, &mut key.0).is_ok() {
+        return Ok(key);
+    }
+    Err(Failure::new(StatusCode::NOT_FOUND, "unknown key: the path does not end with the hex of 48 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_paths_come_in_every_form() {
+        let key = "ab".repeat(48);
+        for form in [key.clone(), key.to_uppercase(), format!("0x{key}"), format!("0X{}", key.to_uppercase())] {
+            assert_eq!(public_key(&form).unwrap().0, [0xab; 48]);
+        }
+        for form in ["", "0x", "zz", &key[2..], &format!("0x0x{key}"), &format!("{key}ab"), &"zz".repeat(48)] {
+            assert_eq!(public_key(form).unwrap_err().status, StatusCode::NOT_FOUND, "{form}");
+        }
+    }
+}

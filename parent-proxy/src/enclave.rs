@@ -1,0 +1,264 @@
+//! Connections to the enclave: persistent, multiplexed, pipelined; re-made when the enclave restarts.
+//!
+//! Each connection has a task that keeps it up, a queue that is written in batches, and a table of requests whose
+//! replies are still to come. When a connection ends, everything outstanding on it fails at once: the client hears 503,
+//! and a repeat is safe, because the vault signs an identical duty again.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use casemate_protocol::address::Address;
+use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
+use casemate_protocol::{Reply, Request, RequestFrame};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_vsock::{VsockAddr, VsockStream};
+use tracing::{info, warn};
+
+/// Bytes read at once.
+const READ_LEN: usize = 64 * 1024;
+/// Requests put into one write at most.
+const BATCH: usize = 256;
+/// First wait before a connection is tried again; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// Longest wait before a connection is tried again: a restarted enclave is found within it.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest wait for a connection and its first answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the enclave did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// No connection to it.
+    Away,
+    /// More requests outstanding than the settings allow.
+    Busy,
+    /// No answer in time.
+    TimedOut,
+}
+
+/// The enclave, as far as the proxy sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Enclave {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    lanes: Vec<Lane>,
+    next: AtomicUsize,
+    in_flight: Semaphore,
+    request_timeout: Duration,
+    /// What the enclave said about itself when it was last reached.
+    info: RwLock<Option<Arc<Info>>>,
+}
+
+struct Lane {
+    queue: mpsc::UnboundedSender<Outgoing>,
+    /// Whether the lane's connection is up.
+    up: std::sync::atomic::AtomicBool,
+}
+
+struct Outgoing {
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// Requests that wait for their replies, by number.
+type Waiting = Mutex<HashMap<u64, oneshot::Sender<Reply>>>;
+
+impl Enclave {
+    /// Keeps `connections` connections to `address` from now on.
+    pub fn connect(address: &Address, connections: usize, max_in_flight: usize, request_timeout: Duration) -> Self {
+        let (lanes, queues): (Vec<_>, Vec<_>) = (0..connections)
+            .map(|_| {
+                let (queue, queued) = mpsc::unbounded_channel();
+                (Lane { queue, up: false.into() }, queued)
+            })
+            .unzip();
+        let shared = Arc::new(Shared {
+            lanes,
+            next: AtomicUsize::new(0),
+            in_flight: Semaphore::new(max_in_flight),
+            request_timeout,
+            info: RwLock::new(None),
+        });
+        for (number, queued) in queues.into_iter().enumerate() {
+            tokio::spawn(keep_up(number, address.clone(), Arc::clone(&shared), queued));
+        }
+        Self { shared }
+    }
+
+    /// Asks the enclave and waits for its reply.
+    pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
+        let shared = &self.shared;
+        // The queues are bounded by this: shedding load here keeps the latency of those that are in.
+        let _permit = shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
+        let lane = shared.pick().ok_or(Unavailable::Away)?;
+        let (reply, answer) = oneshot::channel();
+        lane.queue.send(Outgoing { request, reply }).map_err(|_| Unavailable::Away)?;
+        match timeout(shared.request_timeout, answer).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(Unavailable::Away),
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+
+    /// What the enclave said about itself, while it is connected.
+    pub fn info(&self) -> Option<Arc<Info>> {
+        let connected = self.shared.lanes.iter().any(|lane| lane.up.load(Ordering::Acquire));
+        connected.then(|| self.shared.info.read().unwrap_or_else(PoisonError::into_inner).clone()).flatten()
+    }
+
+    /// How many of the connections are up.
+    pub fn connections_up(&self) -> usize {
+        self.shared.lanes.iter().filter(|lane| lane.up.load(Ordering::Acquire)).count()
+    }
+}
+
+impl Shared {
+    /// The next lane that is up, in turn.
+    fn pick(&self) -> Option<&Lane> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..self.lanes.len())
+            .filter_map(|i| self.lanes.get(first.wrapping_add(i) % self.lanes.len()))
+            .find(|lane| lane.up.load(Ordering::Acquire))
+    }
+}
+
+async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queued: mpsc::UnboundedReceiver<Outgoing>) {
+    let Some(lane) = shared.lanes.get(number) else { return };
+    let mut backoff = MIN_BACKOFF;
+    let mut complained = false;
+    loop {
+        match timeout(CONNECT_TIMEOUT, open(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok((stream, enclave)) => {
+                if number == 0 || complained {
+                    info!(%address, network = enclave.network.name(), keys = enclave.keys, "connected to the enclave");
+                }
+                *shared.info.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(enclave));
+                (backoff, complained) = (MIN_BACKOFF, false);
+                lane.up.store(true, Ordering::Release);
+                let error = serve(stream, &mut queued).await;
+                lane.up.store(false, Ordering::Release);
+                warn!(%address, %error, "the connection to the enclave has ended");
+            }
+            Err(error) => {
+                if !complained {
+                    warn!(%address, %error, "no connection to the enclave; trying again until there is one");
+                    complained = true;
+                }
+            }
+        }
+        // Whoever slipped in while the connection went away hears so now.
+        while queued.try_recv().is_ok() {}
+        if queued.is_closed() {
+            return;
+        }
+        sleep(backoff).await;
+        backoff = backoff.saturating_mul(2).min(MAX_BACKOFF);
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Connects and asks the enclave who it is.
+async fn open(address: &Address) -> io::Result<(Box<dyn Stream>, Info)> {
+    let mut stream: Box<dyn Stream> = match address {
+        Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        Address::Vsock { cid, port } => Box::new(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
+        Address::Hybrid { path, port } => {
+            let mut stream = BufReader::new(UnixStream::connect(path).await?);
+            stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+            let mut answer = String::new();
+            (&mut stream).take(64).read_line(&mut answer).await?;
+            if !answer.starts_with("OK ") {
+                return Err(io::Error::other(format!("the vsock device answered {answer:?}")));
+            }
+            // The guest speaks only when asked: nothing can be buffered behind the answer.
+            Box::new(stream.into_inner())
+        }
+    };
+    let mut bytes = Vec::new();
+    frame::encode_request(&RequestFrame::new(0, Request::Info), &mut bytes);
+    stream.write_all(&bytes).await?;
+    let mut buffer = BytesMut::new();
+    loop {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some((frame, _)) = frame::split(&buffer, MAX_FRAME_LEN).map_err(invalid)? {
+            return match frame::decode_reply(frame).map_err(invalid)?.reply {
+                Reply::Info(info) => Ok((stream, info)),
+                other => Err(invalid(format!("the enclave did not say who it is, but {other:?}"))),
+            };
+        }
+    }
+}
+
+/// Serves the lane's queue over one connection, until it ends; the error says why.
+async fn serve(stream: Box<dyn Stream>, queued: &mut mpsc::UnboundedReceiver<Outgoing>) -> io::Error {
+    let (reader, writer) = tokio::io::split(stream);
+    let waiting = Waiting::default();
+    tokio::select! {
+        ended = write(writer, queued, &waiting) => ended,
+        ended = read(reader, &waiting) => ended,
+    }
+    .err()
+    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+async fn write(
+    mut writer: impl AsyncWrite + Unpin,
+    queued: &mut mpsc::UnboundedReceiver<Outgoing>,
+    waiting: &Waiting,
+) -> io::Result<()> {
+    let mut id: u64 = 0;
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut bytes = Vec::new();
+    while queued.recv_many(&mut batch, BATCH).await > 0 {
+        bytes.clear();
+        {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those who no longer wait make room; the vault's late reply to them finds nobody.
+            if waiting.len() > BATCH.saturating_mul(64) {
+                waiting.retain(|_, reply| !reply.is_closed());
+            }
+            for outgoing in batch.drain(..).filter(|outgoing| !outgoing.reply.is_closed()) {
+                id = id.wrapping_add(1);
+                waiting.insert(id, outgoing.reply);
+                frame::encode_request(&RequestFrame::new(id, outgoing.request), &mut bytes);
+            }
+        }
+        writer.write_all(&bytes).await?;
+    }
+    Ok(())
+}
+
+async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Waiting) -> io::Result<()> {
+    let mut buffer = BytesMut::with_capacity(READ_LEN);
+    loop {
+        buffer.reserve(READ_LEN);
+        if reader.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+        while let Some((frame, len)) = frame::split(&buffer, MAX_FRAME_LEN).map_err(invalid)? {
+            let reply = frame::decode_reply(frame).map_err(invalid)?;
+            let asker = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&reply.id);
+            if let Some(asker) = asker {
+                let _ = asker.send(reply.reply);
+            }
+            buffer.advance(len);
+        }
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

@@ -1,0 +1,249 @@
+//! Settings: flags, then the environment, then a TOML file, then defaults.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::address::Address;
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::tls::TlsFiles;
+
+const LISTEN: &str = "127.0.0.1:9000";
+const ENCLAVE: &str = "vsock:16:5005";
+const HOSTS: &str = "localhost,127.0.0.1,[::1]";
+const ENCLAVE_CONNECTIONS: usize = 1;
+const MAX_IN_FLIGHT: usize = 2000;
+const REQUEST_TIMEOUT_MS: u64 = 10_000;
+const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+const MAX_CONNECTIONS: usize = 2048;
+const SHUTDOWN_TIMEOUT_S: u64 = 30;
+const LOG_LEVEL: &str = "info";
+
+/// Web3Signer-compatible HTTP API in front of a Casemate enclave.
+///
+/// Every option can also be set by its environment variable or, under its name with underscores, in the TOML file of
+/// --config. A flag wins over the environment, that over the file.
+#[derive(Parser, Default)]
+#[command(name = "casemate-proxy", version)]
+struct Flags {
+    /// TOML file with any of the options below
+    #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(clap::Args, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Where to serve HTTP [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "IP:PORT", env = "CASEMATE_PROXY_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// The enclave: vsock:CID:PORT, unix:PATH or hybrid:PATH:PORT [default: vsock:16:5005]
+    #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_ENCLAVE")]
+    enclave: Option<String>,
+    /// Connections to the enclave; each carries any number of requests at once [default: 1]
+    #[arg(long, value_name = "N", env = "CASEMATE_PROXY_ENCLAVE_CONNECTIONS")]
+    enclave_connections: Option<NonZeroUsize>,
+    /// Requests that may wait for the enclave; beyond it clients get 503 [default: 2000]
+    #[arg(long, value_name = "N", env = "CASEMATE_PROXY_MAX_IN_FLIGHT")]
+    max_in_flight: Option<NonZeroUsize>,
+    /// Longest wait for the enclave's answer, in milliseconds [default: 10000]
+    #[arg(long, value_name = "MS", env = "CASEMATE_PROXY_REQUEST_TIMEOUT_MS")]
+    request_timeout_ms: Option<u64>,
+    /// Largest request body, in bytes [default: 33554432]
+    #[arg(long, value_name = "BYTES", env = "CASEMATE_PROXY_MAX_BODY_BYTES")]
+    max_body_bytes: Option<NonZeroUsize>,
+    /// Clients' connections at once [default: 2048]
+    #[arg(long, value_name = "N", env = "CASEMATE_PROXY_MAX_CONNECTIONS")]
+    max_connections: Option<NonZeroUsize>,
+    /// Names that clients may use for this host, with commas; * allows all [default: localhost,127.0.0.1,[::1]]
+    #[arg(long, value_name = "HOSTS", env = "CASEMATE_PROXY_HTTP_HOST_ALLOWLIST")]
+    http_host_allowlist: Option<String>,
+    /// Serve TLS with this certificate chain (PEM, leaf first); POST /reload reads it again
+    #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_TLS_CERTIFICATE")]
+    tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Serve only clients with a certificate of these authorities (PEM): mutual TLS
+    #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_TLS_CLIENT_CA")]
+    tls_client_ca: Option<PathBuf>,
+    /// On SIGTERM, wait this long for requests in flight, in seconds [default: 30]
+    #[arg(long, value_name = "S", env = "CASEMATE_PROXY_SHUTDOWN_TIMEOUT_S")]
+    shutdown_timeout_s: Option<u64>,
+    /// Threads that serve HTTP [default: one for each core]
+    #[arg(long, value_name = "N", env = "CASEMATE_PROXY_THREADS")]
+    threads: Option<NonZeroUsize>,
+    /// error, warn, info, debug or trace, or a filter such as casemate_proxy=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "CASEMATE_PROXY_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// How log lines look [default: human]
+    #[arg(long, value_name = "FORMAT", env = "CASEMATE_PROXY_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What and how to log. Nothing secret ever reaches the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    level: String,
+    format: LogFormat,
+}
+
+impl Log {
+    /// Logs to standard error from now on. A second call changes nothing.
+    pub fn install(&self) {
+        let filter = EnvFilter::new(&self.level);
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+        let _ = match self.format {
+            LogFormat::Human => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+            LogFormat::Json => log.json().flatten_event(true).try_init(),
+        };
+    }
+}
+
+/// The settings in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "documented on the flags")]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub enclave: Address,
+    pub enclave_connections: NonZeroUsize,
+    pub max_in_flight: usize,
+    pub request_timeout: Duration,
+    pub max_body_bytes: usize,
+    pub max_connections: usize,
+    pub http_host_allowlist: String,
+    pub tls: Option<TlsFiles>,
+    pub shutdown_timeout: Duration,
+    pub threads: NonZeroUsize,
+    pub log: Log,
+}
+
+impl Settings {
+    /// Reads flags, environment and file. `--help` and mistakes in flags end the process, as clap does.
+    pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self> {
+        let flags = Flags::parse_from(arguments);
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None => Options::default(),
+        };
+        flags.options.or(file).settle()
+    }
+
+    /// The names that clients may use; `None` for all.
+    pub fn hosts(&self) -> Option<Vec<String>> {
+        let hosts: Vec<String> = self.http_host_allowlist.split(',').map(|h| h.trim().to_owned()).collect();
+        (!hosts.iter().any(|h| h == "*")).then_some(hosts)
+    }
+}
+
+fn read(path: &Path) -> Result<Options> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+}
+
+impl Options {
+    fn or(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            enclave: self.enclave.or(other.enclave),
+            enclave_connections: self.enclave_connections.or(other.enclave_connections),
+            max_in_flight: self.max_in_flight.or(other.max_in_flight),
+            request_timeout_ms: self.request_timeout_ms.or(other.request_timeout_ms),
+            max_body_bytes: self.max_body_bytes.or(other.max_body_bytes),
+            max_connections: self.max_connections.or(other.max_connections),
+            http_host_allowlist: self.http_host_allowlist.or(other.http_host_allowlist),
+            tls_certificate: self.tls_certificate.or(other.tls_certificate),
+            tls_key: self.tls_key.or(other.tls_key),
+            tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
+            shutdown_timeout_s: self.shutdown_timeout_s.or(other.shutdown_timeout_s),
+            threads: self.threads.or(other.threads),
+            log_level: self.log_level.or(other.log_level),
+            log_format: self.log_format.or(other.log_format),
+        }
+    }
+
+    fn settle(self) -> Result<Settings> {
+        let tls = match (self.tls_certificate, self.tls_key, self.tls_client_ca) {
+            (Some(certificate), Some(key), client_ca) => Some(TlsFiles { certificate, key, client_ca }),
+            (None, None, None) => None,
+            (None, None, Some(_)) => bail!("--tls-client-ca needs --tls-certificate and --tls-key"),
+            _ => bail!("--tls-certificate and --tls-key go together"),
+        };
+        let level = self.log_level.unwrap_or_else(|| LOG_LEVEL.into());
+        EnvFilter::try_new(&level).with_context(|| format!("--log-level {level}"))?;
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Ok(Settings {
+            listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
+            enclave: self.enclave.as_deref().unwrap_or(ENCLAVE).parse().context("--enclave")?,
+            enclave_connections: self.enclave_connections.unwrap_or(NonZeroUsize::MIN.saturating_add(ENCLAVE_CONNECTIONS - 1)),
+            max_in_flight: self.max_in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get),
+            request_timeout: Duration::from_millis(self.request_timeout_ms.unwrap_or(REQUEST_TIMEOUT_MS)),
+            max_body_bytes: self.max_body_bytes.map_or(MAX_BODY_BYTES, NonZeroUsize::get),
+            max_connections: self.max_connections.map_or(MAX_CONNECTIONS, NonZeroUsize::get),
+            http_host_allowlist: self.http_host_allowlist.unwrap_or_else(|| HOSTS.into()),
+            tls,
+            shutdown_timeout: Duration::from_secs(self.shutdown_timeout_s.unwrap_or(SHUTDOWN_TIMEOUT_S)),
+            threads: self.threads.unwrap_or(cores),
+            log: Log { level, format: self.log_format.unwrap_or_default() },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Settings> {
+        let all = std::iter::once("casemate-proxy").chain(arguments.iter().copied()).map(OsString::from);
+        Settings::from_arguments(all)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let path = std::env::temp_dir().join(format!("casemate-proxy-settings-{}.toml", std::process::id()));
+        std::fs::write(&path, "listen = \"127.0.0.1:9100\"\nmax_in_flight = 7\nlog_format = \"json\"\n").unwrap();
+        let settings = parse(&["--config", path.to_str().unwrap(), "--listen", "127.0.0.1:9200"]).unwrap();
+        assert_eq!(settings.listen.port(), 9200);
+        assert_eq!(settings.max_in_flight, 7);
+        assert_eq!(settings.log.format, LogFormat::Json);
+        assert_eq!(settings.enclave, Address::Vsock { cid: 16, port: 5005 });
+        std::fs::write(&path, "colour = 1\n").unwrap();
+        assert!(format!("{:#}", parse(&["--config", path.to_str().unwrap()]).unwrap_err()).contains("colour"));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_refused() {
+        assert!(parse(&["--tls-key", "k.pem"]).is_err());
+        assert!(parse(&["--tls-client-ca", "ca.pem"]).is_err());
+        assert!(parse(&["--enclave", "tcp:1:2"]).is_err());
+        assert!(parse(&["--log-level", "a=b=c"]).is_err());
+    }
+
+    #[test]
+    fn a_star_allows_every_host() {
+        assert_eq!(parse(&[]).unwrap().hosts().unwrap(), ["localhost", "127.0.0.1", "[::1]"]);
+        assert_eq!(parse(&["--http-host-allowlist", "*"]).unwrap().hosts(), None);
+        let hosts = parse(&["--http-host-allowlist", "signer.internal, 10.0.0.1"]).unwrap().hosts().unwrap();
+        assert_eq!(hosts, ["signer.internal", "10.0.0.1"]);
+    }
+}
