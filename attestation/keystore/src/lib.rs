@@ -1,0 +1,266 @@
+//! EIP-2335 keystores: parse, decrypt, and find them with their passwords in the layouts of the clients.
+//!
+//! This is for the operator's machine, where keys are imported from; no enclave room depends on it.
+#![forbid(unsafe_code)]
+
+pub mod folder;
+
+use std::fmt;
+
+use aes::cipher::{KeyIvInit, StreamCipher};
+use casemate_protocol::{Bytes, PublicKey};
+use serde::{Deserialize, Deserializer, de};
+use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
+use zeroize::Zeroizing;
+
+/// Largest keystore file that is read, in bytes.
+pub const MAX_FILE_LEN: usize = 64 * 1024;
+/// Most memory that scrypt may ask for: four times what EIP-2335 uses.
+const MAX_SCRYPT_MEMORY: u64 = 1 << 30;
+/// Most rounds of PBKDF2: forty times what EIP-2335 uses.
+const MAX_PBKDF2_ROUNDS: u32 = 10_485_760;
+
+/// A secret key, 32 bytes big-endian; cleared when dropped.
+pub type Secret = Zeroizing<[u8; 32]>;
+
+/// Why a keystore was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum KeystoreError {
+    #[error("not an EIP-2335 keystore: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("the file has {0} bytes; a keystore has at most {MAX_FILE_LEN}")]
+    TooLong(usize),
+    #[error("keystore version {0}; version 4 (EIP-2335) is read here")]
+    Version(u64),
+    #[error("scrypt with n = {n}, r = {r}, p = {p} is not allowed: n must be a power of two, and n·r·128 at most {MAX_SCRYPT_MEMORY} bytes")]
+    Scrypt { n: u64, r: u32, p: u32 },
+    #[error("pbkdf2 with {0} rounds is not allowed; 1 to {MAX_PBKDF2_ROUNDS} are")]
+    Pbkdf2(u32),
+    #[error("dklen is {0}; it must be 32")]
+    DerivedKeyLen(u64),
+    #[error("the secret has {0} bytes; a BLS secret key has 32")]
+    SecretLen(usize),
+    #[error("wrong password: the checksum differs")]
+    WrongPassword,
+    #[error("the decrypted secret is no BLS secret key")]
+    InvalidSecret,
+    #[error("the secret's public key is {derived}, the keystore says {stated}")]
+    OtherPublicKey { derived: PublicKey, stated: PublicKey },
+}
+
+/// A parsed keystore; its parameters are within their limits.
+#[derive(Debug)]
+pub struct Keystore {
+    public_key: Option<PublicKey>,
+    kdf: Kdf,
+    checksum: [u8; 32],
+    iv: [u8; 16],
+    ciphertext: [u8; 32],
+}
+
+#[derive(Debug)]
+enum Kdf {
+    Scrypt { params: scrypt::Params, salt: Vec<u8> },
+    Pbkdf2 { rounds: u32, salt: Vec<u8> },
+}
+
+impl Keystore {
+    /// Reads a keystore.
+    pub fn parse(json: &[u8]) -> Result<Self, KeystoreError> {
+        if json.len() > MAX_FILE_LEN {
+            return Err(KeystoreError::TooLong(json.len()));
+        }
+        // The version first: another version's fields would only confuse.
+        let version: VersionOnly = serde_json::from_slice(json)?;
+        if version.version != 4 {
+            return Err(KeystoreError::Version(version.version));
+        }
+        let file: File = serde_json::from_slice(json)?;
+        let CipherParams { iv } = file.crypto.cipher.params;
+        let ciphertext = file.crypto.cipher.message.0;
+        Ok(Self {
+            public_key: file.pubkey.map(|p| Bytes(p.0)),
+            kdf: file.crypto.kdf.check()?,
+            checksum: file.crypto.checksum.message.0,
+            iv: iv.0,
+            ciphertext: ciphertext.try_into().map_err(|c: Vec<u8>| KeystoreError::SecretLen(c.len()))?,
+        })
+    }
+
+    /// The public key that the file states.
+    pub fn public_key(&self) -> Option<PublicKey> {
+        self.public_key
+    }
+
+    /// Decrypts the secret key; its public key must be the stated one. The KDF takes its time.
+    pub fn decrypt(&self, password: &str) -> Result<(Secret, PublicKey), KeystoreError> {
+        let derived = self.kdf.derive(&normalized(password))?;
+        let (cipher_key, checksum_key) = derived.split_at(16);
+        let checksum = Sha256::new().chain_update(checksum_key).chain_update(self.ciphertext).finalize();
+        if checksum.as_slice() != self.checksum {
+            return Err(KeystoreError::WrongPassword);
+        }
+        let mut secret = Zeroizing::new(self.ciphertext);
+        let mut cipher = ctr::Ctr128BE::<aes::Aes128>::new_from_slices(cipher_key, &self.iv)
+            .map_err(|_| KeystoreError::InvalidSecret)?;
+        cipher.apply_keystream(secret.as_mut_slice());
+        let derived = Bytes(
+            blst::min_pk::SecretKey::from_bytes(secret.as_slice())
+                .map_err(|_| KeystoreError::InvalidSecret)?
+                .sk_to_pk()
+                .to_bytes(),
+        );
+        match self.public_key {
+            Some(stated) if stated != derived => Err(KeystoreError::OtherPublicKey { derived, stated }),
+            _ => Ok((secret, derived)),
+        }
+    }
+}
+
+/// NFKD, then without control characters (EIP-2335, «Password requirements»).
+fn normalized(password: &str) -> Zeroizing<String> {
+    Zeroizing::new(password.nfkd().filter(|c| !c.is_control()).collect())
+}
+
+impl Kdf {
+    fn derive(&self, password: &str) -> Result<Zeroizing<[u8; 32]>, KeystoreError> {
+        let mut key = Zeroizing::new([0; 32]);
+        match self {
+            Self::Scrypt { params, salt } => scrypt::scrypt(password.as_bytes(), salt, params, key.as_mut_slice())
+                .map_err(|_| KeystoreError::DerivedKeyLen(32))?,
+            Self::Pbkdf2 { rounds, salt } => {
+                pbkdf2::pbkdf2_hmac::<Sha256>(password.as_bytes(), salt, *rounds, key.as_mut_slice());
+            }
+        }
+        Ok(key)
+    }
+}
+
+// The file. Unknown fields are allowed, as the EIP's schema allows them.
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct File {
+    crypto: Crypto,
+    pubkey: Option<Hex<48>>,
+}
+
+#[derive(Deserialize)]
+struct Crypto {
+    kdf: KdfModule,
+    checksum: ChecksumModule,
+    cipher: CipherModule,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "function", content = "params", rename_all = "lowercase")]
+enum KdfModule {
+    Scrypt { dklen: u64, n: u64, p: u32, r: u32, salt: HexVec },
+    Pbkdf2 { dklen: u64, c: u32, prf: Prf, salt: HexVec },
+}
+
+#[derive(Deserialize)]
+enum Prf {
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
+}
+
+#[derive(Deserialize)]
+struct ChecksumModule {
+    #[serde(rename = "function")]
+    _function: ChecksumFunction,
+    message: Hex<32>,
+}
+
+#[derive(Deserialize)]
+enum ChecksumFunction {
+    #[serde(rename = "sha256")]
+    Sha256,
+}
+
+#[derive(Deserialize)]
+struct CipherModule {
+    #[serde(rename = "function")]
+    _function: CipherFunction,
+    params: CipherParams,
+    message: HexVec,
+}
+
+#[derive(Deserialize)]
+enum CipherFunction {
+    #[serde(rename = "aes-128-ctr")]
+    Aes128Ctr,
+}
+
+#[derive(Deserialize)]
+struct CipherParams {
+    iv: Hex<16>,
+}
+
+impl KdfModule {
+    fn check(self) -> Result<Kdf, KeystoreError> {
+        let (Self::Scrypt { dklen, .. } | Self::Pbkdf2 { dklen, .. }) = self;
+        if dklen != 32 {
+            return Err(KeystoreError::DerivedKeyLen(dklen));
+        }
+        match self {
+            Self::Scrypt { n, p, r, salt, .. } => {
+                let error = KeystoreError::Scrypt { n, r, p };
+                let memory = n.checked_mul(u64::from(r)).and_then(|m| m.checked_mul(128));
+                let allowed = n.is_power_of_two() && n > 1 && memory.is_some_and(|m| m <= MAX_SCRYPT_MEMORY) && p <= 16;
+                let Some(log_n) = u8::try_from(n.trailing_zeros()).ok().filter(|_| allowed) else {
+                    return Err(error);
+                };
+                let params = scrypt::Params::new(log_n, r, p).map_err(|_| error)?;
+                Ok(Kdf::Scrypt { params, salt: salt.0 })
+            }
+            Self::Pbkdf2 { c, prf: Prf::HmacSha256, salt, .. } => {
+                if c == 0 || c > MAX_PBKDF2_ROUNDS {
+                    return Err(KeystoreError::Pbkdf2(c));
+                }
+                Ok(Kdf::Pbkdf2 { rounds: c, salt: salt.0 })
+            }
+        }
+    }
+}
+
+/// Hex of exactly `N` bytes, with or without `0x`.
+struct Hex<const N: usize>([u8; N]);
+
+/// Hex of any length, with or without `0x`.
+struct HexVec(Vec<u8>);
+
+impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = HexVec::deserialize(deserializer)?.0;
+        let len = bytes.len();
+        bytes.try_into().map(Self).map_err(|_| de::Error::custom(Expected { len, expected: N }))
+    }
+}
+
+struct Expected {
+    len: usize,
+    expected: usize,
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hex of {} bytes where {} belong", self.len, self.expected)
+    }
+}
+
+impl<'de> Deserialize<'de> for HexVec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        const_hex::decode(text.as_ref())
+            .map(Self)
+            .map_err(|e| de::Error::custom(format_args!("{} characters that are no hex: {e}", text.len())))
+    }
+}

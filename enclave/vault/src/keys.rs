@@ -27,7 +27,7 @@ pub enum KeyError {
 
 /// All keys of a group, found by public key.
 pub struct Keys {
-    pub(crate) keys: Vec<Key>,
+    all: Vec<Key>,
     by_public_key: HashMap<PublicKey, usize>,
     /// The public keys that sign, in the order of loading.
     signing: Vec<PublicKey>,
@@ -56,29 +56,29 @@ impl Keys {
         .flatten()
         .collect();
 
-        let mut all = Self {
-            keys: Vec::with_capacity(derived.len()),
+        let mut keys = Self {
+            all: Vec::with_capacity(derived.len()),
             by_public_key: HashMap::with_capacity(derived.len()),
             signing: Vec::with_capacity(derived.len()),
         };
         for (number, pair) in derived.into_iter().enumerate() {
             let (secret, public_key) = pair.ok_or(KeyError::Invalid(number))?;
-            if all.by_public_key.insert(public_key, number).is_some() {
+            if keys.by_public_key.insert(public_key, number).is_some() {
                 return Err(KeyError::Duplicate(public_key));
             }
             let history = history(number, &public_key);
             if history != History::Missing {
-                all.signing.push(public_key);
+                keys.signing.push(public_key);
             }
-            all.keys.push(Key { secret, history: Mutex::new(history) });
+            keys.all.push(Key { secret, history: Mutex::new(history) });
         }
-        Ok(all)
+        Ok(keys)
     }
 
     /// The number of a key and the key.
     pub(crate) fn find(&self, public_key: &PublicKey) -> Option<(usize, &Key)> {
         let number = *self.by_public_key.get(public_key)?;
-        Some((number, self.keys.get(number)?))
+        Some((number, self.all.get(number)?))
     }
 
     /// The public keys that sign: those with a history.
@@ -88,12 +88,12 @@ impl Keys {
 
     /// How many keys are held, with or without history.
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.all.len()
     }
 
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.all.is_empty()
     }
 }
 

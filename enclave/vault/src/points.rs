@@ -14,8 +14,11 @@ const ENTRIES: usize = 1024;
 
 /// A direct-mapped cache: a root has one place, and the newer root takes it.
 pub struct PointCache {
-    entries: Box<[Mutex<Option<(Root, HashedMessage)>>]>,
+    entries: Box<[Mutex<Option<Entry>>]>,
 }
+
+/// A signing root and its hash.
+type Entry = (Root, HashedMessage);
 
 impl Default for PointCache {
     fn default() -> Self {

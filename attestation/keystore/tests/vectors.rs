@@ -1,0 +1,134 @@
+//! Keystores of the EIP, of the deposit tool and of other signers.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::fs;
+
+use casemate_keystore::{Keystore, KeystoreError, folder};
+use casemate_testdata::{files, folder as data, json};
+
+/// EIP-2335's password: letters that normalise to other ones, and a key.
+const PASSWORD: &str = "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑";
+const SECRET: &str = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f";
+
+#[test]
+fn the_eips_own_keystores_open() {
+    let Some(folder) = data("signing") else { return };
+    for path in files(&folder.join("keystore/eip-2335"), ".json") {
+        if path.file_name().unwrap() == "schema.json" {
+            continue;
+        }
+        let keystore = Keystore::parse(&fs::read(&path).unwrap()).unwrap();
+        let (secret, public_key) = keystore.decrypt(PASSWORD).unwrap();
+        assert_eq!(const_hex(&secret[..]), SECRET, "{}", path.display());
+        assert_eq!(keystore.public_key(), Some(public_key));
+        // Control characters do not count (EIP-2335), other letters do.
+        assert!(keystore.decrypt(&format!("{PASSWORD}\u{7f}\n")).is_ok());
+        assert!(matches!(keystore.decrypt("testpassword"), Err(KeystoreError::WrongPassword)));
+    }
+}
+
+fn const_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn keystores_of_nimbus_open_with_its_password() {
+    let Some(folder) = data("client-requests") else { return };
+    let constants = json(&folder.join("nimbus/constants.json"));
+    let mut opened = 0;
+    for path in files(&folder.join("nimbus"), ".json") {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let Some(number) = name.strip_prefix("ValidatorKeystore") else { continue };
+        let keystore = Keystore::parse(&fs::read(&path).unwrap()).unwrap();
+        let (secret, public_key) = keystore.decrypt(constants["KeystorePassword"].as_str().unwrap()).unwrap();
+        if let Some(key) = constants[format!("ValidatorPrivateKey{number}")].as_str() {
+            assert_eq!(format!("0x{}", const_hex(&secret[..])), key);
+        }
+        assert_eq!(public_key.to_string(), constants[format!("ValidatorPubKey{number}")].as_str().unwrap());
+        opened += 1;
+    }
+    assert!(opened > 0);
+}
+
+#[test]
+fn malformed_keystores_are_refused() {
+    let Some(folder) = data("signing") else { return };
+    let mut refused = 0;
+    for path in files(&folder.join("keystore/web3signer"), ".json") {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let parsed = Keystore::parse(&fs::read(&path).unwrap());
+        if name.starts_with("missing") || name.starts_with("unsupported") || name.starts_with("v3") {
+            assert!(parsed.is_err(), "{name} was accepted");
+            refused += 1;
+        } else {
+            assert!(parsed.is_ok(), "{name}: {:?}", parsed.err());
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn costs_that_would_stop_the_machine_are_refused() {
+    let Some(folder) = data("signing") else { return };
+    let text = fs::read_to_string(folder.join("keystore/eip-2335/test-scrypt.json")).unwrap();
+    for (from, to) in [
+        ("\"n\": 262144", "\"n\": 4294967296"),
+        ("\"n\": 262144", "\"n\": 262143"),
+        ("\"n\": 262144", "\"n\": 1"),
+        ("\"r\": 8", "\"r\": 4000000000"),
+        ("\"r\": 8", "\"r\": 0"),
+        ("\"p\": 1", "\"p\": 1000"),
+        ("\"dklen\": 32", "\"dklen\": 64"),
+        ("\"dklen\": 32", "\"dklen\": -1"),
+        ("\"version\": 4", "\"version\": 3"),
+    ] {
+        let bad = text.replacen(from, to, 1);
+        assert_ne!(bad, text);
+        assert!(Keystore::parse(bad.as_bytes()).is_err(), "{to} was accepted");
+    }
+    assert!(matches!(Keystore::parse(&[b' '; 70_000]), Err(KeystoreError::TooLong(70_000))));
+}
+
+#[test]
+fn a_keystore_of_another_key_is_refused() {
+    let Some(folder) = data("signing") else { return };
+    let text = fs::read_to_string(folder.join("keystore/eip-2335/test-pbkdf2.json")).unwrap();
+    let bad = text.replacen("\"pubkey\": \"9612", "\"pubkey\": \"9613", 1);
+    assert_ne!(bad, text);
+    let keystore = Keystore::parse(bad.as_bytes()).unwrap();
+    assert!(matches!(keystore.decrypt(PASSWORD), Err(KeystoreError::OtherPublicKey { .. })));
+}
+
+#[test]
+fn passwords_are_found_in_the_clients_layouts() {
+    let Some(data) = data("signing") else { return };
+    let keystore = data.join("keystore/eip-2335/test-pbkdf2.json");
+    let key = Keystore::parse(&fs::read(&keystore).unwrap()).unwrap().public_key().unwrap();
+    let layout = |keystore_at: &str, password_at: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (keystores, passwords) = (folder.path().join("keys"), folder.path().join("secrets"));
+        let at = keystores.join(keystore_at);
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::create_dir_all(&passwords).unwrap();
+        fs::copy(&keystore, &at).unwrap();
+        // What lies beside keystores and is none.
+        fs::write(keystores.join("deposit_data-1.json"), "[]").unwrap();
+        fs::write(passwords.join(password_at), format!("{PASSWORD}\r\n")).unwrap();
+        let entries = folder::find(&keystores, &passwords).unwrap();
+        assert_eq!(entries.len(), 1);
+        assert!(entries[0].keystore.decrypt(&entries[0].password).is_ok());
+    };
+    layout("a.json", "a.txt");
+    layout("a.json", "a");
+    layout(&format!("{key}/voting-keystore.json"), &key.to_string());
+    layout(&format!("{key}/keystore.json"), &format!("{key}.txt"));
+
+    let folder = tempfile::tempdir().unwrap();
+    assert!(folder::find(folder.path(), folder.path()).is_err_and(|e| e.to_string().contains("no keystore")));
+    fs::copy(&keystore, folder.path().join("a.json")).unwrap();
+    let error = folder::find(folder.path(), folder.path()).err().unwrap().to_string();
+    assert!(error.contains("a.txt") && error.contains(&key.to_string()), "{error}");
+    let all = folder.path().join("password");
+    fs::write(&all, PASSWORD).unwrap();
+    assert_eq!(folder::find(folder.path(), &all).unwrap().len(), 1);
+}

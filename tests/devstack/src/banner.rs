@@ -1,0 +1,88 @@
+//! What the stack tells people: what runs where, a request to try, and what is a fake.
+
+use std::fmt::Write;
+
+use casemate_protocol::{Epoch, Network, PublicKey};
+
+/// A running part.
+pub struct Part {
+    pub name: &'static str,
+    pub pid: u32,
+    pub does: String,
+}
+
+/// Everything that the banner speaks of.
+pub struct Running<'a> {
+    pub network: &'a Network,
+    pub now_ms: u64,
+    pub url: String,
+    pub keys: u32,
+    pub keys_without_history: u32,
+    pub first_key: Option<PublicKey>,
+    pub interop: bool,
+    pub parts: Vec<Part>,
+    pub data_dir: String,
+}
+
+/// The text.
+pub fn text(running: &Running) -> String {
+    let mut out = String::new();
+    let network = running.network;
+    let slot = network.slot_at(running.now_ms);
+    let epoch = network.epoch_of(slot);
+    let Running { url, keys, .. } = running;
+    let _ = writeln!(out, "\nCasemate development stack: {keys} keys on {}, slot {slot}, epoch {epoch}", network.name());
+    let _ = writeln!(out, "Web3Signer API on {url}\n");
+    for part in &running.parts {
+        let _ = writeln!(out, "  {:<7} pid {:<8} {}", part.name, part.pid, part.does);
+    }
+    if running.keys_without_history > 0 {
+        let _ = writeln!(
+            out,
+            "\n{} more keys are refused and not listed: nobody knows what they have signed. Give their history with\n\
+             --slashing-protection FILE, or accept the risk with --no-history-i-accept.",
+            running.keys_without_history
+        );
+    }
+    if let Some(key) = running.first_key {
+        let _ = writeln!(out, "\nA duty, signed inside the vault:\n\n{}", curl(running, key, epoch));
+    }
+    let _ = writeln!(
+        out,
+        "\nWhat is not the real thing here: there is no enclave, only processes, so the machine's root can read the keys;\n\
+         {}; the clock is this machine's; the watermarks are kept in\n\
+         {}, on a disk that is trusted: whoever restores an old copy can get a validator slashed.\n\
+         What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
+         Ctrl-C ends it.",
+        if running.interop {
+            "the interop keys are public knowledge"
+        } else {
+            "the keys came from keystores on this disk, and this program keeps them in memory"
+        },
+        running.data_dir
+    );
+    out
+}
+
+fn curl(running: &Running, key: PublicKey, epoch: Epoch) -> String {
+    let network = running.network;
+    let root = network.genesis_validators_root();
+    let version = network.version_of(network.fork_at(epoch)).unwrap_or_default();
+    let fork_info = format!(
+        r#""fork_info":{{"fork":{{"previous_version":"{version}","current_version":"{version}","epoch":"0"}},"genesis_validators_root":"{root}"}}"#
+    );
+    let body = if running.interop {
+        let slot = epoch.0.saturating_mul(network.slots_per_epoch());
+        let source = epoch.0.saturating_sub(1);
+        format!(
+            r#"{{"type":"ATTESTATION",{fork_info},"attestation":{{"slot":"{slot}","index":"0","beacon_block_root":"{root}","source":{{"epoch":"{source}","root":"{root}"}},"target":{{"epoch":"{epoch}","root":"{root}"}}}}}}"#
+        )
+    } else {
+        // With keys that may be in earnest use, nothing that could be slashed.
+        format!(r#"{{"type":"RANDAO_REVEAL",{fork_info},"randao_reveal":{{"epoch":"{epoch}"}}}}"#)
+    };
+    format!(
+        "curl -s {}/api/v1/eth2/sign/{key} \\\n  -H 'Content-Type: application/json' -H 'Accept: application/json' \\\n  -d '{body}'",
+        running.url
+    )
+}

@@ -1,0 +1,63 @@
+//! What the stack hands to the vault's process through a pipe, before the first frame.
+
+use std::path::PathBuf;
+
+use casemate_protocol::{Bytes, Epoch, Root, Slot};
+use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Everything that a vault needs. In the image, the measured configuration and KMS take its place.
+#[derive(Serialize, Deserialize)]
+pub struct Boot {
+    /// TOML of the network.
+    pub network: String,
+    pub keys: Vec<BootKey>,
+    /// File that keeps the watermarks.
+    pub journal: PathBuf,
+    pub workers: usize,
+    pub proof_of_validation: bool,
+    pub fixed_time_ms: Option<u64>,
+}
+
+/// A key and what is known of its past.
+#[derive(Serialize, Deserialize)]
+pub struct BootKey {
+    pub secret: SecretHex,
+    /// `None`: nobody knows. The journal may.
+    pub history: Option<BootHistory>,
+}
+
+/// A secret key as hex; cleared when dropped.
+#[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct SecretHex(pub String);
+
+/// Watermarks as an import gave them.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct BootHistory {
+    pub block: Option<(u64, Option<[u8; 32]>)>,
+    pub attestation: Option<(u64, u64, Option<[u8; 32]>)>,
+}
+
+impl From<Watermarks> for BootHistory {
+    fn from(w: Watermarks) -> Self {
+        let root = |r: Option<Root>| r.map(|r| r.0);
+        Self {
+            block: w.block.map(|b| (b.slot.0, root(b.signing_root))),
+            attestation: w.attestation.map(|a| (a.source.0, a.target.0, root(a.signing_root))),
+        }
+    }
+}
+
+impl From<BootHistory> for Watermarks {
+    fn from(h: BootHistory) -> Self {
+        Self {
+            block: h.block.map(|(slot, root)| BlockMark { slot: Slot(slot), signing_root: root.map(Bytes) }),
+            attestation: h.attestation.map(|(source, target, root)| AttestationMark {
+                source: Epoch(source),
+                target: Epoch(target),
+                signing_root: root.map(Bytes),
+            }),
+        }
+    }
+}

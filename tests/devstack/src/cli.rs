@@ -1,0 +1,65 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use casemate_protocol::Network;
+use clap::Parser;
+
+/// The whole Casemate signer on this machine: vault, broker and proxy as three processes, reached over a Unix socket as
+/// over vsock. For development: keys come from this program, and the disk is trusted.
+#[derive(Parser)]
+#[command(name = "casemate-dev", version)]
+pub struct Options {
+    /// Where to serve the Web3Signer API
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9000")]
+    pub listen: SocketAddr,
+    /// How many of the interop keys to make, as every client's devnet has them
+    #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "keystores")]
+    pub interop_keys: u32,
+    /// Load EIP-2335 keystores from this folder instead
+    #[arg(long, value_name = "DIR", requires = "passwords")]
+    pub keystores: Option<PathBuf>,
+    /// Folder with the keystores' passwords, or one file with the password of all
+    #[arg(long, value_name = "DIR", requires = "keystores")]
+    pub passwords: Option<PathBuf>,
+    /// What the keystores' keys have signed so far: an EIP-3076 file
+    #[arg(long, value_name = "FILE")]
+    pub slashing_protection: Option<PathBuf>,
+    /// Let keystores' keys sign although nobody knows what they have signed so far. This is how validators get slashed
+    #[arg(long)]
+    pub no_history_i_accept: bool,
+    /// mainnet, hoodi, sepolia, gnosis, chiado, or a TOML file
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "hoodi")]
+    pub network: String,
+    /// Where the watermarks are kept
+    #[arg(long, value_name = "DIR", default_value = ".casemate-dev")]
+    pub data_dir: PathBuf,
+    /// Threads that sign [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    /// Sign proofs of validation (POST /api/v1/eth2/ext/sign)
+    #[arg(long)]
+    pub proof_of_validation: bool,
+    /// The vault's clock stands still at this Unix time, in milliseconds: for tests with recorded requests
+    #[arg(long, value_name = "MS", hide = true)]
+    pub fixed_time_ms: Option<u64>,
+    /// Options of casemate-proxy, behind --
+    #[arg(last = true, value_name = "PROXY OPTIONS")]
+    pub proxy: Vec<String>,
+}
+
+impl Options {
+    /// The network by name or from a file.
+    pub fn network(&self) -> Result<Network> {
+        if let Some(network) = casemate_config::named(&self.network) {
+            return Ok(network?);
+        }
+        let known: Vec<&str> = casemate_config::NAMED.iter().map(|(name, _)| *name).collect();
+        let text = std::fs::read_to_string(&self.network)
+            .with_context(|| format!("--network {}: neither one of {} nor a readable file", self.network, known.join(", ")))?;
+        casemate_config::parse(&text).with_context(|| format!("in {}", self.network))
+    }
+}

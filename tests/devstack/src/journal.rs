@@ -1,0 +1,348 @@
+//! Watermarks in a file on a disk that is trusted.
+//!
+//! Each key has a place with two copies, written in turn, each with a number and a checksum: a cut-off write leaves the
+//! other copy. A copy is written before the signature is computed, so whatever dies, the file is never behind what was
+//! signed. The writes are not synced one by one: they outlive every process, but a machine that loses power may
+//! lose the last of them. The header tells: where the machine has booted anew since the file was last closed in
+//! order, the file may be behind, and the keys start above everything that could have been signed until now.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::{Epoch, PublicKey, Root, Slot};
+use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
+use casemate_vault::{Journal, NotSaved};
+use sha2::{Digest, Sha256};
+
+const MAGIC: &[u8; 16] = b"casemate-marks-1";
+/// Magic, genesis validators root, the machine's boot id, and whether the file was closed in order.
+const HEADER_LEN: usize = 128;
+const BOOT_ID_LEN: usize = 36;
+const BOOT_ID_AT: u64 = 48;
+const CLEAN_AT: u64 = 96;
+/// Public key, number, block, attestation, checksum.
+const COPY_LEN: usize = 48 + 8 + BLOCK_LEN + ATTESTATION_LEN + 32;
+const BLOCK_LEN: usize = 1 + 8 + 1 + 32;
+const ATTESTATION_LEN: usize = 1 + 8 + 8 + 1 + 32;
+const PLACE_LEN: usize = 2 * COPY_LEN;
+
+/// The file, open.
+pub struct FileJournal {
+    file: File,
+    places: HashMap<PublicKey, Place>,
+    /// The machine went down without the file being closed: what was written last may be lost.
+    pub maybe_behind: bool,
+}
+
+struct Place {
+    index: u64,
+    number: u64,
+    watermarks: Watermarks,
+}
+
+/// The part that the vault holds.
+pub struct Marks {
+    file: Arc<File>,
+    /// By the key's number in the vault: its key, its place in the file, the number of its last copy.
+    keys: Vec<(PublicKey, u64, AtomicU64)>,
+}
+
+impl FileJournal {
+    /// Opens the file of this network, or makes it.
+    pub fn open(path: &Path, genesis_validators_root: Root) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").context("reading the machine's boot id")?;
+        let boot_id = boot_id.get(..BOOT_ID_LEN).context("the machine's boot id is too short")?.to_vec();
+        let len = file.metadata().context("the file's length")?.len();
+        let mut journal = Self { file, places: HashMap::new(), maybe_behind: false };
+        if len == 0 {
+            let mut header = [0; HEADER_LEN];
+            write_parts(&mut header, &[MAGIC, &genesis_validators_root.0, &boot_id]);
+            journal.file.write_all_at(&header, 0).context("writing the header")?;
+        } else {
+            journal.read(len, genesis_validators_root, &boot_id).with_context(|| format!("in {}", path.display()))?;
+            journal.file.write_all_at(&boot_id, BOOT_ID_AT).context("writing the header")?;
+        }
+        journal.file.write_all_at(&[0], CLEAN_AT).context("writing the header")?;
+        journal.file.sync_all().context("syncing the file")?;
+        Ok(journal)
+    }
+
+    fn read(&mut self, len: u64, genesis_validators_root: Root, boot_id: &[u8]) -> Result<()> {
+        let mut bytes = vec![0; usize::try_from(len).context("the file's length")?];
+        self.file.read_exact_at(&mut bytes, 0).context("reading the watermarks")?;
+        let mut rest = Reader(&bytes);
+        if rest.take(MAGIC.len()) != Some(MAGIC) {
+            bail!("this is no file of watermarks");
+        }
+        if rest.take(32) != Some(&genesis_validators_root.0) {
+            bail!("these watermarks are of another network than {genesis_validators_root}");
+        }
+        let same_boot = rest.take(BOOT_ID_LEN) == Some(boot_id);
+        let clean = bytes.get(usize::try_from(CLEAN_AT)?) == Some(&1);
+        self.maybe_behind = !same_boot && !clean;
+        for (index, place) in bytes.get(HEADER_LEN..).unwrap_or_default().chunks(PLACE_LEN).enumerate() {
+            let copies = [place.get(..COPY_LEN), place.get(COPY_LEN..)];
+            let newest = copies.into_iter().flatten().filter_map(decode).max_by_key(|(_, number, _)| *number);
+            let Some((key, number, watermarks)) = newest else {
+                // A key's first write was cut off by a power cut: it had signed nothing. Anything else is damage.
+                if place.iter().all(|b| *b == 0) || place.len() < PLACE_LEN {
+                    continue;
+                }
+                bail!("the watermarks of key number {index} are damaged in both copies");
+            };
+            self.places.insert(key, Place { index: u64::try_from(index)?, number, watermarks });
+        }
+        Ok(())
+    }
+
+    /// What the file says of a key.
+    pub fn watermarks(&self, key: &PublicKey) -> Option<Watermarks> {
+        self.places.get(key).map(|p| p.watermarks)
+    }
+
+    /// Gives every key of the vault its place, writes where it starts from, and hands over.
+    pub fn start(self, keys: &[(PublicKey, Option<Watermarks>)]) -> Result<Marks> {
+        let mut next = self.places.values().map(|p| p.index.saturating_add(1)).max().unwrap_or(0);
+        let mut places = Vec::with_capacity(keys.len());
+        for (key, start) in keys {
+            let (index, number) = self.places.get(key).map_or((next, 0), |p| (p.index, p.number));
+            next = next.max(index.saturating_add(1));
+            places.push((*key, index, AtomicU64::new(number)));
+            // Keys without history leave no trace: a trace would be a history.
+            if let Some(start) = start {
+                for number in [number.saturating_add(1), number.saturating_add(2)] {
+                    let at = copy_at(index, number);
+                    self.file.write_all_at(&encode(key, number, start), at).context("writing the watermarks")?;
+                }
+                if let Some((_, _, last)) = places.last() {
+                    last.store(number.saturating_add(2), Ordering::Relaxed);
+                }
+            }
+        }
+        self.file.sync_all().context("syncing the watermarks")?;
+        Ok(Marks { file: Arc::new(self.file), keys: places })
+    }
+}
+
+impl Marks {
+    /// A handle that closes the file in order.
+    pub fn closer(&self) -> impl FnOnce() -> std::io::Result<()> + use<> {
+        let file = Arc::clone(&self.file);
+        move || {
+            file.sync_all()?;
+            file.write_all_at(&[1], CLEAN_AT)?;
+            file.sync_all()
+        }
+    }
+}
+
+impl Journal for Marks {
+    fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved> {
+        let (public_key, index, last) = self.keys.get(key).ok_or(NotSaved)?;
+        // The key's lock is held: nobody else takes this number.
+        let number = last.load(Ordering::Relaxed).saturating_add(1);
+        self.file
+            .write_all_at(&encode(public_key, number, watermarks), copy_at(*index, number))
+            .map_err(|_| NotSaved)?;
+        last.store(number, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn copy_at(index: u64, number: u64) -> u64 {
+    let len = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    len(HEADER_LEN)
+        .saturating_add(index.saturating_mul(len(PLACE_LEN)))
+        .saturating_add((number % 2).saturating_mul(len(COPY_LEN)))
+}
+
+fn encode(key: &PublicKey, number: u64, watermarks: &Watermarks) -> [u8; COPY_LEN] {
+    let root = |r: Option<Root>| (u8::from(r.is_some()), r.unwrap_or(Root::ZERO));
+    let (block_root, attestation_root) = (
+        root(watermarks.block.and_then(|b| b.signing_root)),
+        root(watermarks.attestation.and_then(|a| a.signing_root)),
+    );
+    let slot = watermarks.block.map_or(0, |b| b.slot.0);
+    let (source, target) = watermarks.attestation.map_or((0, 0), |a| (a.source.0, a.target.0));
+    let mut copy = [0; COPY_LEN];
+    write_parts(
+        &mut copy,
+        &[
+            &key.0,
+            &number.to_le_bytes(),
+            &[u8::from(watermarks.block.is_some())],
+            &slot.to_le_bytes(),
+            &[block_root.0],
+            &block_root.1.0,
+            &[u8::from(watermarks.attestation.is_some())],
+            &source.to_le_bytes(),
+            &target.to_le_bytes(),
+            &[attestation_root.0],
+            &attestation_root.1.0,
+        ],
+    );
+    let (body, checksum) = copy.split_at_mut(COPY_LEN - 32);
+    checksum.copy_from_slice(&Sha256::digest(body));
+    copy
+}
+
+fn decode(copy: &[u8]) -> Option<(PublicKey, u64, Watermarks)> {
+    let (body, checksum) = copy.split_at_checked(COPY_LEN - 32)?;
+    if Sha256::digest(body).as_slice() != checksum {
+        return None;
+    }
+    let known = |(known, root): (bool, Root)| known.then_some(root);
+    let mut rest = Reader(body);
+    let key = PublicKey::from(rest.array()?);
+    let number = rest.u64()?;
+    let (has_block, slot, block_root) = (rest.flag()?, rest.u64()?, rest.known_root()?);
+    let (has_attestation, source, target, attestation_root) = (rest.flag()?, rest.u64()?, rest.u64()?, rest.known_root()?);
+    let watermarks = Watermarks {
+        block: has_block.then_some(BlockMark { slot: Slot(slot), signing_root: known(block_root) }),
+        attestation: has_attestation.then_some(AttestationMark {
+            source: Epoch(source),
+            target: Epoch(target),
+            signing_root: known(attestation_root),
+        }),
+    };
+    Some((key, number, watermarks))
+}
+
+fn write_parts(to: &mut [u8], parts: &[&[u8]]) {
+    let parts = parts.iter().flat_map(|p| p.iter());
+    for (to, from) in to.iter_mut().zip(parts) {
+        *to = *from;
+    }
+}
+
+/// Reads fields one after the other.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        Some(self.array::<1>()? == [1])
+    }
+
+    fn known_root(&mut self) -> Option<(bool, Root)> {
+        Some((self.flag()?, Root::from(self.array()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GENESIS: Root = casemate_protocol::Bytes([3; 32]);
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from([byte; 48])
+    }
+
+    fn marks(slot: u64, target: u64) -> Watermarks {
+        Watermarks {
+            block: Some(BlockMark { slot: Slot(slot), signing_root: Some(Root::from([1; 32])) }),
+            attestation: Some(AttestationMark { source: Epoch(1), target: Epoch(target), signing_root: None }),
+        }
+    }
+
+    #[test]
+    fn what_was_recorded_is_there_after_a_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        assert_eq!(journal.watermarks(&key(1)), None);
+        let start = [(key(1), Some(Watermarks::NONE)), (key(2), None), (key(3), Some(marks(1, 2)))];
+        let open = journal.start(&start).unwrap();
+        for slot in 5..20 {
+            open.record(0, &marks(slot, slot)).unwrap();
+        }
+        // Dropped without being closed, as a kill leaves it; the machine did not boot anew.
+        drop(open);
+        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        assert!(!journal.maybe_behind);
+        assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
+        assert_eq!(journal.watermarks(&key(2)), None, "a key without history must not get one by starting");
+        assert_eq!(journal.watermarks(&key(3)), Some(marks(1, 2)));
+        // Other keys, another order: each keeps its place.
+        let open = journal.start(&[(key(3), Some(marks(1, 2))), (key(4), Some(Watermarks::NONE))]).unwrap();
+        open.record(0, &marks(7, 8)).unwrap();
+        open.record(1, &marks(9, 9)).unwrap();
+        drop(open);
+        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
+        assert_eq!(journal.watermarks(&key(3)), Some(marks(7, 8)));
+        assert_eq!(journal.watermarks(&key(4)), Some(marks(9, 9)));
+    }
+
+    #[test]
+    fn one_damaged_copy_leaves_the_other_and_two_are_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        let open = FileJournal::open(&path, GENESIS).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
+        open.record(0, &marks(5, 5)).unwrap();
+        open.record(0, &marks(6, 6)).unwrap();
+        let damage = |number: u64| {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[0xff; 10], copy_at(0, number) + 60).unwrap();
+        };
+        damage(4);
+        assert_eq!(FileJournal::open(&path, GENESIS).unwrap().watermarks(&key(1)), Some(marks(5, 5)));
+        damage(3);
+        assert!(format!("{:#}", FileJournal::open(&path, GENESIS).err().unwrap()).contains("damaged"));
+    }
+
+    #[test]
+    fn a_machine_that_went_down_uncleanly_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        let boot_anew = || {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[b'0'; BOOT_ID_LEN], BOOT_ID_AT).unwrap();
+        };
+        drop(FileJournal::open(&path, GENESIS).unwrap().start(&[]).unwrap());
+        boot_anew();
+        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        assert!(journal.maybe_behind);
+        let open = journal.start(&[]).unwrap();
+        open.closer()().unwrap();
+        boot_anew();
+        assert!(!FileJournal::open(&path, GENESIS).unwrap().maybe_behind);
+    }
+
+    #[test]
+    fn files_of_other_networks_and_other_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        drop(FileJournal::open(&path, GENESIS).unwrap());
+        let error = FileJournal::open(&path, Root::from([4; 32])).err().unwrap();
+        assert!(format!("{error:#}").contains("another network"));
+        std::fs::write(&path, "hello, I am not a file of watermarks at all").unwrap();
+        assert!(FileJournal::open(&path, GENESIS).is_err());
+    }
+}

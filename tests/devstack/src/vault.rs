@@ -1,0 +1,90 @@
+//! The vault's process: the production vault, its keys from the stack's pipe, its watermarks in a file.
+
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::PublicKey;
+use casemate_slashing::{Floors, History, Limits, Watermarks};
+use casemate_vault::{Clock, KeyError, Keys, Policy, SystemClock, Vault, server};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::boot::Boot;
+use crate::journal::FileJournal;
+
+/// A clock that stands still.
+struct FixedClock(u64);
+
+impl Clock for FixedClock {
+    fn unix_ms(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Reads the boot message from standard input, then serves the socket that is standard output.
+pub fn run() -> Result<()> {
+    crate::part_of_a_stack()?;
+    let mut text = Zeroizing::new(String::new());
+    std::io::stdin().read_to_string(&mut text).context("reading the boot message")?;
+    let boot: Boot = serde_json::from_str(&text).context("the boot message")?;
+    drop(text);
+    let broker = UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned().context("the broker's socket")?);
+
+    let network = casemate_config::parse(&boot.network)?;
+    let clock: Box<dyn Clock> = match boot.fixed_time_ms {
+        Some(ms) => Box::new(FixedClock(ms)),
+        None => Box::new(SystemClock),
+    };
+    let journal = FileJournal::open(&boot.journal, network.genesis_validators_root())?;
+    let mut limits = Limits::NONE;
+    if journal.maybe_behind {
+        // Above everything that could have been signed before the machine went down (DESIGN section 6, `solo`).
+        let now = network.slot_at(clock.unix_ms());
+        let epoch = network.epoch_of(now);
+        limits.floors = Floors {
+            slot: Some(now.saturating_add(1)),
+            target: Some(epoch.saturating_add(1)),
+            source: Some(epoch),
+        };
+        eprintln!(
+            "casemate-dev (vault): the machine went down without closing the watermarks; to be safe, attestations \
+             start above target epoch {} and from source epoch {epoch}: two to three epochs of silence",
+            epoch.saturating_add(1)
+        );
+    }
+
+    let mut secrets = Vec::with_capacity(boot.keys.len());
+    let mut histories = Vec::with_capacity(boot.keys.len());
+    for key in boot.keys {
+        secrets.push(const_hex::decode_to_array::<_, 32>(&key.secret.0).context("a secret key")?);
+        histories.push(key.history.map(Watermarks::from));
+    }
+    let mut starts: Vec<(PublicKey, Option<Watermarks>)> = Vec::with_capacity(histories.len());
+    let loaded = Keys::load(&mut secrets, |number, key| {
+        let imported = histories.get(number).copied().flatten();
+        let start = match (imported, journal.watermarks(key)) {
+            (Some(imported), Some(kept)) => Some(imported.merge(kept)),
+            (one, other) => one.or(other),
+        };
+        starts.push((*key, start));
+        start.map_or(History::Missing, History::Known)
+    });
+    secrets.zeroize();
+    let keys = match loaded {
+        Ok(keys) => keys,
+        Err(KeyError::Invalid(number)) => bail!("key number {number} is no BLS secret key"),
+        Err(KeyError::Duplicate(key)) => bail!("key {key} occurs twice"),
+        Err(KeyError::TooMany) => bail!("too many keys"),
+    };
+    let marks = journal.start(&starts)?;
+    let close = marks.closer();
+    let policy = Policy { proof_of_validation: boot.proof_of_validation };
+    let vault = Vault::new(network, keys, limits, policy, clock, Box::new(marks));
+    let workers = NonZeroUsize::new(boot.workers).unwrap_or(NonZeroUsize::MIN);
+    // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
+    let served = server::serve(&vault, &broker, workers);
+    close().context("closing the watermarks")?;
+    served.context("serving the broker")
+}
