@@ -39,7 +39,7 @@ pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Res
     info!(%address, tls = tls.is_some(), enclave = %settings.enclave, "proxy listening");
 
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true).max_headers(64);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(settings.max_connections));
     let mut shutdown = std::pin::pin!(shutdown);

@@ -13,15 +13,17 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
 use casemate_protocol::frame::{self, CHANNEL_LEN, MAX_FRAME_LEN};
-use casemate_protocol::{Refusal, Reply, ReplyFrame};
+use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
 
@@ -33,6 +35,8 @@ pub const UNREAD_BYTES: usize = 1024 * 1024;
 pub const MAX_CONNECTIONS: usize = 64;
 /// Batches of frames that wait for the vault, from all connections together; each is at most a read's worth.
 const VAULT_QUEUE: usize = 64;
+/// Frames passed on at once; far fewer than [`IN_FLIGHT`].
+const BATCH: u32 = 512;
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -62,8 +66,16 @@ struct Connections {
 struct Connection {
     replies: mpsc::UnboundedSender<Replies>,
     unread: Arc<AtomicUsize>,
-    /// Dropped to close the connection.
-    _open: oneshot::Sender<()>,
+    /// Tells the connection to end.
+    end: Option<oneshot::Sender<End>>,
+}
+
+/// How a connection ends before its peer ends it.
+enum End {
+    /// By the vault's order: what is outstanding is answered first.
+    InOrder,
+    /// It does not read its replies.
+    AtOnce,
 }
 
 /// Replies of one connection, one after the other with their lengths.
@@ -71,9 +83,12 @@ struct Connection {
 struct Replies {
     bytes: Vec<u8>,
     count: usize,
-    /// The vault orders the connection closed behind them.
+    /// The vault orders the connection closed.
     close: bool,
 }
+
+/// Longest wait for outstanding replies of a connection that ends.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn accept(listen: &Address, connections: Arc<Connections>, requests: mpsc::Sender<Vec<u8>>) -> Result<()> {
     let mut channel: u64 = 0;
@@ -128,72 +143,88 @@ async fn connection(
 ) {
     let (reader, writer) = tokio::io::split(stream);
     let (replies, queued) = mpsc::unbounded_channel();
-    let (open, mut closed) = oneshot::channel();
+    let (end, mut ended) = oneshot::channel();
     let unread = Arc::new(AtomicUsize::new(0));
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
-    let entry = Connection { replies: replies.clone(), unread: Arc::clone(&unread), _open: open };
+    let entry = Connection { replies: replies.clone(), unread: Arc::clone(&unread), end: Some(end) };
     connections.lock().insert(channel, entry);
-    let writing = tokio::spawn(write_replies(writer, queued, unread, Arc::clone(&permits)));
-    let reading = read_requests(channel, reader, &requests, &permits, &replies);
-    tokio::select! {
-        () = reading => {}
-        _ = &mut closed => debug!(channel, "connection closed on the vault's order"),
+    let mut writing = tokio::spawn(write_replies(writer, queued, unread, Arc::clone(&permits)));
+    let end = tokio::select! {
+        broken = read_requests(channel, reader, &requests, &permits) => broken.map_or(Some(End::InOrder), |error| {
+            warn!(channel, %error, "connection closed");
+            let mut bytes = Vec::new();
+            let refused = Reply::Refused(Refusal::MalformedFrame(error.0));
+            frame::encode_reply(&ReplyFrame::new(0, refused), &mut bytes);
+            let _ = replies.send(Replies { bytes, ..Replies::default() });
+            Some(End::InOrder)
+        }),
+        end = &mut ended => end.ok(),
+        // The peer is gone.
+        _ = &mut writing => None,
+    };
+    if matches!(end, Some(End::InOrder)) {
+        // All permits are back when all replies are written.
+        let answered = permits.acquire_many(u32::try_from(IN_FLIGHT).unwrap_or(u32::MAX));
+        tokio::select! {
+            _ = timeout(END_TIMEOUT, answered) => {}
+            _ = &mut writing => {}
+        }
     }
     connections.lock().remove(&channel);
-    // Replies that are still to come have lost their receiver; those that are here are written first.
+    // Without senders the writer ends behind what is queued; a peer that does not read ends it here.
     drop(replies);
-    let _ = writing.await;
+    if !writing.is_finished() && (matches!(end, Some(End::AtOnce)) || timeout(END_TIMEOUT, &mut writing).await.is_err()) {
+        writing.abort();
+    }
 }
 
-/// Reads frames and passes them on, until the connection ends or breaks the framing.
+/// Reads frames and passes them on, until the connection ends (`None`) or breaks the framing.
 async fn read_requests(
     channel: u64,
     mut reader: impl AsyncRead + Unpin,
     requests: &mpsc::Sender<Vec<u8>>,
     permits: &Semaphore,
-    replies: &mpsc::UnboundedSender<Replies>,
-) {
+) -> Option<FrameError> {
     let mut buffer = BytesMut::with_capacity(READ_LEN);
     loop {
         buffer.reserve(READ_LEN);
         match reader.read_buf(&mut buffer).await {
-            Ok(0) => return,
+            Ok(0) => return None,
             Ok(_) => {}
             Err(e) => {
                 debug!(channel, error = %e, "connection lost");
-                return;
+                return None;
             }
         }
-        let mut batch = Vec::new();
-        let mut count: u32 = 0;
-        let ended = loop {
-            match frame::split(&buffer, MAX_FRAME_LEN) {
-                Ok(Some((frame, len))) => {
-                    frame::encode_channel_frame(channel, frame, &mut batch);
-                    buffer.advance(len);
-                    count = count.saturating_add(1);
-                }
-                Ok(None) => break false,
-                Err(error) => {
-                    warn!(channel, %error, "connection closed");
-                    let refused = ReplyFrame::new(0, Reply::Refused(Refusal::MalformedFrame(error.0)));
-                    let mut bytes = Vec::new();
-                    frame::encode_reply(&refused, &mut bytes);
-                    let _ = replies.send(Replies { bytes, count: 0, close: true });
-                    break true;
+        loop {
+            let mut batch = Vec::new();
+            let mut count = 0;
+            let mut broken = None;
+            while count < BATCH {
+                match frame::split(&buffer, MAX_FRAME_LEN) {
+                    Ok(Some((frame, len))) => {
+                        frame::encode_channel_frame(channel, frame, &mut batch);
+                        buffer.advance(len);
+                        count = count.saturating_add(1);
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        broken = Some(error);
+                        break;
+                    }
                 }
             }
-        };
-        if count > 0 {
             // Waiting here is the back-pressure: a connection with too much outstanding is not read from.
-            let Ok(permit) = permits.acquire_many(count).await else { return };
-            permit.forget();
-            if requests.send(batch).await.is_err() {
-                return;
+            if count > 0 {
+                permits.acquire_many(count).await.ok()?.forget();
+                requests.send(batch).await.ok()?;
             }
-        }
-        if ended {
-            return;
+            if broken.is_some() {
+                return broken;
+            }
+            if count < BATCH {
+                break;
+            }
         }
     }
 }
@@ -210,11 +241,8 @@ async fn write_replies(
         }
         unread.fetch_sub(replies.bytes.len(), Ordering::Relaxed);
         permits.add_permits(replies.count);
-        if replies.close {
-            let _ = writer.shutdown().await;
-            return;
-        }
     }
+    let _ = writer.shutdown().await;
 }
 
 async fn write_to_vault(mut vault: impl AsyncWrite + Unpin, mut queued: mpsc::Receiver<Vec<u8>>) {
@@ -268,15 +296,16 @@ impl Connections {
     fn deliver(&self, channel: u64, replies: Replies) {
         let mut open = self.lock();
         // A connection that is gone wants no replies.
-        let Some(connection) = open.get(&channel) else { return };
+        let Some(connection) = open.get_mut(&channel) else { return };
         let waiting = connection.unread.fetch_add(replies.bytes.len(), Ordering::Relaxed);
         let too_much = waiting.saturating_add(replies.bytes.len()) > UNREAD_BYTES;
         let close = replies.close;
         let _ = connection.replies.send(replies);
+        if let Some(end) = (too_much || close).then(|| connection.end.take()).flatten() {
+            let _ = end.send(if too_much { End::AtOnce } else { End::InOrder });
+        }
         if too_much {
             warn!(channel, max = UNREAD_BYTES, "connection closed: it does not read its replies");
-        }
-        if too_much || close {
             open.remove(&channel);
         }
     }

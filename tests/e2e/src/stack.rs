@@ -1,0 +1,180 @@
+//! A stack of three processes, started as a user starts it and ended with the test.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use crate::http::{Answer, Client};
+
+/// A running stack.
+pub struct Stack {
+    child: Child,
+    pub address: SocketAddr,
+    /// What it printed: the banner.
+    pub banner: String,
+    /// Process ids by part.
+    pub pids: BTreeMap<String, u32>,
+    /// The enclave's socket.
+    pub socket: PathBuf,
+    log: Arc<Mutex<String>>,
+    /// Removed when the stack is dropped.
+    own_data_dir: Option<tempfile::TempDir>,
+}
+
+/// The program: `env!("CARGO_BIN_EXE_casemate-e2e-stack")` of the test.
+pub type Program = &'static str;
+
+impl Stack {
+    /// A stack with a data directory of its own.
+    pub fn start(program: Program, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut stack = Self::start_in(program, folder.path(), options);
+        stack.own_data_dir = Some(folder);
+        stack
+    }
+
+    /// A stack on a data directory that outlives it.
+    pub fn start_in(program: Program, data_dir: &Path, options: &[&str]) -> Self {
+        Self::try_start(program, data_dir, options).unwrap_or_else(|log| panic!("the stack did not start:\n{log}"))
+    }
+
+    /// The error is what it said before it ended.
+    pub fn try_start(program: Program, data_dir: &Path, options: &[&str]) -> Result<Self, String> {
+        let address = free_address();
+        let mut child = Command::new(program)
+            .args(["--listen", &address.to_string(), "--data-dir"])
+            .arg(data_dir)
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{program}: {e}"));
+        let log = Arc::new(Mutex::new(String::new()));
+        let drained = {
+            let (log, mut errors) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
+            thread::spawn(move || {
+                let mut line = String::new();
+                while errors.read_line(&mut line).is_ok_and(|n| n > 0) {
+                    log.lock().unwrap().push_str(&line);
+                    line.clear();
+                }
+            })
+        };
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut banner = String::new();
+        while !banner.contains("Ctrl-C ends it.") {
+            if output.read_line(&mut banner).unwrap() == 0 {
+                let _ = child.wait();
+                let _ = drained.join();
+                return Err(log.lock().unwrap().clone());
+            }
+        }
+        thread::spawn(move || output.read_to_end(&mut Vec::new()));
+        let mut pids = BTreeMap::new();
+        let mut socket = PathBuf::new();
+        for line in banner.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let [part, "pid", pid, does, ..] = words.as_slice() {
+                pids.insert((*part).to_owned(), pid.parse().unwrap());
+                if let Some(path) = does.strip_prefix("unix:") {
+                    socket = path.into();
+                }
+            }
+        }
+        Ok(Self { child, address, banner, pids, socket, log, own_data_dir: None })
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// What the processes logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The process id of the stack itself.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, by name, to the process of this id.
+    pub fn signal(pid: u32, signal: &str) {
+        let status = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+        assert!(status.success(), "kill -{signal} {pid}");
+    }
+
+    /// Ends the stack as Ctrl-C does, and waits for it.
+    pub fn stop(mut self) -> ExitStatus {
+        Self::signal(self.child.id(), "INT");
+        self.wait()
+    }
+
+    /// Kills the stack's own process; its parts end with it.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let parts: Vec<u32> = self.pids.values().copied().collect();
+        eventually("the parts to end with their stack", || parts.iter().all(|pid| !alive(*pid)));
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the stack does not end:\n{}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Asks until an answer is as wanted.
+    pub fn until(&self, what: &str, mut ask: impl FnMut(&mut Client) -> Answer, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        let mut last = None;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            let answer = ask(&mut self.client());
+            if wanted(&answer) {
+                return answer;
+            }
+            last = Some(answer);
+            sleep(Duration::from_millis(20));
+        }
+        panic!("waited in vain for {what}; last: {last:?}\n{}", self.log());
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|s| s.is_none()) {
+            Self::signal(self.child.id(), "TERM");
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Whether a process of this id runs (and is no zombie).
+pub fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
+}
