@@ -281,7 +281,8 @@ fn floors_and_ceilings_bind_every_key() {
 
 #[test]
 fn of_many_conflicting_requests_at_once_exactly_one_is_signed() {
-    for duty in [(|i| attestation(8, 9, i)) as fn(u8) -> Duty, |i| block(300, i)] {
+    let duties: [fn(u8) -> Duty; 2] = [|i| attestation(8, 9, i), |i| block(300, i)];
+    for duty in duties {
         let b = bench();
         let start = Barrier::new(32);
         let signed = AtomicU64::new(0);
