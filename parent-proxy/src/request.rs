@@ -118,10 +118,7 @@ fn duty(kind: &str, body: &Body, network: &Network) -> Result<Duty, BadRequest> 
         "SYNC_COMMITTEE_SELECTION_PROOF" => {
             let data: SyncSelection =
                 field(kind, "sync_aggregator_selection_data", body.sync_aggregator_selection_data)?;
-            Duty::SyncCommitteeSelectionProof {
-                slot: Slot(data.slot.0),
-                subcommittee_index: data.subcommittee_index.0,
-            }
+            Duty::SyncCommitteeSelectionProof { slot: Slot(data.slot.0), subcommittee_index: data.subcommittee_index.0 }
         }
         "SYNC_COMMITTEE_CONTRIBUTION_AND_PROOF" => {
             let key = "contribution_and_proof";

@@ -77,7 +77,13 @@ pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Res
 
 type Service = TowerToHyperService<axum::Router>;
 
-async fn connection(stream: TcpStream, tls: Option<Arc<Tls>>, http: http1::Builder, service: Service, watcher: Watcher) {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    http: http1::Builder,
+    service: Service,
+    watcher: Watcher,
+) {
     // Small answers must not wait for more to come.
     let _ = stream.set_nodelay(true);
     match tls {

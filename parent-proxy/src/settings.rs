@@ -194,7 +194,9 @@ impl Options {
         Ok(Settings {
             listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
             enclave: self.enclave.as_deref().unwrap_or(ENCLAVE).parse().context("--enclave")?,
-            enclave_connections: self.enclave_connections.unwrap_or(NonZeroUsize::MIN.saturating_add(ENCLAVE_CONNECTIONS - 1)),
+            enclave_connections: self
+                .enclave_connections
+                .unwrap_or(NonZeroUsize::MIN.saturating_add(ENCLAVE_CONNECTIONS - 1)),
             max_in_flight: self.max_in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get),
             request_timeout: Duration::from_millis(self.request_timeout_ms.unwrap_or(REQUEST_TIMEOUT_MS)),
             max_body_bytes: self.max_body_bytes.map_or(MAX_BODY_BYTES, NonZeroUsize::get),

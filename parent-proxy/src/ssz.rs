@@ -6,9 +6,7 @@
 use std::marker::PhantomData;
 
 use casemate_protocol::{Preset, Root};
-use libssz_merkle::{
-    Node, Sha2Hasher, merkleize, merkleize_progressive, mix_in_active_fields, mix_in_length, pack,
-};
+use libssz_merkle::{Node, Sha2Hasher, merkleize, merkleize_progressive, mix_in_active_fields, mix_in_length, pack};
 use serde::{Deserialize, Deserializer};
 
 use crate::json::{Hex, HexBytes, Uint};

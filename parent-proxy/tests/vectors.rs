@@ -34,7 +34,8 @@ fn object_roots_equal_the_official_ssz_static_ones() {
     for path in files(&folder, ".jsonl") {
         let ssz_type = path.file_stem().unwrap().to_string_lossy().into_owned();
         let fork = path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
-        let preset = if path.components().any(|c| c.as_os_str() == "minimal") { Preset::Minimal } else { Preset::Mainnet };
+        let preset =
+            if path.components().any(|c| c.as_os_str() == "minimal") { Preset::Minimal } else { Preset::Mainnet };
         let compute: fn(&Value, Preset) -> Root = match (ssz_type.as_str(), fork.as_str()) {
             ("AggregateAndProof", "electra" | "fulu") => root_of::<ssz::AggregateAndProofElectra>,
             ("AggregateAndProof", "gloas") => root_of::<ssz::AggregateAndProofGloas>,
@@ -107,7 +108,9 @@ fn recorded_bodies_give_the_recorded_object_roots() {
         let request = result.unwrap_or_else(|e| panic!("{}: {e:?}", path.display()));
         assert_eq!(request.signing_root, body.get("signingRoot").map(root));
         parsed += 1;
-        if let Duty::AggregateAndProof { object_root, .. } | Duty::ContributionAndProof { object_root, .. } = request.duty {
+        if let Duty::AggregateAndProof { object_root, .. } | Duty::ContributionAndProof { object_root, .. } =
+            request.duty
+        {
             assert_eq!(object_root, root(&case["expected"]["object_root"]), "{}", path.display());
             compared += 1;
         }

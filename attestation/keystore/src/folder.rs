@@ -49,8 +49,8 @@ pub fn find(keystores: &Path, passwords: &Path) -> Result<Vec<Entry>, FolderErro
         if !serde_json::from_slice::<serde_json::Value>(&json).is_ok_and(|v| v.get("crypto").is_some()) {
             continue;
         }
-        let keystore =
-            Keystore::parse(&json).map_err(|error| FolderError::Keystore { path: path.clone(), error: Box::new(error) })?;
+        let keystore = Keystore::parse(&json)
+            .map_err(|error| FolderError::Keystore { path: path.clone(), error: Box::new(error) })?;
         let password = password(&path, &keystore, passwords)?;
         entries.push(Entry { path, keystore, password });
     }

@@ -35,7 +35,9 @@ pub enum KeystoreError {
     TooLong(usize),
     #[error("keystore version {0}; version 4 (EIP-2335) is read here")]
     Version(u64),
-    #[error("scrypt with n = {n}, r = {r}, p = {p} is not allowed: n must be a power of two, and n·r·128 at most {MAX_SCRYPT_MEMORY} bytes")]
+    #[error(
+        "scrypt with n = {n}, r = {r}, p = {p} is not allowed: n must be a power of two, and n·r·128 at most {MAX_SCRYPT_MEMORY} bytes"
+    )]
     Scrypt { n: u64, r: u32, p: u32 },
     #[error("pbkdf2 with {0} rounds is not allowed; 1 to {MAX_PBKDF2_ROUNDS} are")]
     Pbkdf2(u32),

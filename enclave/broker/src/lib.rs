@@ -126,7 +126,9 @@ async fn accept(listen: &Address, connections: Arc<Connections>, requests: mpsc:
                 serve(Stream::Vsock(stream));
             }
         }
-        Address::Hybrid { .. } => bail!("{listen} is the parent's side of a vsock device; an enclave listens on vsock:CID:PORT"),
+        Address::Hybrid { .. } => {
+            bail!("{listen} is the parent's side of a vsock device; an enclave listens on vsock:CID:PORT")
+        }
     }
 }
 
@@ -173,7 +175,8 @@ async fn connection(
     connections.lock().remove(&channel);
     // Without senders the writer ends behind what is queued; a peer that does not read ends it here.
     drop(replies);
-    if !writing.is_finished() && (matches!(end, Some(End::AtOnce)) || timeout(END_TIMEOUT, &mut writing).await.is_err()) {
+    if !writing.is_finished() && (matches!(end, Some(End::AtOnce)) || timeout(END_TIMEOUT, &mut writing).await.is_err())
+    {
         writing.abort();
     }
 }

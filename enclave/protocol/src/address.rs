@@ -73,7 +73,9 @@ mod tests {
         for text in ["vsock:16:5005", "unix:/run/casemate.sock", "hybrid:/run/vm.vsock:5005", "hybrid:/a:b:1"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", "vsock", "vsock:16", "vsock:-1:5", "vsock:4294967296:1", "unix:", "hybrid:/x", "hybrid::1", "tcp:1:2"] {
+        for text in
+            ["", "vsock", "vsock:16", "vsock:-1:5", "vsock:4294967296:1", "unix:", "hybrid:/x", "hybrid::1", "tcp:1:2"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

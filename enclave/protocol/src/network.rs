@@ -128,8 +128,15 @@ impl TryFrom<NetworkFields> for Network {
             return Err(NetworkError::SlotsPerEpoch(fields.slots_per_epoch));
         }
         check_forks(&fields.forks)?;
-        let NetworkFields { name, preset, genesis_time, genesis_validators_root, slot_duration_ms, slots_per_epoch, forks } =
-            fields;
+        let NetworkFields {
+            name,
+            preset,
+            genesis_time,
+            genesis_validators_root,
+            slot_duration_ms,
+            slots_per_epoch,
+            forks,
+        } = fields;
         Ok(Self { name, preset, genesis_time, genesis_validators_root, slot_duration_ms, slots_per_epoch, forks })
     }
 }
@@ -294,7 +301,8 @@ mod tests {
             NetworkError::ForkOrder { first: Bellatrix, second: Deneb }
         );
         assert!(
-            Network::try_from(fields(vec![fork(Phase0, Some(0)), fork(Capella, Some(0)), fork(Deneb, Some(0))])).is_ok()
+            Network::try_from(fields(vec![fork(Phase0, Some(0)), fork(Capella, Some(0)), fork(Deneb, Some(0))]))
+                .is_ok()
         );
     }
 }

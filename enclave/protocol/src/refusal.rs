@@ -13,9 +13,7 @@ pub enum Refusal {
     MalformedFrame(MalformedFrame),
     #[error("unknown key: this enclave does not hold it")]
     UnknownKey,
-    #[error(
-        "key refused: it has no slashing history; import an EIP-3076 file for it, or waive the history expressly"
-    )]
+    #[error("key refused: it has no slashing history; import an EIP-3076 file for it, or waive the history expressly")]
     NoHistory,
     #[error("another network: genesis_validators_root is {asked}, this enclave serves {served}")]
     OtherNetwork { asked: Root, served: Root },
@@ -26,7 +24,9 @@ pub enum Refusal {
     #[error("signingRoot differs: the request says {asked}, the message's signing root is {computed}")]
     SigningRootDiffers { asked: Root, computed: Root },
 
-    #[error("block refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed")]
+    #[error(
+        "block refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed"
+    )]
     BlockFromFuture { slot: Slot, now: Slot, latest: Slot },
     #[error("block refused: slot {slot} is not above the last signed slot {last}, and its signing root differs")]
     BlockNotAboveLast { slot: Slot, last: Slot },
@@ -55,10 +55,14 @@ pub enum Refusal {
     SourceBelowFloor { source_epoch: Epoch, floor: Epoch },
     #[error("attestation refused: target epoch {target} is above the ceiling {ceiling} that the fence has granted")]
     TargetAboveCeiling { target: Epoch, ceiling: Epoch },
-    #[error("attestation refused: source epoch {source_epoch} is above the ceiling {ceiling} that the fence has granted")]
+    #[error(
+        "attestation refused: source epoch {source_epoch} is above the ceiling {ceiling} that the fence has granted"
+    )]
     SourceAboveCeiling { source_epoch: Epoch, ceiling: Epoch },
 
-    #[error("message refused: epoch {epoch} is in the future, the current epoch is {now} and {latest} is the latest allowed")]
+    #[error(
+        "message refused: epoch {epoch} is in the future, the current epoch is {now} and {latest} is the latest allowed"
+    )]
     DutyFromFuture { epoch: Epoch, now: Epoch, latest: Epoch },
     #[error("the watermark could not be saved, so nothing was signed; is the disk full?")]
     NotSaved,

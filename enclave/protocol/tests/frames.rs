@@ -32,9 +32,11 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
 
 fn duty() -> impl Strategy<Value = Duty> {
     prop_oneof![
-        (slot(), any::<u64>(), bytes(), bytes(), bytes()).prop_map(|(slot, proposer_index, parent_root, state_root, body_root)| {
-            Duty::Block(BeaconBlockHeader { slot, proposer_index, parent_root, state_root, body_root })
-        }),
+        (slot(), any::<u64>(), bytes(), bytes(), bytes()).prop_map(
+            |(slot, proposer_index, parent_root, state_root, body_root)| {
+                Duty::Block(BeaconBlockHeader { slot, proposer_index, parent_root, state_root, body_root })
+            }
+        ),
         (slot(), any::<u64>(), bytes(), checkpoint(), checkpoint()).prop_map(
             |(slot, index, beacon_block_root, source, target)| {
                 Duty::Attestation(AttestationData { slot, index, beacon_block_root, source, target })
@@ -85,9 +87,14 @@ fn duty() -> impl Strategy<Value = Duty> {
 }
 
 fn fork_info() -> impl Strategy<Value = ForkInfo> {
-    (bytes(), bytes(), epoch(), bytes()).prop_map(|(previous_version, current_version, epoch, genesis_validators_root)| {
-        ForkInfo { previous_version, current_version, epoch, genesis_validators_root }
-    })
+    (bytes(), bytes(), epoch(), bytes()).prop_map(
+        |(previous_version, current_version, epoch, genesis_validators_root)| ForkInfo {
+            previous_version,
+            current_version,
+            epoch,
+            genesis_validators_root,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = RequestFrame> {
@@ -265,12 +272,15 @@ fn another_version_is_named() {
 
 #[test]
 fn wrong_field_lengths_are_refused() {
-    let frame = RequestFrame::new(1, Request::Sign(SignRequest {
-        public_key: Bytes([7; 48]),
-        duty: Duty::RandaoReveal { epoch: Epoch(3) },
-        fork_info: None,
-        signing_root: None,
-    }));
+    let frame = RequestFrame::new(
+        1,
+        Request::Sign(SignRequest {
+            public_key: Bytes([7; 48]),
+            duty: Duty::RandaoReveal { epoch: Epoch(3) },
+            fork_info: None,
+            signing_root: None,
+        }),
+    );
     let bytes = request_bytes(&frame)[4..].to_vec();
     let at = bytes.windows(2).position(|w| w == [0x58, 48]).expect("the key's byte string");
     let mut short = bytes.clone();
@@ -322,4 +332,140 @@ fn channel_numbers_wrap_frames() {
     let (inner, _) = frame::split(&out, MAX_FRAME_LEN + 8).unwrap().unwrap();
     assert_eq!(frame::split_channel(inner), Ok((79, &b"frame"[..])));
     assert!(frame::split_channel(&[0; 7]).is_err());
+}
+
+/// One frame of each kind, byte for byte: the wire format cannot change without this file. The fuzzers start from it, and
+/// docs/PROTOCOL.md explains its first lines. `UPDATE_GOLDEN=1 cargo test -p casemate-protocol` writes it anew.
+#[test]
+fn golden_frames_are_what_they_were() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-frames.txt");
+    let written: String =
+        golden().into_iter().map(|(name, bytes)| format!("{name} {}\n", const_hex::encode(bytes))).collect();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &written).unwrap();
+    }
+    assert_eq!(written, std::fs::read_to_string(path).unwrap());
+}
+
+fn golden() -> Vec<(String, Vec<u8>)> {
+    let public_key = Bytes([0xaa; 48]);
+    let root = |b| Bytes([b; 32]);
+    let fork_info = ForkInfo {
+        previous_version: Bytes([5, 0, 0, 0]),
+        current_version: Bytes([6, 0, 0, 0]),
+        epoch: Epoch(411_392),
+        genesis_validators_root: root(0x4b),
+    };
+    let checkpoint = |epoch, b| Checkpoint { epoch: Epoch(epoch), root: root(b) };
+    let slot = Slot(13_500_000);
+    let object_root = root(9);
+    let duties = [
+        Duty::Block(BeaconBlockHeader {
+            slot,
+            proposer_index: 7,
+            parent_root: root(1),
+            state_root: root(2),
+            body_root: root(3),
+        }),
+        Duty::Attestation(AttestationData {
+            slot,
+            index: 0,
+            beacon_block_root: root(1),
+            source: checkpoint(421_874, 2),
+            target: checkpoint(421_875, 3),
+        }),
+        Duty::AggregationSlot { slot },
+        Duty::AggregateAndProof { slot, object_root },
+        Duty::RandaoReveal { epoch: Epoch(421_875) },
+        Duty::VoluntaryExit { epoch: Epoch(421_875), validator_index: 7 },
+        Duty::SyncCommitteeMessage { slot, beacon_block_root: root(1) },
+        Duty::SyncCommitteeSelectionProof { slot, subcommittee_index: 3 },
+        Duty::ContributionAndProof { slot, object_root },
+        Duty::ValidatorRegistration {
+            fee_recipient: Bytes([0xfe; 20]),
+            gas_limit: 36_000_000,
+            timestamp: 1_750_000_000,
+            public_key,
+        },
+        Duty::Deposit {
+            public_key,
+            withdrawal_credentials: root(1),
+            amount: 32_000_000_000,
+            genesis_fork_version: Bytes::ZERO,
+        },
+        Duty::ExecutionPayloadBid { slot, object_root },
+        Duty::ExecutionPayloadEnvelope { slot, object_root },
+        Duty::PayloadAttestation {
+            beacon_block_root: root(1),
+            slot,
+            payload_present: true,
+            blob_data_available: false,
+        },
+        Duty::ProposerPreferences {
+            dependent_root: root(1),
+            proposal_slot: slot,
+            validator_index: 7,
+            fee_recipient: Bytes([0xfe; 20]),
+            target_gas_limit: 36_000_000,
+        },
+        Duty::BuilderRequestAuth { slot, object_root },
+    ];
+    let mut requests = vec![
+        Request::Info,
+        Request::PublicKeys { start: 1000 },
+        Request::HighWatermark,
+        Request::ProofOfValidation { public_key, platform: "dappnode".into(), timestamp: "1711338489397".into() },
+    ];
+    for duty in duties {
+        requests.push(Request::Sign(SignRequest { public_key, duty, fork_info: Some(fork_info), signing_root: None }));
+    }
+    let [first, ..] = duties;
+    requests.push(Request::Sign(SignRequest { public_key, duty: first, fork_info: None, signing_root: Some(root(8)) }));
+    let (e, s) = (Epoch(9), Slot(9));
+    let refusals = [
+        Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
+        Refusal::MalformedFrame(MalformedFrame::Version(2)),
+        Refusal::MalformedFrame(MalformedFrame::Encoding),
+        Refusal::UnknownKey,
+        Refusal::NoHistory,
+        Refusal::OtherNetwork { asked: root(1), served: root(2) },
+        Refusal::OtherGenesisVersion { asked: Bytes([1; 4]), served: Bytes::ZERO },
+        Refusal::ForkInfoMissing,
+        Refusal::SigningRootDiffers { asked: root(1), computed: root(2) },
+        Refusal::BlockFromFuture { slot: s, now: s, latest: s },
+        Refusal::BlockNotAboveLast { slot: s, last: s },
+        Refusal::BlockNotAboveFloor { slot: s, floor: s },
+        Refusal::BlockAboveCeiling { slot: s, ceiling: s },
+        Refusal::SourceAboveTarget { source_epoch: e, target: e },
+        Refusal::TargetFromFuture { target: e, now: e, latest: e },
+        Refusal::TargetNotAboveLast { target: e, last: e },
+        Refusal::SourceBelowLast { source_epoch: e, last: e },
+        Refusal::TargetNotAboveFloor { target: e, floor: e },
+        Refusal::SourceBelowFloor { source_epoch: e, floor: e },
+        Refusal::TargetAboveCeiling { target: e, ceiling: e },
+        Refusal::SourceAboveCeiling { source_epoch: e, ceiling: e },
+        Refusal::DutyFromFuture { epoch: e, now: e, latest: e },
+        Refusal::NotSaved,
+        Refusal::ProofOfValidationOff,
+        Refusal::TooLong { len: 129, max: 128 },
+        Refusal::BadText,
+    ];
+    let mut replies = vec![
+        Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),
+        Reply::PublicKeys { total: 1, keys: vec![public_key] },
+        Reply::Signature(Bytes([0xbb; 96])),
+        Reply::HighWatermark(None),
+        Reply::HighWatermark(Some(HighWatermark { slot: s, epoch: e })),
+        Reply::ProofOfValidation { payload: "{}".into(), signature: Bytes([0xbb; 96]) },
+    ];
+    replies.extend(refusals.map(Reply::Refused));
+    let requests = requests
+        .into_iter()
+        .enumerate()
+        .map(|(i, request)| (format!("request-{i}"), request_bytes(&RequestFrame::new(1, request))));
+    let replies = replies
+        .into_iter()
+        .enumerate()
+        .map(|(i, reply)| (format!("reply-{i}"), reply_bytes(&ReplyFrame::new(1, reply))));
+    requests.chain(replies).collect()
 }

@@ -40,6 +40,5 @@ pub struct Limits {
 
 impl Limits {
     /// Neither floors nor ceilings.
-    pub const NONE: Self =
-        Self { floors: Floors { slot: None, target: None, source: None }, ceilings: Ceilings::NONE };
+    pub const NONE: Self = Self { floors: Floors { slot: None, target: None, source: None }, ceilings: Ceilings::NONE };
 }

@@ -108,9 +108,8 @@ fn exports_read_back_as_the_same_watermarks() {
         // The maxima, counted independently from the file's JSON.
         for record in file["data"].as_array().unwrap() {
             let key: PublicKey = hex(&record["pubkey"]);
-            let max = |list: &str, field: &str| {
-                record[list].as_array().unwrap().iter().map(|m| number(&m[field])).max()
-            };
+            let max =
+                |list: &str, field: &str| record[list].as_array().unwrap().iter().map(|m| number(&m[field])).max();
             let marks = imported[&key];
             assert_eq!(marks.block.map(|b| b.slot.0), max("signed_blocks", "slot"));
             assert_eq!(marks.attestation.map(|a| a.source.0), max("signed_attestations", "source_epoch"));

@@ -24,10 +24,7 @@ use Message::{Attestation, Block};
 fn slashable(a: Message, b: Message) -> bool {
     match (a, b) {
         (Block { slot: s1, root: r1 }, Block { slot: s2, root: r2 }) => s1 == s2 && r1 != r2,
-        (
-            Attestation { source: s1, target: t1, root: r1 },
-            Attestation { source: s2, target: t2, root: r2 },
-        ) => {
+        (Attestation { source: s1, target: t1, root: r1 }, Attestation { source: s2, target: t2, root: r2 }) => {
             let double = t1 == t2 && (s1, r1) != (s2, r2);
             let surround = (s1 < s2 && t2 < t1) || (s2 < s1 && t1 < t2);
             double || surround
@@ -46,7 +43,10 @@ enum Step {
     /// Export, forget, import: what a restart through a file does.
     Restart,
     /// Another enclave took over: everything signed so far is below its floors.
-    TakeOver { ceiling_slots: u64, ceiling_epochs: u64 },
+    TakeOver {
+        ceiling_slots: u64,
+        ceiling_epochs: u64,
+    },
 }
 
 fn message() -> impl Strategy<Value = Message> {
@@ -140,9 +140,7 @@ impl Signer {
 /// What the oracle says of a message: safe, and above everything that the key ever signed and above the floors.
 fn must_be_signed(past: &[Message], limits: &Limits, m: Message) -> bool {
     let within = match m {
-        Block { slot, .. } => {
-            limits.floors.slot.is_none_or(|f| Slot(slot) > f) && Slot(slot) <= limits.ceilings.slot
-        }
+        Block { slot, .. } => limits.floors.slot.is_none_or(|f| Slot(slot) > f) && Slot(slot) <= limits.ceilings.slot,
         Attestation { source, target, .. } => {
             limits.floors.target.is_none_or(|f| Epoch(target) > f)
                 && limits.floors.source.is_none_or(|f| Epoch(source) >= f)
@@ -154,9 +152,9 @@ fn must_be_signed(past: &[Message], limits: &Limits, m: Message) -> bool {
         Block { slot, .. } => past.iter().all(|p| !matches!(p, Block { slot: s, .. } if *s >= slot)),
         Attestation { source, target, .. } => {
             source <= target
-                && past.iter().all(
-                    |p| !matches!(p, Attestation { source: s, target: t, .. } if *t >= target || *s > source),
-                )
+                && past
+                    .iter()
+                    .all(|p| !matches!(p, Attestation { source: s, target: t, .. } if *t >= target || *s > source))
         }
     };
     within && above
@@ -164,7 +162,7 @@ fn must_be_signed(past: &[Message], limits: &Limits, m: Message) -> bool {
 
 fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut signer = Signer { history: History::Missing, limits: Limits::NONE };
-    let mut signed: Vec<Message> = Vec::new();
+    let mut ours: Vec<Message> = Vec::new();
     let mut past: Vec<Message> = Vec::new();
     for step in steps {
         match step {
@@ -180,12 +178,12 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     past.push(m);
                 }
                 if did {
-                    signed.push(m);
+                    ours.push(m);
                 }
             }
             Step::Repeat(back) => {
                 // A message at the watermark may be repeated; whatever is answered, it must not slash.
-                let Some(m) = signed.iter().rev().nth(back).copied() else { continue };
+                let Some(m) = ours.iter().rev().nth(back).copied() else { continue };
                 let highest = match m {
                     Block { slot, .. } => past.iter().all(|p| !matches!(p, Block { slot: s, .. } if *s > slot)),
                     Attestation { target, .. } => {
@@ -221,10 +219,22 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::TakeOver { ceiling_slots, ceiling_epochs } => {
                 // The successor knows nothing of the past but the ceilings of its predecessor, and starts from these.
-                let top_slot = past.iter().filter_map(|p| match p { Block { slot, .. } => Some(*slot), Attestation { .. } => None }).max();
+                let top_slot = past
+                    .iter()
+                    .filter_map(|p| match p {
+                        Block { slot, .. } => Some(*slot),
+                        Attestation { .. } => None,
+                    })
+                    .max();
                 let top = |f: fn(Message) -> Option<u64>| past.iter().filter_map(|p| f(*p)).max();
-                let source = top(|m| match m { Attestation { source, .. } => Some(source), Block { .. } => None });
-                let target = top(|m| match m { Attestation { target, .. } => Some(target), Block { .. } => None });
+                let source = top(|m| match m {
+                    Attestation { source, .. } => Some(source),
+                    Block { .. } => None,
+                });
+                let target = top(|m| match m {
+                    Attestation { target, .. } => Some(target),
+                    Block { .. } => None,
+                });
                 let floors = Floors { slot: top_slot.map(Slot), target: target.map(Epoch), source: source.map(Epoch) };
                 let ceilings = Ceilings {
                     slot: Slot(top_slot.unwrap_or(0) + ceiling_slots),

@@ -106,7 +106,8 @@ mod tests {
     fn keys_out_of_range_are_refused_and_bytes_cleared() {
         assert!(SecretKey::from_be_bytes(&mut [0; 32]).is_err());
         assert!(SecretKey::from_be_bytes(&mut [0xff; 32]).is_err());
-        let order = const_hex::decode_to_array("73eda753299d7d483339d80809a1d80553bda402fffe5bfeffffffff00000001").unwrap();
+        let order =
+            const_hex::decode_to_array("73eda753299d7d483339d80809a1d80553bda402fffe5bfeffffffff00000001").unwrap();
         assert!(SecretKey::from_be_bytes(&mut { order }).is_err());
         let mut below = order;
         below[31] = 0;

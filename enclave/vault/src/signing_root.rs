@@ -97,11 +97,8 @@ fn domain(duty: &Duty, fork_info: Option<&ForkInfo>, network: &Network) -> Resul
         }
         DomainVersion::Exit(epoch) => {
             let fork_info = checked(fork_info, network)?;
-            let pinned = if network.fork_at(epoch) >= ForkName::Deneb {
-                network.version_of(ForkName::Capella)
-            } else {
-                None
-            };
+            let pinned =
+                if network.fork_at(epoch) >= ForkName::Deneb { network.version_of(ForkName::Capella) } else { None };
             (pinned.unwrap_or(version_at(epoch, fork_info)), network.genesis_validators_root())
         }
     };
@@ -147,12 +144,9 @@ pub fn object_root(duty: &Duty) -> Root {
         Duty::Deposit { public_key, withdrawal_credentials, amount, .. } => {
             root4([key(&public_key.0), withdrawal_credentials, uint(amount), Root::ZERO])
         }
-        Duty::PayloadAttestation { beacon_block_root, slot, payload_present, blob_data_available } => root4([
-            beacon_block_root,
-            uint(slot.0),
-            boolean(payload_present),
-            boolean(blob_data_available),
-        ]),
+        Duty::PayloadAttestation { beacon_block_root, slot, payload_present, blob_data_available } => {
+            root4([beacon_block_root, uint(slot.0), boolean(payload_present), boolean(blob_data_available)])
+        }
         Duty::ProposerPreferences {
             dependent_root,
             proposal_slot,
@@ -175,13 +169,7 @@ pub fn object_root(duty: &Duty) -> Root {
 }
 
 fn header_root(header: &BeaconBlockHeader) -> Root {
-    root5([
-        uint(header.slot.0),
-        uint(header.proposer_index),
-        header.parent_root,
-        header.state_root,
-        header.body_root,
-    ])
+    root5([uint(header.slot.0), uint(header.proposer_index), header.parent_root, header.state_root, header.body_root])
 }
 
 fn attestation_root(data: &AttestationData) -> Root {

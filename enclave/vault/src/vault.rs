@@ -68,7 +68,10 @@ impl Vault {
         let signing = self.keys.signing();
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let page = usize::try_from(MAX_KEYS_PER_PAGE).unwrap_or(usize::MAX);
-        Reply::PublicKeys { total: count(signing.len()), keys: signing.iter().skip(start).take(page).copied().collect() }
+        Reply::PublicKeys {
+            total: count(signing.len()),
+            keys: signing.iter().skip(start).take(page).copied().collect(),
+        }
     }
 
     fn high_watermark(&self) -> Reply {
@@ -134,8 +137,7 @@ impl Vault {
                 return Err(Refusal::BadText);
             }
         }
-        let payload =
-            format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
+        let payload = format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
         let signature = key.secret.sign(&HashedMessage::new(payload.as_bytes()));
         Ok(Reply::ProofOfValidation { payload, signature })
     }

@@ -5,20 +5,71 @@ use std::process::Command;
 
 /// Crates that would open a door. Matched by name, or by prefix where it ends in `-`.
 const FORBIDDEN: &[&str] = &[
-    "async-", "aws-config", "aws-sdk-", "aws-smithy-", "axum", "chrono", "clap", "env_logger", "fs-err", "futures-",
-    "h2", "hyper", "hyper-", "indicatif", "log", "mio", "nix", "opentelemetry", "polling", "quinn", "reqwest", "rustls",
-    "rustls-", "serde_json", "smol", "socket2", "tempfile", "time", "tokio", "tokio-", "toml", "tower", "tracing",
-    "tracing-", "ureq", "vsock", "walkdir",
+    "async-",
+    "aws-config",
+    "aws-sdk-",
+    "aws-smithy-",
+    "axum",
+    "chrono",
+    "clap",
+    "env_logger",
+    "fs-err",
+    "futures-",
+    "h2",
+    "hyper",
+    "hyper-",
+    "indicatif",
+    "log",
+    "mio",
+    "nix",
+    "opentelemetry",
+    "polling",
+    "quinn",
+    "reqwest",
+    "rustls",
+    "rustls-",
+    "serde_json",
+    "smol",
+    "socket2",
+    "tempfile",
+    "time",
+    "tokio",
+    "tokio-",
+    "toml",
+    "tower",
+    "tracing",
+    "tracing-",
+    "ureq",
+    "vsock",
+    "walkdir",
 ];
 
 /// Everything that the vault is made of. A new name here is a decision: docs/ARCHITECTURE.md says why each is needed.
 const EXPECTED: &[&str] = &[
-    "aws-lc-rs", "aws-lc-sys", "blst", "casemate-protocol", "casemate-slashing", "casemate-vault", "half", "serde",
-    "serde_cbor", "serde_core", "serde_derive", "thiserror", "thiserror-impl", "zeroize", "zeroize_derive",
+    "aws-lc-rs",
+    "aws-lc-sys",
+    "blst",
+    "casemate-protocol",
+    "casemate-slashing",
+    "casemate-vault",
+    "half",
+    "serde",
+    "serde_cbor",
+    "serde_core",
+    "serde_derive",
+    "thiserror",
+    "thiserror-impl",
+    "zeroize",
+    "zeroize_derive",
     // Named by blst for batch verification; its feature `no-threads` leaves their code out.
-    "libc", "num_cpus", "threadpool",
+    "libc",
+    "num_cpus",
+    "threadpool",
     // Macros of serde, thiserror and zeroize: they run in the compiler, not in the vault.
-    "proc-macro2", "quote", "syn", "unicode-ident",
+    "proc-macro2",
+    "quote",
+    "syn",
+    "unicode-ident",
 ];
 
 #[test]
@@ -31,13 +82,13 @@ fn the_dependency_tree_opens_no_door() {
         .expect("cargo tree runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
-    let mut names: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).filter(|n| !n.is_empty()).collect();
+    let mut names: Vec<&str> =
+        tree.lines().filter_map(|line| line.split(' ').next()).filter(|n| !n.is_empty()).collect();
     names.sort_unstable();
     names.dedup();
     assert!(names.contains(&"blst"), "the tree was not read: {tree}");
     for name in &names {
-        let forbidden =
-            FORBIDDEN.iter().any(|f| if f.ends_with('-') { name.starts_with(f) } else { name == f });
+        let forbidden = FORBIDDEN.iter().any(|f| if f.ends_with('-') { name.starts_with(f) } else { name == f });
         assert!(!forbidden, "the vault must not depend on {name}");
     }
     let new: Vec<_> = names.iter().filter(|n| !EXPECTED.contains(n)).collect();

@@ -80,8 +80,7 @@ fn bench_with(histories: &[History], limits: Limits, policy: Policy) -> Bench {
     assert!(secrets.iter().all(|s| *s == [0; 32]), "secrets stay behind in the caller's memory");
     let clock = FixedClock(Arc::new(AtomicU64::new(NOW_MS)));
     let journal = Memory::default();
-    let vault =
-        Vault::new(network(), keys, limits, policy, Box::new(clock.clone()), Box::new(journal.clone()));
+    let vault = Vault::new(network(), keys, limits, policy, Box::new(clock.clone()), Box::new(journal.clone()));
     Bench { vault, keys: public_keys, clock, journal }
 }
 
@@ -169,7 +168,10 @@ fn a_key_without_history_signs_nothing_and_is_not_listed() {
     let b = bench_with(&[History::Missing, History::Known(Watermarks::NONE)], Limits::NONE, Policy::default());
     assert_eq!(b.sign(attestation(8, 9, 1)), Err(Refusal::NoHistory));
     assert_eq!(b.sign(Duty::RandaoReveal { epoch: Epoch(10) }), Err(Refusal::NoHistory));
-    assert_eq!(b.vault.handle(&Request::PublicKeys { start: 0 }), Reply::PublicKeys { total: 1, keys: vec![b.keys[1]] });
+    assert_eq!(
+        b.vault.handle(&Request::PublicKeys { start: 0 }),
+        Reply::PublicKeys { total: 1, keys: vec![b.keys[1]] }
+    );
     let Reply::Info(info) = b.vault.handle(&Request::Info) else { panic!() };
     assert_eq!((info.keys, info.keys_without_history), (1, 1));
 }

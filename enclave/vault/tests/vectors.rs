@@ -55,10 +55,9 @@ fn duty(ssz_type: &str, v: &Value) -> Option<Duty> {
             state_root: hex(&v["state_root"]),
             body_root: hex(&v["body_root"]),
         }),
-        "VoluntaryExit" => Duty::VoluntaryExit {
-            epoch: Epoch(uint(&v["epoch"])),
-            validator_index: uint(&v["validator_index"]),
-        },
+        "VoluntaryExit" => {
+            Duty::VoluntaryExit { epoch: Epoch(uint(&v["epoch"])), validator_index: uint(&v["validator_index"]) }
+        }
         "SyncAggregatorSelectionData" => Duty::SyncCommitteeSelectionProof {
             slot: Slot(uint(&v["slot"])),
             subcommittee_index: uint(&v["subcommittee_index"]),

@@ -88,11 +88,8 @@ impl RequestId {
 async fn around(State(app): State<Arc<App>>, mut request: Request<axum::body::Body>, next: Next) -> Response {
     let id = app.request_id(request.headers());
     request.extensions_mut().insert(id.clone());
-    let mut response = if app.host_allowed(&request) {
-        next.run(request).await
-    } else {
-        Failure::forbidden_host().into_json()
-    };
+    let mut response =
+        if app.host_allowed(&request) { next.run(request).await } else { Failure::forbidden_host().into_json() };
     response.headers_mut().insert(REQUEST_ID, id.0);
     response
 }
@@ -101,7 +98,9 @@ impl App {
     fn request_id(&self, headers: &HeaderMap) -> RequestId {
         // A client's id goes into the log and back: only what is short and plain.
         let plain = |v: &&HeaderValue| {
-            v.len() <= 64 && !v.is_empty() && v.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
+            v.len() <= 64
+                && !v.is_empty()
+                && v.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
         };
         if let Some(given) = headers.get(REQUEST_ID).filter(plain) {
             return RequestId(given.clone());
@@ -125,7 +124,9 @@ impl App {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // `[::1]:9000` has a port, `[::1]` and `::1` have none.
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) => {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
+        {
             name
         }
         _ => host,

@@ -32,7 +32,13 @@ pub(super) async fn sign(
             answer(&signature, wants_json(&headers))
         }
         Err(failure) => {
-            info!(id = id.as_str(), key = identifier, status = failure.status.as_u16(), reason = failure.message, "not signed");
+            info!(
+                id = id.as_str(),
+                key = identifier,
+                status = failure.status.as_u16(),
+                reason = failure.message,
+                "not signed"
+            );
             failure.into_json()
         }
     }

@@ -31,7 +31,8 @@ pub fn text(running: &Running) -> String {
     let slot = network.slot_at(running.now_ms);
     let epoch = network.epoch_of(slot);
     let Running { url, keys, .. } = running;
-    let _ = writeln!(out, "\nCasemate development stack: {keys} keys on {}, slot {slot}, epoch {epoch}", network.name());
+    let _ =
+        writeln!(out, "\nCasemate development stack: {keys} keys on {}, slot {slot}, epoch {epoch}", network.name());
     let _ = writeln!(out, "Web3Signer API on {url}\n");
     for part in &running.parts {
         let _ = writeln!(out, "  {:<7} pid {:<8} {}", part.name, part.pid, part.does);

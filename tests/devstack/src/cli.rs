@@ -58,8 +58,9 @@ impl Options {
             return Ok(network?);
         }
         let known: Vec<&str> = casemate_config::NAMED.iter().map(|(name, _)| *name).collect();
-        let text = std::fs::read_to_string(&self.network)
-            .with_context(|| format!("--network {}: neither one of {} nor a readable file", self.network, known.join(", ")))?;
+        let text = std::fs::read_to_string(&self.network).with_context(|| {
+            format!("--network {}: neither one of {} nor a readable file", self.network, known.join(", "))
+        })?;
         casemate_config::parse(&text).with_context(|| format!("in {}", self.network))
     }
 }

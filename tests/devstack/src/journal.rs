@@ -208,7 +208,8 @@ fn decode(copy: &[u8]) -> Option<(PublicKey, u64, Watermarks)> {
     let key = PublicKey::from(rest.array()?);
     let number = rest.u64()?;
     let (has_block, slot, block_root) = (rest.flag()?, rest.u64()?, rest.known_root()?);
-    let (has_attestation, source, target, attestation_root) = (rest.flag()?, rest.u64()?, rest.u64()?, rest.known_root()?);
+    let (has_attestation, source, target, attestation_root) =
+        (rest.flag()?, rest.u64()?, rest.u64()?, rest.known_root()?);
     let watermarks = Watermarks {
         block: has_block.then_some(BlockMark { slot: Slot(slot), signing_root: known(block_root) }),
         attestation: has_attestation.then_some(AttestationMark {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use casemate_keystore::folder::{self, Entry};
 use casemate_protocol::{Network, PublicKey};
-use casemate_slashing::interchange::{self, Histories};
 use casemate_slashing::Watermarks;
+use casemate_slashing::interchange::{self, Histories};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::boot::{BootHistory, BootKey, SecretHex};

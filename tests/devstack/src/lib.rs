@@ -38,7 +38,10 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("casemate-dev{}: {error:#}", part.strip_prefix("__").map(|p| format!(" ({p})")).unwrap_or_default());
+            eprintln!(
+                "casemate-dev{}: {error:#}",
+                part.strip_prefix("__").map(|p| format!(" ({p})")).unwrap_or_default()
+            );
             ExitCode::FAILURE
         }
     }

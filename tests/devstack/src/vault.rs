@@ -43,11 +43,8 @@ pub fn run() -> Result<()> {
         // Above everything that could have been signed before the machine went down (DESIGN section 6, `solo`).
         let now = network.slot_at(clock.unix_ms());
         let epoch = network.epoch_of(now);
-        limits.floors = Floors {
-            slot: Some(now.saturating_add(1)),
-            target: Some(epoch.saturating_add(1)),
-            source: Some(epoch),
-        };
+        limits.floors =
+            Floors { slot: Some(now.saturating_add(1)), target: Some(epoch.saturating_add(1)), source: Some(epoch) };
         eprintln!(
             "casemate-dev (vault): the machine went down without closing the watermarks; to be safe, attestations \
              start above target epoch {} and from source epoch {epoch}: two to three epochs of silence",

@@ -136,7 +136,12 @@ impl Stack {
     }
 
     /// Asks until an answer is as wanted.
-    pub fn until(&self, what: &str, mut ask: impl FnMut(&mut Client) -> Answer, wanted: impl Fn(&Answer) -> bool) -> Answer {
+    pub fn until(
+        &self,
+        what: &str,
+        mut ask: impl FnMut(&mut Client) -> Answer,
+        wanted: impl Fn(&Answer) -> bool,
+    ) -> Answer {
         let mut last = None;
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {

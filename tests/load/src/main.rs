@@ -216,8 +216,7 @@ impl Load {
     async fn run(&mut self, votes: Votes, duration: Duration) -> Result<Sample> {
         let begun = Instant::now();
         let end = begun.checked_add(duration).context("--seconds")?;
-        let tasks: Vec<_> =
-            self.workers.drain(..).map(|worker| tokio::spawn(worker.run(votes, end))).collect();
+        let tasks: Vec<_> = self.workers.drain(..).map(|worker| tokio::spawn(worker.run(votes, end))).collect();
         let mut latencies = Vec::new();
         let mut last = begun;
         for task in tasks {
@@ -240,11 +239,16 @@ impl Worker {
         let mut latencies = Vec::new();
         while Instant::now() < end {
             let epoch = self.next_epoch;
-            ensure!(epoch <= self.latest, "epoch {epoch} is in the signer's future: use a signer with fresh watermarks");
+            ensure!(
+                epoch <= self.latest,
+                "epoch {epoch} is in the signer's future: use a signer with fresh watermarks"
+            );
             for (index, key) in self.keys.iter().enumerate() {
                 let head = match votes {
                     Votes::Shared => epoch,
-                    Votes::Distinct => (self.number << 32 | u64::try_from(index)?) ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                    Votes::Distinct => {
+                        (self.number << 32 | u64::try_from(index)?) ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    }
                 };
                 let body = attestation(0, epoch, head, &self.root);
                 let sent = Instant::now();

@@ -90,20 +90,14 @@ mod tests {
         let w = after(10, 20, Some(A));
         let (last_source, last_target) = (Epoch(10), Epoch(20));
         // Double vote.
-        assert_eq!(
-            sign(w, 10, 20, B, none),
-            Err(Refusal::TargetNotAboveLast { target: Epoch(20), last: last_target })
-        );
+        assert_eq!(sign(w, 10, 20, B, none), Err(Refusal::TargetNotAboveLast { target: Epoch(20), last: last_target }));
         // Surrounds the last vote: 9 < 10 and 21 > 20.
         assert_eq!(
             sign(w, 9, 21, B, none),
             Err(Refusal::SourceBelowLast { source_epoch: Epoch(9), last: last_source })
         );
         // Is surrounded by the last vote: 11 > 10 and 19 < 20.
-        assert_eq!(
-            sign(w, 11, 19, B, none),
-            Err(Refusal::TargetNotAboveLast { target: Epoch(19), last: last_target })
-        );
+        assert_eq!(sign(w, 11, 19, B, none), Err(Refusal::TargetNotAboveLast { target: Epoch(19), last: last_target }));
         // An import without root cannot be repeated.
         assert!(sign(after(10, 20, None), 10, 20, A, none).is_err());
         assert_eq!(

@@ -1,0 +1,13 @@
+//! A request frame decodes to something that encodes to the same bytes, or not at all.
+#![no_main]
+
+use casemate_protocol::frame;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(request) = frame::decode_request(bytes) {
+        let mut again = Vec::new();
+        frame::encode_request(&request, &mut again);
+        assert_eq!(&again[4..], bytes);
+    }
+});
