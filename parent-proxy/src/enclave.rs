@@ -115,6 +115,13 @@ impl Enclave {
         connected.then(|| self.shared.info.read().unwrap_or_else(PoisonError::into_inner).clone()).flatten()
     }
 
+    /// Resolves once the enclave is connected.
+    pub async fn connected(&self) {
+        while self.info().is_none() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// How many of the connections are up.
     pub fn connections_up(&self) -> usize {
         self.shared.lanes.iter().filter(|lane| lane.up.load(Ordering::Acquire)).count()

@@ -20,6 +20,8 @@ use crate::enclave::Enclave;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
+/// Longest wait for the enclave before the first client is served, or told that it is away.
+const FIRST_CONNECTION: Duration = Duration::from_secs(2);
 /// Longest time that a connection may take to shake hands, or to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -32,11 +34,13 @@ pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Res
         settings.max_in_flight,
         settings.request_timeout,
     );
-    let service = TowerToHyperService::new(api::router(settings, enclave, tls.clone()));
+    let service = TowerToHyperService::new(api::router(settings, enclave.clone(), tls.clone()));
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;
     info!(%address, tls = tls.is_some(), enclave = %settings.enclave, "proxy listening");
+    // Clients that come with the first moment wait in the socket's queue: some give up for good on a 503 at their start.
+    let _ = timeout(FIRST_CONNECTION, enclave.connected()).await;
 
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
