@@ -1,0 +1,98 @@
+//! The documents say what is true: the tests that they name exist, the bytes that they show are the golden ones, the
+//! options that they list are those of `--help`.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// What stands between backticks.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_test_of_the_threat_model_exists() {
+    let text = read("docs/THREAT_MODEL.md");
+    let mut named = 0;
+    for line in text.lines().filter(|l| l.starts_with('|')) {
+        for (file, test) in code(line).filter_map(|c| c.split_once(".rs::")) {
+            let source = read(&format!("{file}.rs"));
+            assert!(source.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
+            named += 1;
+        }
+    }
+    assert!(named > 25, "only {named} tests are named");
+    // Each attack of the first table names one.
+    let table = text.split("## Attacks").nth(1).unwrap().split("\n## ").next().unwrap();
+    for row in table.lines().filter(|l| l.starts_with("| ")).skip(1) {
+        assert!(row.contains(".rs::"), "no test is named for: {row}");
+    }
+}
+
+#[test]
+fn the_frames_of_the_protocol_document_are_golden() {
+    let golden = read("enclave/protocol/tests/golden-frames.txt");
+    let mut shown = 0;
+    for line in read("docs/PROTOCOL.md").lines() {
+        let text = line.trim();
+        if text.len() > 12 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            assert!(golden.lines().any(|l| l.ends_with(&format!(" {text}"))), "{text} is no golden frame");
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 2);
+}
+
+#[test]
+fn the_operations_page_lists_the_proxys_options_with_their_defaults() {
+    let help = Command::new(env!("CARGO_BIN_EXE_casemate-e2e-stack")).args(["__proxy", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let page = read("docs/OPERATIONS.md");
+    let mut options = 0;
+    for option in help.split_whitespace().filter(|w| w.starts_with("--") && w.len() > 2) {
+        let option = option.trim_end_matches([',', ';', '.']);
+        if !["--help", "--version", "--config"].contains(&option) {
+            assert!(page.contains(option), "docs/OPERATIONS.md does not mention {option}");
+            options += 1;
+        }
+    }
+    assert!(options >= 15, "{help}");
+    // A default that help names stands on the page too.
+    for default in help.split("[default: ").skip(1).filter_map(|d| d.split(']').next()) {
+        let default = default.split_whitespace().collect::<Vec<_>>().join(" ");
+        let default = default.replace("one for each core", "one a core");
+        assert!(page.contains(&default), "docs/OPERATIONS.md does not say the default {default:?}");
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut links = 0;
+    for path in [
+        "README.md",
+        "docs/THREAT_MODEL.md",
+        "docs/ARCHITECTURE.md",
+        "docs/API.md",
+        "docs/PROTOCOL.md",
+        "docs/OPERATIONS.md",
+        "docs/PERFORMANCE.md",
+    ] {
+        let text = read(path);
+        let folder = root().join(path).parent().unwrap().to_owned();
+        for target in text.split("](").skip(1).filter_map(|t| t.split(')').next()) {
+            let file = target.split('#').next().unwrap();
+            assert!(target.starts_with("http") || folder.join(file).exists(), "{path} links to {target}");
+            links += 1;
+        }
+    }
+    assert!(links > 5);
+}
