@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::http::{Answer, Client};
 
 /// A running stack.
@@ -104,15 +106,15 @@ impl Stack {
         self.child.id()
     }
 
-    /// Sends a signal, by name, to the process of this id.
-    pub fn signal(pid: u32, signal: &str) {
-        let status = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
-        assert!(status.success(), "kill -{signal} {pid}");
+    /// Sends a signal to the process of this id.
+    pub fn signal(pid: u32, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap_or_else(|e| panic!("{signal:?} to {pid:?}: {e}"));
     }
 
     /// Ends the stack as Ctrl-C does, and waits for it.
     pub fn stop(mut self) -> ExitStatus {
-        Self::signal(self.child.id(), "INT");
+        Self::signal(self.child.id(), Signal::INT);
         self.wait()
     }
 
@@ -159,7 +161,7 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|s| s.is_none()) {
-            Self::signal(self.child.id(), "TERM");
+            Self::signal(self.child.id(), Signal::TERM);
             let _ = self.child.wait();
         }
     }

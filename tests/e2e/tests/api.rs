@@ -11,6 +11,7 @@ use std::time::Duration;
 use casemate_e2e::requests::{NETWORK, NOW_MS, attestation, block, fork_info, randao, root};
 use casemate_e2e::stack::{alive, eventually};
 use casemate_e2e::{Client, Stack, blst_signature};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_casemate-e2e-stack");
@@ -382,7 +383,7 @@ fn oversized_and_malformed_http_is_refused_and_the_rest_served() {
 fn load_beyond_the_limit_is_shed_with_503() {
     let (_bench, stack) = stack(&["--", "--max-in-flight", "1", "--enclave-connections", "2"]);
     let key = &keys(&mut stack.client())[0];
-    Stack::signal(stack.pids["vault"], "STOP");
+    Stack::signal(stack.pids["vault"], Signal::STOP);
     let (sender, answers) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -395,7 +396,7 @@ fn load_beyond_the_limit_is_shed_with_503() {
             assert_eq!(shed.status, 503, "{shed:?}");
             assert!(shed.error().contains("too many requests") && shed.header("retry-after").is_some());
         }
-        Stack::signal(stack.pids["vault"], "CONT");
+        Stack::signal(stack.pids["vault"], Signal::CONT);
         answers.recv().unwrap().signature();
     });
 }
@@ -409,7 +410,7 @@ fn a_killed_vault_answers_503_and_comes_back_with_its_watermarks() {
     for part in ["vault", "broker"] {
         // The second round kills what was started in place of the first.
         let pid = children(stack.pid(), part)[0];
-        Stack::signal(pid, "KILL");
+        Stack::signal(pid, Signal::KILL);
         let away = stack.until("a 503", |c| c.sign(key, &randao(10)), |a| a.status == 503);
         assert!(away.error().contains("enclave") && away.header("retry-after").is_some());
         stack.until("recovery", |c| c.sign(key, &randao(10)), |a| a.status == 200);
@@ -424,8 +425,8 @@ fn a_killed_vault_answers_503_and_comes_back_with_its_watermarks() {
 fn while_the_enclave_is_away_health_says_so() {
     let (_bench, stack) = stack(&[]);
     // Stopped, the stack cannot start the enclave again.
-    Stack::signal(stack.pid(), "STOP");
-    Stack::signal(stack.pids["vault"], "KILL");
+    Stack::signal(stack.pid(), Signal::STOP);
+    Stack::signal(stack.pids["vault"], Signal::KILL);
     let health = stack.until("the health check to notice", |c| c.get("/healthcheck", &[]), |a| a.status == 503);
     assert_eq!(health.json()["status"], "DOWN");
     let mut client = stack.client();
@@ -434,7 +435,7 @@ fn while_the_enclave_is_away_health_says_so() {
     assert_eq!(client.get("/api/v1/eth2/highWatermark", &[]).status, 503);
     client.post("/reload", "");
     stack.until("the reload to fail", |c| c.get("/reload", &[]), |a| a.json()["status"] == "failed");
-    Stack::signal(stack.pid(), "CONT");
+    Stack::signal(stack.pid(), Signal::CONT);
     stack.until("recovery", |c| c.get("/healthcheck", &[]), |a| a.status == 200);
 }
 
@@ -476,15 +477,15 @@ fn sigterm_answers_what_is_in_flight() {
     let key = &keys(&mut stack.client())[0];
     let proxy = stack.pids["proxy"];
     let vault = stack.pids["vault"];
-    Stack::signal(vault, "STOP");
+    Stack::signal(vault, Signal::STOP);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| stack.client().sign(key, &randao(10)));
         // The request is with the vault when the stack is told to end.
         std::thread::sleep(Duration::from_millis(300));
-        Stack::signal(stack.pid(), "TERM");
+        Stack::signal(stack.pid(), Signal::TERM);
         std::thread::sleep(Duration::from_millis(300));
         assert!(alive(proxy), "the proxy went before it had answered");
-        Stack::signal(vault, "CONT");
+        Stack::signal(vault, Signal::CONT);
         waiting.join().unwrap().signature();
     });
     eventually("the proxy to end", || !alive(proxy));
