@@ -604,3 +604,73 @@ impl Ssz for Uint256 {
         Ok(self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse<T: for<'de> Deserialize<'de>>(hex: &str) -> Option<T> {
+        serde_json::from_str(&format!("\"0x{hex}\"")).ok()
+    }
+
+    fn fits<T: Ssz + for<'de> Deserialize<'de>>(hex: &str, preset: Preset) -> bool {
+        parse::<T>(hex).is_some_and(|object| object.root(preset).is_ok())
+    }
+
+    #[test]
+    fn bit_vectors_hold_their_bits_and_no_more() {
+        assert!(fits::<BitVector<Committees>>("0f", Preset::Minimal));
+        assert!(!fits::<BitVector<Committees>>("10", Preset::Minimal), "a fifth committee");
+        assert!(!fits::<BitVector<Committees>>("80", Preset::Minimal));
+        assert!(!fits::<BitVector<Committees>>("", Preset::Minimal));
+        assert!(!fits::<BitVector<Committees>>("0f00", Preset::Minimal));
+        assert!(fits::<BitVector<Committees>>(&"ff".repeat(8), Preset::Mainnet));
+        assert!(!fits::<BitVector<Committees>>("0f", Preset::Mainnet));
+        assert!(fits::<BitVector<SyncSubcommittee>>("ff", Preset::Minimal));
+        assert!(fits::<BitVector<SyncCommittee>>(&"ff".repeat(64), Preset::Mainnet));
+    }
+
+    #[test]
+    fn bit_lists_need_their_delimiter_and_keep_their_limit() {
+        assert!(parse::<Bits>("").is_none());
+        assert!(parse::<Bits>("00").is_none());
+        assert!(parse::<Bits>("ff00").is_none());
+        assert_eq!(parse::<Bits>("01").map(|b| (b.len, b.bytes)), Some((0, vec![])));
+        assert_eq!(parse::<Bits>("05").map(|b| (b.len, b.bytes)), Some((2, vec![1])));
+        assert_eq!(parse::<Bits>("ff01").map(|b| (b.len, b.bytes)), Some((8, vec![0xff])));
+        assert_eq!(parse::<Bits>("ff80").map(|b| (b.len, b.bytes)), Some((15, vec![0xff, 0])));
+        assert!(fits::<CommitteeMembers>(&("00".repeat(256) + "01"), Preset::Mainnet));
+        assert!(!fits::<CommitteeMembers>(&("00".repeat(256) + "02"), Preset::Mainnet), "2049 members");
+        assert!(!fits::<SlotMembers>(&("00".repeat(2048) + "01"), Preset::Minimal), "more than four committees");
+        assert!(fits::<SlotMembers>(&("00".repeat(2048) + "01"), Preset::Mainnet));
+        assert!(!fits::<ProgressiveBits>(&("00".repeat(17_000) + "01"), Preset::Mainnet));
+    }
+
+    #[test]
+    fn lists_beyond_their_limit_are_refused_and_do_not_panic() {
+        let roots = |n: usize| format!("[{}]", vec![format!("\"0x{}\"", "00".repeat(32)); n].join(","));
+        let list = |n| serde_json::from_str::<List<Hex<32>, 16>>(&roots(n)).unwrap().root(Preset::Mainnet);
+        assert!(list(16).is_ok());
+        assert!(list(17).is_err());
+        let vector = |n| serde_json::from_str::<Vector<Hex<32>, 33>>(&roots(n)).unwrap().root(Preset::Mainnet);
+        assert!(vector(33).is_ok());
+        assert!(vector(32).is_err() && vector(34).is_err() && vector(0).is_err());
+        assert!(fits::<ByteList<32>>(&"00".repeat(32), Preset::Mainnet));
+        assert!(!fits::<ByteList<32>>(&"00".repeat(33), Preset::Mainnet));
+        let uints = |n: usize| serde_json::from_str::<UintList<4>>(&format!("[{}]", vec!["1"; n].join(","))).unwrap();
+        assert!(uints(4).root(Preset::Mainnet).is_ok());
+        assert!(uints(5).root(Preset::Mainnet).is_err());
+    }
+
+    #[test]
+    fn numbers_of_256_bits_are_exact() {
+        let parse = |text: &str| serde_json::from_str::<Uint256>(&format!("\"{text}\"")).ok().map(|n| n.0);
+        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        assert_eq!(parse(max), Some([0xff; 32]));
+        assert_eq!(parse(&max.replace("935", "936")), None);
+        assert_eq!(parse("256").map(|n| (n[0], n[1])), Some((0, 1)));
+        assert_eq!(parse(""), None);
+        assert_eq!(parse("-1"), None);
+        assert_eq!(parse("0x1"), None);
+    }
+}

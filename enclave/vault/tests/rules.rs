@@ -262,6 +262,26 @@ fn an_exits_domain_is_capellas_from_deneb_on_whatever_fork_info_says() {
 }
 
 #[test]
+fn the_version_changes_with_the_epoch_of_the_fork() {
+    let b = bench();
+    let sign = |previous, current, fork_epoch| {
+        let fork_info = Some(ForkInfo {
+            previous_version: Bytes([previous; 4]),
+            current_version: Bytes([current; 4]),
+            epoch: Epoch(fork_epoch),
+            genesis_validators_root: GENESIS,
+        });
+        let duty = Duty::RandaoReveal { epoch: Epoch(7) };
+        b.ask(SignRequest { public_key: b.keys[0], duty, fork_info, signing_root: None }).unwrap()
+    };
+    let (three, four) = (sign(3, 3, 0), sign(4, 4, 0));
+    assert_ne!(three, four);
+    assert_eq!(sign(3, 4, 8), three);
+    assert_eq!(sign(3, 4, 7), four);
+    assert_eq!(sign(3, 4, 6), four);
+}
+
+#[test]
 fn floors_and_ceilings_bind_every_key() {
     let limits = Limits {
         floors: Floors { slot: Some(Slot(310)), target: Some(Epoch(8)), source: Some(Epoch(7)) },
