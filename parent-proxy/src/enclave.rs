@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
@@ -59,7 +59,7 @@ struct Shared {
 }
 
 struct Lane {
-    queue: mpsc::UnboundedSender<Outgoing>,
+    queue: mpsc::Sender<Outgoing>,
     /// Whether the lane's connection is up.
     up: std::sync::atomic::AtomicBool,
 }
@@ -69,15 +69,12 @@ struct Outgoing {
     reply: oneshot::Sender<Reply>,
 }
 
-/// Requests that wait for their replies, by number.
-type Waiting = Mutex<HashMap<u64, oneshot::Sender<Reply>>>;
-
 impl Enclave {
     /// Keeps `connections` connections to `address` from now on.
     pub fn connect(address: &Address, connections: usize, max_in_flight: usize, request_timeout: Duration) -> Self {
         let (lanes, queues): (Vec<_>, Vec<_>) = (0..connections)
             .map(|_| {
-                let (queue, queued) = mpsc::unbounded_channel();
+                let (queue, queued) = mpsc::channel(max_in_flight);
                 (Lane { queue, up: false.into() }, queued)
             })
             .unzip();
@@ -97,11 +94,12 @@ impl Enclave {
     /// Asks the enclave and waits for its reply.
     pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
         let shared = &self.shared;
-        // The queues are bounded by this: shedding load here keeps the latency of those that are in.
+        // Shedding load here keeps the latency of those that are in.
         let _permit = shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
         let lane = shared.pick().ok_or(Unavailable::Away)?;
         let (reply, answer) = oneshot::channel();
-        lane.queue.send(Outgoing { request, reply }).map_err(|_| Unavailable::Away)?;
+        // Full though the permits are not: of requests whose askers have gone, while the enclave does not take any.
+        lane.queue.try_send(Outgoing { request, reply }).map_err(|_| Unavailable::Busy)?;
         match timeout(shared.request_timeout, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(Unavailable::Away),
@@ -138,7 +136,7 @@ impl Shared {
     }
 }
 
-async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queued: mpsc::UnboundedReceiver<Outgoing>) {
+async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queued: mpsc::Receiver<Outgoing>) {
     let Some(lane) = shared.lanes.get(number) else { return };
     let mut backoff = MIN_BACKOFF;
     let mut complained = false;
@@ -151,7 +149,7 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
                 *shared.info.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(enclave));
                 (backoff, complained) = (MIN_BACKOFF, false);
                 lane.up.store(true, Ordering::Release);
-                let error = serve(stream, &mut queued).await;
+                let error = serve(stream, &mut queued, shared.request_timeout).await;
                 lane.up.store(false, Ordering::Release);
                 warn!(%address, %error, "the connection to the enclave has ended");
             }
@@ -209,22 +207,40 @@ async fn open(address: &Address) -> io::Result<(Box<dyn Stream>, Info)> {
     }
 }
 
+/// Requests that wait for their replies, and when the enclave last gave one.
+struct Waiting {
+    by_id: HashMap<u64, oneshot::Sender<Reply>>,
+    progress: Instant,
+}
+
 /// Serves the lane's queue over one connection, until it ends; the error says why.
-async fn serve(stream: Box<dyn Stream>, queued: &mut mpsc::UnboundedReceiver<Outgoing>) -> io::Error {
+async fn serve(stream: Box<dyn Stream>, queued: &mut mpsc::Receiver<Outgoing>, patience: Duration) -> io::Error {
     let (reader, writer) = tokio::io::split(stream);
-    let waiting = Waiting::default();
+    let waiting = Mutex::new(Waiting { by_id: HashMap::new(), progress: Instant::now() });
     tokio::select! {
         ended = write(writer, queued, &waiting) => ended,
         ended = read(reader, &waiting) => ended,
+        () = stall(&waiting, patience) => Err(io::Error::new(io::ErrorKind::TimedOut, "the enclave does not answer")),
     }
     .err()
     .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
+/// Resolves when requests have waited for so long without any reply: a hung enclave must not count as up.
+async fn stall(waiting: &Mutex<Waiting>, patience: Duration) {
+    loop {
+        sleep((patience / 4).max(Duration::from_millis(10))).await;
+        let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.by_id.is_empty() && waiting.progress.elapsed() > patience {
+            return;
+        }
+    }
+}
+
 async fn write(
     mut writer: impl AsyncWrite + Unpin,
-    queued: &mut mpsc::UnboundedReceiver<Outgoing>,
-    waiting: &Waiting,
+    queued: &mut mpsc::Receiver<Outgoing>,
+    waiting: &Mutex<Waiting>,
 ) -> io::Result<()> {
     let mut id: u64 = 0;
     let mut batch = Vec::with_capacity(BATCH);
@@ -233,14 +249,19 @@ async fn write(
         bytes.clear();
         {
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those who no longer wait make room; the vault's late reply to them finds nobody.
-            if waiting.len() > BATCH.saturating_mul(64) {
-                waiting.retain(|_, reply| !reply.is_closed());
+            if waiting.by_id.is_empty() {
+                waiting.progress = Instant::now();
             }
             for outgoing in batch.drain(..).filter(|outgoing| !outgoing.reply.is_closed()) {
                 id = id.wrapping_add(1);
-                waiting.insert(id, outgoing.reply);
+                let start = bytes.len();
                 frame::encode_request(&RequestFrame::new(id, outgoing.request), &mut bytes);
+                // Too long a frame would cost everyone the connection; its asker alone hears that it failed.
+                if bytes.len().saturating_sub(start) > MAX_FRAME_LEN {
+                    bytes.truncate(start);
+                    continue;
+                }
+                waiting.by_id.insert(id, outgoing.reply);
             }
         }
         writer.write_all(&bytes).await?;
@@ -248,7 +269,7 @@ async fn write(
     Ok(())
 }
 
-async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Waiting) -> io::Result<()> {
+async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Mutex<Waiting>) -> io::Result<()> {
     let mut buffer = BytesMut::with_capacity(READ_LEN);
     loop {
         buffer.reserve(READ_LEN);
@@ -257,7 +278,11 @@ async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Waiting) -> io::Resu
         }
         while let Some((frame, len)) = frame::split(&buffer, MAX_FRAME_LEN).map_err(invalid)? {
             let reply = frame::decode_reply(frame).map_err(invalid)?;
-            let asker = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&reply.id);
+            let asker = {
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.progress = Instant::now();
+                waiting.by_id.remove(&reply.id)
+            };
             if let Some(asker) = asker {
                 let _ = asker.send(reply.reply);
             }

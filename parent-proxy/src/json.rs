@@ -1,9 +1,18 @@
 //! JSON's numbers and bytes as clients write them, strict in range and length.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use casemate_protocol::Bytes;
 use serde::{Deserialize, Deserializer, de};
+
+/// A client's text as an error shows it: quoted, and cut off where it is long.
+pub fn shown(text: &str) -> String {
+    match text.char_indices().nth(64) {
+        Some((end, _)) => format!("{:?} and so on, {} bytes", text.get(..end).unwrap_or_default(), text.len()),
+        None => format!("{text:?}"),
+    }
+}
 
 /// A `u64`: a decimal string, or a JSON number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +40,53 @@ impl<'de> Deserialize<'de> for Uint {
                 {
                     return Ok(Uint(number));
                 }
-                Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                Err(E::custom(format_args!("{} is not {}", shown(text), Expected(&self))))
             }
         }
 
         deserializer.deserialize_any(Visitor)
     }
+}
+
+/// Shows what a visitor expects.
+struct Expected<'a, V>(&'a V);
+
+impl<'de, V: de::Visitor<'de>> fmt::Display for Expected<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(f)
+    }
+}
+
+/// Up to a number of elements: beyond it the rest is not even read.
+pub fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    max: usize,
+) -> Result<Vec<T>, D::Error> {
+    struct Visitor<T> {
+        max: usize,
+        element: PhantomData<T>,
+    }
+
+    impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an array of at most {} elements", self.max)
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+            let mut elements = Vec::new();
+            while let Some(element) = seq.next_element()? {
+                if elements.len() >= self.max {
+                    return Err(de::Error::invalid_length(elements.len().saturating_add(1), &self));
+                }
+                elements.push(element);
+            }
+            Ok(elements)
+        }
+    }
+
+    deserializer.deserialize_seq(Visitor { max, element: PhantomData })
 }
 
 /// `0x`-hex of exactly `N` bytes, in either case.
@@ -58,7 +108,7 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
                 text.strip_prefix("0x")
                     .and_then(|digits| const_hex::decode_to_array(digits).ok())
                     .map(|bytes| Hex(Bytes(bytes)))
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                    .ok_or_else(|| E::custom(format_args!("{} is not {}", shown(text), Expected(&self))))
             }
         }
 

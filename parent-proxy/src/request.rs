@@ -12,7 +12,7 @@ use casemate_protocol::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::json::{Hex, Uint};
+use crate::json::{Hex, Uint, shown};
 use crate::ssz::{self, Ssz};
 
 /// What a body asks for.
@@ -184,7 +184,7 @@ fn duty(kind: &str, body: &Body, network: &Network) -> Result<Duty, BadRequest> 
             let data: ssz::BuilderRequestAuth = gloas(kind, key, body.builder_request_auth)?;
             Duty::BuilderRequestAuth { slot: Slot(data.slot.0), object_root: object_root(key, &data, network)? }
         }
-        _ => return Err(BadRequest(format!("unknown type {:?}", body.kind))),
+        _ => return Err(BadRequest(format!("unknown type {}", shown(&body.kind)))),
     })
 }
 
@@ -308,7 +308,8 @@ struct Wrapped<'a> {
 fn gloas<'a, T: Deserialize<'a>>(kind: &str, key: &str, body: Raw<'a>) -> Result<T, BadRequest> {
     let wrapped: Wrapped = field(kind, key, body)?;
     if version(&wrapped.version)? != ForkName::Gloas {
-        return Err(BadRequest(format!("{key}: version {:?} is not known for type {kind}; GLOAS is", wrapped.version)));
+        let version = shown(&wrapped.version);
+        return Err(BadRequest(format!("{key}: version {version} is not known for type {kind}; GLOAS is")));
     }
     read(key, wrapped.data)
 }
@@ -329,7 +330,7 @@ fn version(name: &str) -> Result<ForkName, BadRequest> {
         .iter()
         .find(|(known, _)| known.eq_ignore_ascii_case(name))
         .map(|(_, fork)| *fork)
-        .ok_or_else(|| BadRequest(format!("unknown version {name:?}")))
+        .ok_or_else(|| BadRequest(format!("unknown version {}", shown(name))))
 }
 
 // Fixed-size bodies: their fields go to the vault as they are.

@@ -1,15 +1,19 @@
 //! The listening socket and its connections.
 
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -22,8 +26,11 @@ use crate::tls::Tls;
 
 /// Longest wait for the enclave before the first client is served, or told that it is away.
 const FIRST_CONNECTION: Duration = Duration::from_secs(2);
-/// Longest time that a connection may take to shake hands, or to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that a connection may take to shake hands.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time without a byte read or written: well above a slot, so that clients find their connections again, and yet
+/// one that does not read its answers, or sends a head drop by drop, ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves until `shutdown` resolves, then answers what is in flight and ends.
 pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Result<()> {
@@ -43,7 +50,7 @@ pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Res
     let _ = timeout(FIRST_CONNECTION, enclave.connected()).await;
 
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_headers(64);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(settings.max_connections));
     let mut shutdown = std::pin::pin!(shutdown);
@@ -92,7 +99,7 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     match tls {
         None => serve(stream, &http, service, watcher).await,
-        Some(tls) => match timeout(HEAD_TIMEOUT, tls.acceptor().accept(stream)).await {
+        Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await {
             Ok(Ok(stream)) => serve(stream, &http, service, watcher).await,
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
             Err(_) => debug!("TLS handshake took too long"),
@@ -106,9 +113,94 @@ async fn serve(
     service: Service,
     watcher: Watcher,
 ) {
+    let progress = Arc::new(Progress { start: Instant::now(), last_ms: AtomicU64::new(0) });
+    let stream = Watched { stream, progress: Arc::clone(&progress) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
-    let served: Result<(), hyper::Error> = watcher.watch(connection).await;
-    if let Err(error) = served {
-        debug!(%error, "connection ended");
+    tokio::select! {
+        served = watcher.watch(connection) => {
+            let served: Result<(), hyper::Error> = served;
+            if let Err(error) = served {
+                debug!(%error, "connection ended");
+            }
+        }
+        () = progress.stall() => debug!("connection closed: nothing came or went"),
+    }
+}
+
+/// When a connection last got anywhere.
+struct Progress {
+    start: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Progress {
+    fn note(&self) {
+        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Resolves when nothing was read or written for [`IDLE_TIMEOUT`].
+    async fn stall(&self) {
+        let limit = u64::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            let idle = self.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed));
+            if idle >= limit {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(limit.saturating_sub(idle))).await;
+        }
+    }
+}
+
+/// A stream that notes its progress.
+struct Watched<S> {
+    stream: S,
+    progress: Arc<Progress>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.progress.note();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.progress.note();
+        }
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        if written.is_ready() {
+            self.progress.note();
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -9,7 +9,7 @@ use casemate_protocol::{Preset, Root};
 use libssz_merkle::{Node, Sha2Hasher, merkleize, merkleize_progressive, mix_in_active_fields, mix_in_length, pack};
 use serde::{Deserialize, Deserializer};
 
-use crate::json::{Hex, HexBytes, Uint};
+use crate::json::{Hex, HexBytes, Uint, bounded, shown};
 
 /// An object is larger or smaller than its type allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,9 +74,14 @@ impl<const N: usize> Ssz for Hex<N> {
 // Collections.
 
 /// `List[T, N]` of composite elements.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug)]
 pub struct List<T, const N: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded(deserializer, N).map(Self)
+    }
+}
 
 impl<T: Ssz, const N: usize> Ssz for List<T, N> {
     fn root(&self, preset: Preset) -> Result<Node, SizeError> {
@@ -87,9 +92,14 @@ impl<T: Ssz, const N: usize> Ssz for List<T, N> {
 }
 
 /// `List[uint64, N]`.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug)]
 pub struct UintList<const N: usize>(Vec<Uint>);
+
+impl<'de, const N: usize> Deserialize<'de> for UintList<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded(deserializer, N).map(Self)
+    }
+}
 
 impl<const N: usize> Ssz for UintList<N> {
     fn root(&self, _: Preset) -> Result<Node, SizeError> {
@@ -115,9 +125,14 @@ impl<const N: usize> Ssz for ByteList<N> {
 }
 
 /// `Vector[T, N]` of composite elements.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug)]
 pub struct Vector<T, const N: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Vector<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded(deserializer, N).map(Self)
+    }
+}
 
 impl<T: Ssz, const N: usize> Ssz for Vector<T, N> {
     fn root(&self, preset: Preset) -> Result<Node, SizeError> {
@@ -191,9 +206,17 @@ impl<L: BitVectorLen> Ssz for BitVector<L> {
 }
 
 /// `ProgressiveList[T]` of composite elements.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug)]
 pub struct ProgressiveList<T>(Vec<T>);
+
+/// Most elements of a progressive list: its type has no limit, `MAX_TRANSACTIONS_PER_PAYLOAD` is beyond any payload.
+const PROGRESSIVE_LIST_LEN: usize = 1 << 20;
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ProgressiveList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded(deserializer, PROGRESSIVE_LIST_LEN).map(Self)
+    }
+}
 
 impl<T: Ssz> Ssz for ProgressiveList<T> {
     fn root(&self, preset: Preset) -> Result<Node, SizeError> {
@@ -570,14 +593,24 @@ container!(
     BuilderRequestAuth { data: ByteList<4096>, slot: Uint, }
 );
 
-/// `uint256`, as a decimal string.
+/// `uint256`, as a decimal string or a JSON number.
 #[derive(Debug)]
 pub struct Uint256(Node);
 
 impl<'de> Deserialize<'de> for Uint256 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        let error = || serde::de::Error::custom(format_args!("{text:?} is not a decimal number below 2^256"));
+        // Most base fees fit 64 bits, and may come as numbers like every other integer.
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form<'a> {
+            Number(u64),
+            Text(#[serde(borrow)] std::borrow::Cow<'a, str>),
+        }
+        let text = match Form::deserialize(deserializer)? {
+            Form::Number(number) => number.to_string(),
+            Form::Text(text) => text.into_owned(),
+        };
+        let error = || serde::de::Error::custom(format_args!("{} is not a decimal number below 2^256", shown(&text)));
         if text.is_empty() || text.len() > 78 {
             return Err(error());
         }
@@ -617,6 +650,10 @@ mod tests {
         parse::<T>(hex).is_some_and(|object| object.root(preset).is_ok())
     }
 
+    fn json<T: Ssz + for<'de> Deserialize<'de>>(text: &str) -> bool {
+        serde_json::from_str::<T>(text).is_ok_and(|object| object.root(Preset::Mainnet).is_ok())
+    }
+
     #[test]
     fn bit_vectors_hold_their_bits_and_no_more() {
         assert!(fits::<BitVector<Committees>>("0f", Preset::Minimal));
@@ -649,17 +686,17 @@ mod tests {
     #[test]
     fn lists_beyond_their_limit_are_refused_and_do_not_panic() {
         let roots = |n: usize| format!("[{}]", vec![format!("\"0x{}\"", "00".repeat(32)); n].join(","));
-        let list = |n| serde_json::from_str::<List<Hex<32>, 16>>(&roots(n)).unwrap().root(Preset::Mainnet);
-        assert!(list(16).is_ok());
-        assert!(list(17).is_err());
-        let vector = |n| serde_json::from_str::<Vector<Hex<32>, 33>>(&roots(n)).unwrap().root(Preset::Mainnet);
-        assert!(vector(33).is_ok());
-        assert!(vector(32).is_err() && vector(34).is_err() && vector(0).is_err());
+        assert!(json::<List<Hex<32>, 16>>(&roots(16)));
+        assert!(!json::<List<Hex<32>, 16>>(&roots(17)));
+        assert!(json::<Vector<Hex<32>, 33>>(&roots(33)));
+        assert!([32, 34, 0].iter().all(|n| !json::<Vector<Hex<32>, 33>>(&roots(*n))));
         assert!(fits::<ByteList<32>>(&"00".repeat(32), Preset::Mainnet));
         assert!(!fits::<ByteList<32>>(&"00".repeat(33), Preset::Mainnet));
-        let uints = |n: usize| serde_json::from_str::<UintList<4>>(&format!("[{}]", vec!["1"; n].join(","))).unwrap();
-        assert!(uints(4).root(Preset::Mainnet).is_ok());
-        assert!(uints(5).root(Preset::Mainnet).is_err());
+        let uints = |n: usize| format!("[{}]", vec!["1"; n].join(","));
+        assert!(json::<UintList<4>>(&uints(4)));
+        assert!(!json::<UintList<4>>(&uints(5)));
+        let endless = format!("[{}]", vec!["\"0x\""; PROGRESSIVE_LIST_LEN + 1].join(","));
+        assert!(!json::<ProgressiveList<ProgressiveByteList>>(&endless));
     }
 
     #[test]
@@ -672,5 +709,7 @@ mod tests {
         assert_eq!(parse(""), None);
         assert_eq!(parse("-1"), None);
         assert_eq!(parse("0x1"), None);
+        assert_eq!(serde_json::from_str::<Uint256>("7").ok().map(|n| n.0[0]), Some(7));
+        assert!(serde_json::from_str::<Uint256>("-7").is_err());
     }
 }

@@ -22,7 +22,7 @@ use casemate_protocol::frame::{self, CHANNEL_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
@@ -67,7 +67,7 @@ struct Connection {
     replies: mpsc::UnboundedSender<Replies>,
     unread: Arc<AtomicUsize>,
     /// Tells the connection to end.
-    end: Option<oneshot::Sender<End>>,
+    end: mpsc::UnboundedSender<End>,
 }
 
 /// How a connection ends before its peer ends it.
@@ -92,16 +92,17 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn accept(listen: &Address, connections: Arc<Connections>, requests: mpsc::Sender<Vec<u8>>) -> Result<()> {
     let mut channel: u64 = 0;
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut serve = |stream: Stream| {
-        if connections.lock().len() >= MAX_CONNECTIONS {
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             warn!(max = MAX_CONNECTIONS, "connection refused: too many");
             return;
-        }
+        };
         channel = channel.wrapping_add(1);
         let (connections, requests) = (Arc::clone(&connections), requests.clone());
         match stream {
-            Stream::Unix(stream) => drop(tokio::spawn(connection(channel, stream, connections, requests))),
-            Stream::Vsock(stream) => drop(tokio::spawn(connection(channel, stream, connections, requests))),
+            Stream::Unix(stream) => drop(tokio::spawn(connection(channel, stream, connections, requests, place))),
+            Stream::Vsock(stream) => drop(tokio::spawn(connection(channel, stream, connections, requests, place))),
         }
     };
     match listen {
@@ -142,25 +143,23 @@ async fn connection(
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     connections: Arc<Connections>,
     requests: mpsc::Sender<Vec<u8>>,
+    _place: OwnedSemaphorePermit,
 ) {
     let (reader, writer) = tokio::io::split(stream);
     let (replies, queued) = mpsc::unbounded_channel();
-    let (end, mut ended) = oneshot::channel();
+    let (end, mut ended) = mpsc::unbounded_channel();
     let unread = Arc::new(AtomicUsize::new(0));
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
-    let entry = Connection { replies: replies.clone(), unread: Arc::clone(&unread), end: Some(end) };
+    let entry = Connection { replies: replies.clone(), unread: Arc::clone(&unread), end };
     connections.lock().insert(channel, entry);
-    let mut writing = tokio::spawn(write_replies(writer, queued, unread, Arc::clone(&permits)));
-    let end = tokio::select! {
-        broken = read_requests(channel, reader, &requests, &permits) => broken.map_or(Some(End::InOrder), |error| {
-            warn!(channel, %error, "connection closed");
-            let mut bytes = Vec::new();
-            let refused = Reply::Refused(Refusal::MalformedFrame(error.0));
-            frame::encode_reply(&ReplyFrame::new(0, refused), &mut bytes);
-            let _ = replies.send(Replies { bytes, ..Replies::default() });
+    let mut writing = tokio::spawn(write_replies(writer, queued, Arc::clone(&unread), Arc::clone(&permits)));
+    let mut refused = None;
+    let mut end = tokio::select! {
+        broken = read_requests(channel, reader, &requests, &permits) => {
+            refused = broken;
             Some(End::InOrder)
-        }),
-        end = &mut ended => end.ok(),
+        }
+        end = ended.recv() => end,
         // The peer is gone.
         _ = &mut writing => None,
     };
@@ -169,14 +168,23 @@ async fn connection(
         let answered = permits.acquire_many(u32::try_from(IN_FLIGHT).unwrap_or(u32::MAX));
         tokio::select! {
             _ = timeout(END_TIMEOUT, answered) => {}
+            at_once = ended.recv() => end = at_once,
             _ = &mut writing => {}
         }
+    }
+    if let Some(error) = refused {
+        warn!(channel, %error, "connection closed");
+        let mut bytes = Vec::new();
+        let refused = Reply::Refused(Refusal::MalformedFrame(error.0));
+        frame::encode_reply(&ReplyFrame::new(0, refused), &mut bytes);
+        unread.fetch_add(bytes.len(), Ordering::Relaxed);
+        let _ = replies.send(Replies { bytes, ..Replies::default() });
     }
     connections.lock().remove(&channel);
     // Without senders the writer ends behind what is queued; a peer that does not read ends it here.
     drop(replies);
-    if !writing.is_finished() && (matches!(end, Some(End::AtOnce)) || timeout(END_TIMEOUT, &mut writing).await.is_err())
-    {
+    let at_once = matches!(end, Some(End::AtOnce));
+    if !writing.is_finished() && (at_once || timeout(END_TIMEOUT, &mut writing).await.is_err()) {
         writing.abort();
     }
 }
@@ -299,16 +307,16 @@ impl Connections {
     fn deliver(&self, channel: u64, replies: Replies) {
         let mut open = self.lock();
         // A connection that is gone wants no replies.
-        let Some(connection) = open.get_mut(&channel) else { return };
+        let Some(connection) = open.get(&channel) else { return };
         let waiting = connection.unread.fetch_add(replies.bytes.len(), Ordering::Relaxed);
         let too_much = waiting.saturating_add(replies.bytes.len()) > UNREAD_BYTES;
-        let close = replies.close;
-        let _ = connection.replies.send(replies);
-        if let Some(end) = (too_much || close).then(|| connection.end.take()).flatten() {
-            let _ = end.send(if too_much { End::AtOnce } else { End::InOrder });
+        if replies.close {
+            let _ = connection.end.send(End::InOrder);
         }
+        let _ = connection.replies.send(replies);
         if too_much {
             warn!(channel, max = UNREAD_BYTES, "connection closed: it does not read its replies");
+            let _ = connection.end.send(End::AtOnce);
             open.remove(&channel);
         }
     }

@@ -9,6 +9,9 @@ use serde_json::json;
 use crate::enclave::Unavailable;
 use crate::request::BadRequest;
 
+/// Longest sentence, in characters: it goes into the answer and into the log.
+const MAX_MESSAGE_LEN: usize = 400;
+
 /// What went wrong, for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -19,9 +22,15 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with one sentence.
+    /// A failure with one sentence, cut off where a client's own words made it long.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_LEN) {
+            message.truncate(end);
+            message.push('…');
+            message.shrink_to_fit();
+        }
+        Self { status, message }
     }
 
     pub(super) fn forbidden_host() -> Self {

@@ -7,11 +7,13 @@ mod reload;
 mod sign;
 mod status;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -81,6 +83,17 @@ impl RequestId {
     /// For the log.
     pub fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// What stands in a path where a key belongs; empty where it is no text.
+struct Identifier(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Identifier {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(Path::from_request_parts(parts, state).await.map_or_else(|_| String::new(), |Path(text)| text)))
     }
 }
 

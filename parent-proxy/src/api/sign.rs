@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_protocol::{PublicKey, Reply, Request, SignRequest, Signature};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::SemaphorePermit;
 use tracing::{debug, info};
 
-use super::{App, Failure, LARGE_BODIES, RequestId, SMALL_BODY, wants_json};
+use super::{App, Failure, Identifier, LARGE_BODIES, RequestId, SMALL_BODY, wants_json};
 use crate::enclave::Unavailable;
 use crate::request::{self, Parsed};
 
@@ -21,24 +22,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn sign(
     State(app): State<Arc<App>>,
-    Path(identifier): Path<String>,
+    identifier: Identifier,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match app.sign(&identifier, &headers, body).await {
-        Ok(signature) => {
-            debug!(id = id.as_str(), key = identifier, "signed");
+    match app.sign(identifier, &headers, body).await {
+        Ok((key, signature)) => {
+            debug!(id = id.as_str(), %key, "signed");
             answer(&signature, wants_json(&headers))
         }
-        Err(failure) => {
-            info!(
-                id = id.as_str(),
-                key = identifier,
-                status = failure.status.as_u16(),
-                reason = failure.message,
-                "not signed"
-            );
+        Err((key, failure)) => {
+            let key = key.map(|key| key.to_string());
+            info!(id = id.as_str(), key, status = failure.status.as_u16(), reason = failure.message, "not signed");
             failure.into_json()
         }
     }
@@ -57,23 +53,46 @@ fn answer(signature: &Signature, json: bool) -> Response {
 }
 
 impl App {
-    async fn sign(&self, identifier: &str, headers: &HeaderMap, body: Body) -> Result<Signature, Failure> {
-        let body = self.read_body(headers, body).await?;
-        // The network's sizes are needed to read the body.
-        let info = self.enclave.info().ok_or(Unavailable::Away)?;
-        let Parsed { duty, fork_info, signing_root } = request::parse(&body, &info.network)?;
-        drop(body);
-        let public_key = public_key(identifier)?;
+    /// The key, where there is one, with the signature or what went wrong.
+    async fn sign(
+        &self,
+        identifier: Identifier,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(PublicKey, Signature), (Option<PublicKey>, Failure)> {
+        let key = public_key(identifier);
+        let known = key.as_ref().ok().copied();
+        let Parsed { duty, fork_info, signing_root } =
+            self.parse(headers, body).await.map_err(|failure| (known, failure))?;
+        let public_key = key.map_err(|failure| (None, failure))?;
         let request = SignRequest { public_key, duty, fork_info, signing_root };
-        match self.enclave.call(Request::Sign(request)).await? {
-            Reply::Signature(signature) => Ok(signature),
-            Reply::Refused(refusal) => Err(refusal.into()),
-            _ => Err(Failure::unexpected_reply()),
+        match self.enclave.call(Request::Sign(request)).await {
+            Ok(Reply::Signature(signature)) => Ok((public_key, signature)),
+            Ok(Reply::Refused(refusal)) => Err((known, refusal.into())),
+            Ok(_) => Err((known, Failure::unexpected_reply())),
+            Err(unavailable) => Err((known, unavailable.into())),
         }
     }
 
+    async fn parse(&self, headers: &HeaderMap, body: Body) -> Result<Parsed, Failure> {
+        // The permit of a large body is kept while it is parsed: what it takes then is memory too.
+        let (body, _permit) = self.read_body(headers, body).await?;
+        // The network's sizes are needed to read the body.
+        let info = self.enclave.info().ok_or(Unavailable::Away)?;
+        if body.len() <= SMALL_BODY {
+            return Ok(request::parse(&body, &info.network)?);
+        }
+        // Megabytes take a while: not on a thread that serves others.
+        let parsed = tokio::task::spawn_blocking(move || request::parse(&body, &info.network)).await;
+        Ok(parsed.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be parsed"))??)
+    }
+
     /// Reads a body within its limits.
-    pub(super) async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
+    pub(super) async fn read_body(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Failure> {
         let max = self.max_body_bytes;
         let too_large = |what: &str| {
             Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is {what}; {max} bytes are allowed"))
@@ -84,7 +103,7 @@ impl App {
             return Err(too_large(&format!("{len} bytes long")));
         }
         // A body of unknown length counts as large.
-        let _permit = if announced.is_none_or(|len| len > SMALL_BODY) {
+        let permit = if announced.is_none_or(|len| len > SMALL_BODY) {
             Some(self.large_bodies.try_acquire().map_err(|_| {
                 let message = format!("{LARGE_BODIES} large bodies are being read already; try again");
                 Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
@@ -93,7 +112,7 @@ impl App {
             None
         };
         match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Ok(body)) => Ok((body.to_bytes(), permit)),
             Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large("longer than that")),
             Ok(Err(e)) => Err(Failure::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {e}"))),
             Err(_) => {
@@ -105,7 +124,8 @@ impl App {
 }
 
 /// The key in a path: with or without `0x`, in any case. Whatever else stands there is no key of ours.
-pub(super) fn public_key(identifier: &str) -> Result<PublicKey, Failure> {
+pub(super) fn public_key(Identifier(identifier): Identifier) -> Result<PublicKey, Failure> {
+    let identifier = identifier.as_str();
     let digits = identifier.strip_prefix("0x").or_else(|| identifier.strip_prefix("0X")).unwrap_or(identifier);
     let mut key = PublicKey::ZERO;
     if digits.len() == 96 && const_hex::decode_to_slice(digits, &mut key.0).is_ok() {
@@ -122,10 +142,10 @@ mod tests {
     fn keys_in_paths_come_in_every_form() {
         let key = "ab".repeat(48);
         for form in [key.clone(), key.to_uppercase(), format!("0x{key}"), format!("0X{}", key.to_uppercase())] {
-            assert_eq!(public_key(&form).unwrap().0, [0xab; 48]);
+            assert_eq!(public_key(Identifier(form)).unwrap().0, [0xab; 48]);
         }
         for form in ["", "0x", "zz", &key[2..], &format!("0x0x{key}"), &format!("{key}ab"), &"zz".repeat(48)] {
-            assert_eq!(public_key(form).unwrap_err().status, StatusCode::NOT_FOUND, "{form}");
+            assert_eq!(public_key(Identifier(form.to_owned())).unwrap_err().status, StatusCode::NOT_FOUND, "{form}");
         }
     }
 }

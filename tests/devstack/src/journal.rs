@@ -4,7 +4,8 @@
 //! other copy. A copy is written before the signature is computed, so whatever dies, the file is never behind what was
 //! signed. The writes are not synced one by one: they outlive every process, but a machine that loses power may
 //! lose the last of them. The header tells: where the machine has booted anew since the file was last closed in
-//! order, the file may be behind, and the keys start above everything that could have been signed until now.
+//! order, the file may be behind; then the header gets a floor above everything that could have been signed until
+//! now, and it binds every key from that start on.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -19,12 +20,15 @@ use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
 use casemate_vault::{Journal, NotSaved};
 use sha2::{Digest, Sha256};
 
-const MAGIC: &[u8; 16] = b"casemate-marks-1";
-/// Magic, genesis validators root, the machine's boot id, and whether the file was closed in order.
-const HEADER_LEN: usize = 128;
+const MAGIC: &[u8; 16] = b"casemate-marks-2";
+/// Magic, genesis validators root, the machine's boot id, whether the file was closed in order, the floor.
+const HEADER_LEN: usize = 160;
 const BOOT_ID_LEN: usize = 36;
 const BOOT_ID_AT: u64 = 48;
 const CLEAN_AT: u64 = 96;
+const FLOOR_AT: u64 = 104;
+/// Whether there is one, slot, source, target.
+const FLOOR_LEN: usize = 1 + 8 + 8 + 8;
 /// Public key, number, block, attestation, checksum.
 const COPY_LEN: usize = 48 + 8 + BLOCK_LEN + ATTESTATION_LEN + 32;
 const BLOCK_LEN: usize = 1 + 8 + 1 + 32;
@@ -35,6 +39,7 @@ const PLACE_LEN: usize = 2 * COPY_LEN;
 pub struct FileJournal {
     file: File,
     places: HashMap<PublicKey, Place>,
+    floor: Watermarks,
     /// The machine went down without the file being closed: what was written last may be lost.
     pub maybe_behind: bool,
 }
@@ -53,8 +58,8 @@ pub struct Marks {
 }
 
 impl FileJournal {
-    /// Opens the file of this network, or makes it.
-    pub fn open(path: &Path, genesis_validators_root: Root) -> Result<Self> {
+    /// Opens the file of this network, or makes it. `now` lies above everything that could have been signed until now.
+    pub fn open(path: &Path, genesis_validators_root: Root, now: Watermarks) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -65,13 +70,19 @@ impl FileJournal {
         let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").context("reading the machine's boot id")?;
         let boot_id = boot_id.get(..BOOT_ID_LEN).context("the machine's boot id is too short")?.to_vec();
         let len = file.metadata().context("the file's length")?.len();
-        let mut journal = Self { file, places: HashMap::new(), maybe_behind: false };
+        let mut journal = Self { file, places: HashMap::new(), floor: Watermarks::NONE, maybe_behind: false };
         if len == 0 {
             let mut header = [0; HEADER_LEN];
             write_parts(&mut header, &[MAGIC, &genesis_validators_root.0, &boot_id]);
             journal.file.write_all_at(&header, 0).context("writing the header")?;
         } else {
             journal.read(len, genesis_validators_root, &boot_id).with_context(|| format!("in {}", path.display()))?;
+            if journal.maybe_behind {
+                journal.floor = journal.floor.merge(now);
+                journal.file.write_all_at(&encode_floor(&journal.floor), FLOOR_AT).context("writing the floor")?;
+                // On the disk before the header forgets why.
+                journal.file.sync_all().context("syncing the floor")?;
+            }
             journal.file.write_all_at(&boot_id, BOOT_ID_AT).context("writing the header")?;
         }
         journal.file.write_all_at(&[0], CLEAN_AT).context("writing the header")?;
@@ -92,6 +103,8 @@ impl FileJournal {
         let same_boot = rest.take(BOOT_ID_LEN) == Some(boot_id);
         let clean = bytes.get(usize::try_from(CLEAN_AT)?) == Some(&1);
         self.maybe_behind = !same_boot && !clean;
+        self.floor =
+            bytes.get(usize::try_from(FLOOR_AT)?..HEADER_LEN).and_then(decode_floor).context("a cut-off header")?;
         for (index, place) in bytes.get(HEADER_LEN..).unwrap_or_default().chunks(PLACE_LEN).enumerate() {
             let copies = [place.get(..COPY_LEN), place.get(COPY_LEN..)];
             let newest = copies.into_iter().flatten().filter_map(decode).max_by_key(|(_, number, _)| *number);
@@ -110,6 +123,11 @@ impl FileJournal {
     /// What the file says of a key.
     pub fn watermarks(&self, key: &PublicKey) -> Option<Watermarks> {
         self.places.get(key).map(|p| p.watermarks)
+    }
+
+    /// What binds every key, whatever its own marks say.
+    pub fn floor(&self) -> Watermarks {
+        self.floor
     }
 
     /// Gives every key of the vault its place, writes where it starts from, and hands over.
@@ -158,6 +176,28 @@ impl Journal for Marks {
             .map_err(|_| NotSaved)?;
         last.store(number, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+fn encode_floor(floor: &Watermarks) -> [u8; FLOOR_LEN] {
+    let slot = floor.block.map_or(0, |b| b.slot.0);
+    let (source, target) = floor.attestation.map_or((0, 0), |a| (a.source.0, a.target.0));
+    let mut bytes = [0; FLOOR_LEN];
+    write_parts(&mut bytes, &[&[1], &slot.to_le_bytes(), &source.to_le_bytes(), &target.to_le_bytes()]);
+    bytes
+}
+
+fn decode_floor(bytes: &[u8]) -> Option<Watermarks> {
+    let mut rest = Reader(bytes);
+    let (known, slot, source, target) = (rest.flag()?, rest.u64()?, rest.u64()?, rest.u64()?);
+    Some(if known { floor_at(Slot(slot), Epoch(source), Epoch(target)) } else { Watermarks::NONE })
+}
+
+/// Marks without roots: nothing at or below them is signed, not even again.
+pub fn floor_at(slot: Slot, source: Epoch, target: Epoch) -> Watermarks {
+    Watermarks {
+        block: Some(BlockMark { slot, signing_root: None }),
+        attestation: Some(AttestationMark { source, target, signing_root: None }),
     }
 }
 
@@ -261,6 +301,16 @@ mod tests {
 
     const GENESIS: Root = casemate_protocol::Bytes([3; 32]);
 
+    /// Slot 1001, source 31, target 32.
+    const NOW: Watermarks = Watermarks {
+        block: Some(BlockMark { slot: Slot(1001), signing_root: None }),
+        attestation: Some(AttestationMark { source: Epoch(31), target: Epoch(32), signing_root: None }),
+    };
+
+    fn open(path: &Path) -> Result<FileJournal> {
+        FileJournal::open(path, GENESIS, NOW)
+    }
+
     fn key(byte: u8) -> PublicKey {
         PublicKey::from([byte; 48])
     }
@@ -276,26 +326,26 @@ mod tests {
     fn what_was_recorded_is_there_after_a_kill() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
-        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        let journal = open(&path).unwrap();
         assert_eq!(journal.watermarks(&key(1)), None);
         let start = [(key(1), Some(Watermarks::NONE)), (key(2), None), (key(3), Some(marks(1, 2)))];
-        let open = journal.start(&start).unwrap();
+        let marked = journal.start(&start).unwrap();
         for slot in 5..20 {
-            open.record(0, &marks(slot, slot)).unwrap();
+            marked.record(0, &marks(slot, slot)).unwrap();
         }
         // Dropped without being closed, as a kill leaves it; the machine did not boot anew.
-        drop(open);
-        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        drop(marked);
+        let journal = open(&path).unwrap();
         assert!(!journal.maybe_behind);
         assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
         assert_eq!(journal.watermarks(&key(2)), None, "a key without history must not get one by starting");
         assert_eq!(journal.watermarks(&key(3)), Some(marks(1, 2)));
         // Other keys, another order: each keeps its place.
-        let open = journal.start(&[(key(3), Some(marks(1, 2))), (key(4), Some(Watermarks::NONE))]).unwrap();
-        open.record(0, &marks(7, 8)).unwrap();
-        open.record(1, &marks(9, 9)).unwrap();
-        drop(open);
-        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        let marked = journal.start(&[(key(3), Some(marks(1, 2))), (key(4), Some(Watermarks::NONE))]).unwrap();
+        marked.record(0, &marks(7, 8)).unwrap();
+        marked.record(1, &marks(9, 9)).unwrap();
+        drop(marked);
+        let journal = open(&path).unwrap();
         assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
         assert_eq!(journal.watermarks(&key(3)), Some(marks(7, 8)));
         assert_eq!(journal.watermarks(&key(4)), Some(marks(9, 9)));
@@ -305,45 +355,59 @@ mod tests {
     fn one_damaged_copy_leaves_the_other_and_two_are_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
-        let open = FileJournal::open(&path, GENESIS).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
-        open.record(0, &marks(5, 5)).unwrap();
-        open.record(0, &marks(6, 6)).unwrap();
+        let marked = open(&path).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
+        marked.record(0, &marks(5, 5)).unwrap();
+        marked.record(0, &marks(6, 6)).unwrap();
         let damage = |number: u64| {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&[0xff; 10], copy_at(0, number) + 60).unwrap();
         };
         damage(4);
-        assert_eq!(FileJournal::open(&path, GENESIS).unwrap().watermarks(&key(1)), Some(marks(5, 5)));
+        assert_eq!(open(&path).unwrap().watermarks(&key(1)), Some(marks(5, 5)));
         damage(3);
-        assert!(format!("{:#}", FileJournal::open(&path, GENESIS).err().unwrap()).contains("damaged"));
+        assert!(format!("{:#}", open(&path).err().unwrap()).contains("damaged"));
     }
 
     #[test]
-    fn a_machine_that_went_down_uncleanly_is_noticed() {
+    fn after_an_unclean_end_of_the_machine_a_floor_binds_from_then_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
         let boot_anew = || {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&[b'0'; BOOT_ID_LEN], BOOT_ID_AT).unwrap();
         };
-        drop(FileJournal::open(&path, GENESIS).unwrap().start(&[]).unwrap());
+        let journal = open(&path).unwrap();
+        assert_eq!(journal.floor(), Watermarks::NONE);
+        drop(journal.start(&[(key(1), Some(marks(5, 5)))]).unwrap());
         boot_anew();
-        let journal = FileJournal::open(&path, GENESIS).unwrap();
+        let journal = open(&path).unwrap();
         assert!(journal.maybe_behind);
-        let open = journal.start(&[]).unwrap();
-        open.closer()().unwrap();
+        assert_eq!(journal.floor(), NOW);
+        drop(journal);
+        // Started again in the same boot, even killed before: the floor stays.
+        let journal = open(&path).unwrap();
+        assert!(!journal.maybe_behind);
+        assert_eq!(journal.floor(), NOW);
+        // Closed in order, a new boot raises nothing, and lowers nothing.
+        journal.start(&[]).unwrap().closer()().unwrap();
         boot_anew();
-        assert!(!FileJournal::open(&path, GENESIS).unwrap().maybe_behind);
+        let later = floor_at(Slot(5000), Epoch(100), Epoch(101));
+        let journal = FileJournal::open(&path, GENESIS, later).unwrap();
+        assert!(!journal.maybe_behind);
+        assert_eq!(journal.floor(), NOW);
+        drop(journal);
+        boot_anew();
+        assert_eq!(FileJournal::open(&path, GENESIS, later).unwrap().floor(), later);
     }
 
     #[test]
     fn files_of_other_networks_and_other_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
-        drop(FileJournal::open(&path, GENESIS).unwrap());
-        let error = FileJournal::open(&path, Root::from([4; 32])).err().unwrap();
+        drop(open(&path).unwrap());
+        let error = FileJournal::open(&path, Root::from([4; 32]), NOW).err().unwrap();
         assert!(format!("{error:#}").contains("another network"));
         std::fs::write(&path, "hello, I am not a file of watermarks at all").unwrap();
-        assert!(FileJournal::open(&path, GENESIS).is_err());
+        assert!(open(&path).is_err());
     }
 }

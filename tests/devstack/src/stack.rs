@@ -327,11 +327,10 @@ fn toml_of(options: &Options) -> Result<String> {
     )
 }
 
-/// One folder for each network: watermarks of different chains never meet.
+/// One folder for each chain, whatever the network is called: watermarks of different chains never meet, and those of one
+/// are always found.
 fn data_dir(options: &Options, network: &Network) -> Result<PathBuf> {
-    let root = network.genesis_validators_root().to_string();
-    let folder =
-        options.data_dir.join(format!("{}-{}", network.name().replace('/', "_"), root.get(2..10).unwrap_or_default()));
+    let folder = options.data_dir.join(network.genesis_validators_root().to_string());
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

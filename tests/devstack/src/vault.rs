@@ -7,12 +7,12 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::PublicKey;
-use casemate_slashing::{Floors, History, Limits, Watermarks};
+use casemate_slashing::{History, Limits, Watermarks};
 use casemate_vault::{Clock, KeyError, Keys, Policy, SystemClock, Vault, server};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::boot::Boot;
-use crate::journal::FileJournal;
+use crate::journal::{FileJournal, floor_at};
 
 /// A clock that stands still.
 struct FixedClock(u64);
@@ -37,14 +37,12 @@ pub fn run() -> Result<()> {
         Some(ms) => Box::new(FixedClock(ms)),
         None => Box::new(SystemClock),
     };
-    let journal = FileJournal::open(&boot.journal, network.genesis_validators_root())?;
-    let mut limits = Limits::NONE;
+    // Above everything that can have been signed until now (DESIGN section 6, `solo`).
+    let now = network.slot_at(clock.unix_ms());
+    let epoch = network.epoch_of(now);
+    let above = floor_at(now.saturating_add(1), epoch, epoch.saturating_add(1));
+    let journal = FileJournal::open(&boot.journal, network.genesis_validators_root(), above)?;
     if journal.maybe_behind {
-        // Above everything that could have been signed before the machine went down (DESIGN section 6, `solo`).
-        let now = network.slot_at(clock.unix_ms());
-        let epoch = network.epoch_of(now);
-        limits.floors =
-            Floors { slot: Some(now.saturating_add(1)), target: Some(epoch.saturating_add(1)), source: Some(epoch) };
         eprintln!(
             "casemate-dev (vault): the machine went down without closing the watermarks; to be safe, attestations \
              start above target epoch {} and from source epoch {epoch}: two to three epochs of silence",
@@ -64,7 +62,8 @@ pub fn run() -> Result<()> {
         let start = match (imported, journal.watermarks(key)) {
             (Some(imported), Some(kept)) => Some(imported.merge(kept)),
             (one, other) => one.or(other),
-        };
+        }
+        .map(|start| start.merge(journal.floor()));
         starts.push((*key, start));
         start.map_or(History::Missing, History::Known)
     });
@@ -78,7 +77,7 @@ pub fn run() -> Result<()> {
     let marks = journal.start(&starts)?;
     let close = marks.closer();
     let policy = Policy { proof_of_validation: boot.proof_of_validation };
-    let vault = Vault::new(network, keys, limits, policy, clock, Box::new(marks));
+    let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks));
     let workers = NonZeroUsize::new(boot.workers).unwrap_or(NonZeroUsize::MIN);
     // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
     let served = server::serve(&vault, &broker, workers);

@@ -155,6 +155,7 @@ fn unknown_keys_and_paths_are_404() {
     refused(&mut client, &format!("0x{}", "ab".repeat(48)), &randao(10), 404, &["unknown key"]);
     refused(&mut client, "0x1234", &randao(10), 404, &["unknown key"]);
     refused(&mut client, "zz", &randao(10), 404, &["unknown key"]);
+    refused(&mut client, "%ff", &randao(10), 404, &["unknown key"]);
     for path in ["/", "/api/v1/eth2/sign", "/api/v1/eth1/publicKeys", "/../etc/passwd"] {
         assert_eq!(client.get(path, &[]).status, 404, "{path}");
     }
@@ -530,10 +531,40 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
         stream.read_to_end(&mut replies).unwrap_or_else(|e| panic!("{what}: the connection was not closed: {e}"));
         assert!(replies.windows(5).any(|w| w == b"\x00\x01\x01\x05\x02"), "{what}: the good request was not answered");
     }
+    // A thousand good requests and a bad length in one write: all are answered, the refusal comes last, and the end at once.
+    let mut stream = UnixStream::connect(&stack.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let burst = [frame(&info).repeat(1000), vec![0, 2, 0, 0]].concat();
+    let mut writer = stream.try_clone().unwrap();
+    std::thread::spawn(move || writer.write_all(&burst));
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).expect("the connection ends as soon as all is answered");
+    let mut ids = Vec::new();
+    let mut rest = replies.as_slice();
+    while let Ok(Some((inner, used))) = casemate_protocol::frame::split(rest, 65_536) {
+        ids.push(casemate_protocol::frame::decode_reply(inner).unwrap().id);
+        rest = &rest[used..];
+    }
+    assert_eq!(ids.len(), 1001);
+    assert!(ids[..1000].iter().all(|id| *id == 5) && ids[1000] == 0);
+    // More connections than there are places: those beyond are closed, and the places come free again.
+    let crowd: Vec<_> = (0..200).map(|_| UnixStream::connect(&stack.socket).unwrap()).collect();
+    let served = crowd
+        .iter()
+        .filter(|stream| {
+            let mut stream = *stream;
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.write_all(&frame(&info)).is_ok() && stream.read(&mut [0; 64]).is_ok_and(|n| n > 0)
+        })
+        .count();
+    assert!((1..=64).contains(&served), "{served} connections were served");
+    drop(crowd);
     // Half a frame, and nothing more: it waits, and hurts nobody.
     let mut half = UnixStream::connect(&stack.socket).unwrap();
     half.write_all(&[0, 0, 1, 0, 0xa3]).unwrap();
-    // Replies that nobody reads: the connection is closed, or just stands still; either way the others go on.
+    // Replies that nobody reads: the broker stops reading, keeps a bounded number of them, and the others go on.
+    let resident = || ["vault", "broker"].map(|part| resident_bytes(stack.pids[part]));
+    let before = resident();
     let mut deaf = UnixStream::connect(&stack.socket).unwrap();
     deaf.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let many = frame(&info).repeat(2000);
@@ -544,6 +575,113 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
     }
     stack.until("a signature beside it", |c| c.sign(key, &randao(10)), |a| a.status == 200);
     assert!(alive(stack.pids["vault"]) && alive(stack.pids["broker"]), "{}", stack.log());
+    for (before, after) in before.into_iter().zip(resident()) {
+        assert!(after < before + 32 * 1024 * 1024, "{before} bytes grew to {after}");
+    }
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// A client's words come back cut off: neither the answer nor the log grows with them.
+#[test]
+fn hostile_text_is_not_echoed_at_length() {
+    let (_bench, stack) = stack(&["--proof-of-validation"]);
+    let mut client = stack.client();
+    let key = keys(&mut client)[0].clone();
+    let long = "\u{7f}".repeat(1_000_000);
+    let (sign, ext) = (format!("/api/v1/eth2/sign/{key}"), format!("/api/v1/eth2/ext/sign/{key}"));
+    let mut number = randao(10);
+    number["randao_reveal"]["epoch"] = json!(long);
+    let mut version = block(300, 1);
+    version["beacon_block"]["version"] = json!(long);
+    let mut hex = block(300, 1);
+    hex["beacon_block"]["block_header"]["body_root"] = json!(long);
+    for (path, body) in [
+        (&sign, json!({ "type": long })),
+        (&sign, number),
+        (&sign, version),
+        (&sign, hex),
+        (&ext, json!({ "type": long, "platform": "a", "timestamp": "1" })),
+        (&ext, json!({ "type": "PROOF_OF_VALIDATION", "platform": long, "timestamp": "1" })),
+        (&ext, json!({ "type": "PROOF_OF_VALIDATION", "platform": "a", "timestamp": long })),
+        (&ext, json!({ "type": "PROOF_OF_VALIDATION", "platform": "a", "timestamp": "1", (long.as_str()): 1 })),
+    ] {
+        let answer = client.post(path, &body.to_string());
+        assert_eq!(answer.status, 400);
+        assert!(answer.body.len() < 8000, "{} bytes", answer.body.len());
+        answer.error();
+    }
+    // Nor does it cost the others the connection to the enclave.
+    client.sign(&key, &randao(10)).signature();
+    assert!(!stack.log().contains("has ended"), "{}", stack.log());
+    assert!(stack.log().lines().all(|line| line.len() < 8000));
+}
+
+#[test]
+fn an_enclave_that_hangs_does_not_count_as_up() {
+    let (_bench, stack) = stack(&["--", "--request-timeout-ms", "300"]);
+    let mut client = stack.client();
+    let key = keys(&mut client)[0].clone();
+    Stack::signal(stack.pids["vault"], Signal::STOP);
+    let late = client.sign(&key, &randao(10));
+    assert_eq!(late.status, 503, "{late:?}");
+    stack.until("the health check to notice", |c| c.get("/healthcheck", &[]), |a| a.status == 503);
+    Stack::signal(stack.pids["vault"], Signal::CONT);
+    stack.until("recovery", |c| c.sign(&key, &randao(10)), |a| a.status == 200);
+}
+
+/// A power cut may take the last watermarks with it: what was signed before must not be signed over, then or later.
+#[test]
+fn after_a_power_cut_every_key_starts_above_the_current_epoch_and_stays_there() {
+    use std::os::unix::fs::FileExt;
+
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "2"]);
+    let keys = keys(&mut stack.client());
+    stack.kill();
+    // A vote and a block that the disk never saw; and the machine boots anew.
+    let marks = casemate_testdata::files(&bench.folder.path().join("data"), "watermarks");
+    let file = std::fs::OpenOptions::new().write(true).open(&marks[0]).unwrap();
+    file.write_all_at(&[b'0'; 36], 48).unwrap();
+    // Slot 320, epoch 10: nothing up to slot 321, target 11 and below source 10 is signed any more.
+    let bound = |stack: &Stack| {
+        let mut client = stack.client();
+        for key in &keys {
+            refused(&mut client, key, &attestation(9, 10, 1), 412, &["target epoch 10", "last signed target epoch 11"]);
+            refused(&mut client, key, &block(321, 1), 412, &["slot 321", "last signed slot 321"]);
+            client.sign(key, &randao(10)).signature();
+        }
+    };
+    let stack = bench.start(&["--interop-keys", "2"]);
+    assert!(stack.log().contains("went down"), "{}", stack.log());
+    bound(&stack);
+    Stack::signal(stack.pids["vault"], Signal::KILL);
+    stack.until("a 503", |c| c.sign(&keys[0], &randao(10)), |a| a.status == 503);
+    stack.until("recovery", |c| c.sign(&keys[0], &randao(10)), |a| a.status == 200);
+    bound(&stack);
+    assert!(stack.stop().success());
+    let stack = bench.start(&["--interop-keys", "2"]);
+    bound(&stack);
+}
+
+/// Watermarks belong to the chain, whatever it is called.
+#[test]
+fn another_name_for_the_network_is_no_way_around_the_watermarks() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "1"]);
+    let key = keys(&mut stack.client())[0].clone();
+    stack.client().sign(&key, &attestation(8, 9, 1)).signature();
+    std::fs::write(bench.network(), NETWORK.replace("name = \"e2e\"", "name = \"other\"")).unwrap();
+    let network = bench.network();
+    let second =
+        Stack::try_start(PROGRAM, &bench.folder.path().join("data"), &["--network", network.to_str().unwrap()]);
+    assert!(second.err().expect("the folder is locked").contains("in use"));
+    drop(stack);
+    let stack = bench.start(&["--interop-keys", "1"]);
+    refused(&mut stack.client(), &key, &attestation(8, 9, 2), 412, &["target epoch 9"]);
 }
 
 #[test]
