@@ -276,11 +276,12 @@ async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Mutex<Waiting>) -> i
         if reader.read_buf(&mut buffer).await? == 0 {
             return Ok(());
         }
+        let now = Instant::now();
         while let Some((frame, len)) = frame::split(&buffer, MAX_FRAME_LEN).map_err(invalid)? {
             let reply = frame::decode_reply(frame).map_err(invalid)?;
             let asker = {
                 let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                waiting.progress = Instant::now();
+                waiting.progress = now;
                 waiting.by_id.remove(&reply.id)
             };
             if let Some(asker) = asker {

@@ -4,9 +4,9 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hyper::server::conn::http1;
@@ -113,7 +113,7 @@ async fn serve(
     service: Service,
     watcher: Watcher,
 ) {
-    let progress = Arc::new(Progress { start: Instant::now(), last_ms: AtomicU64::new(0) });
+    let progress = Arc::new(Progress::default());
     let stream = Watched { stream, progress: Arc::clone(&progress) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::select! {
@@ -127,30 +127,21 @@ async fn serve(
     }
 }
 
-/// When a connection last got anywhere.
-struct Progress {
-    start: Instant,
-    last_ms: AtomicU64,
-}
+/// Whether a connection got anywhere since somebody looked: a flag, because this is noted several times a request.
+#[derive(Default)]
+struct Progress(AtomicBool);
 
 impl Progress {
     fn note(&self) {
-        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.0.store(true, Ordering::Relaxed);
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Resolves when nothing was read or written for [`IDLE_TIMEOUT`].
+    /// Resolves when nothing was read or written for [`IDLE_TIMEOUT`], or up to a third longer.
     async fn stall(&self) {
-        let limit = u64::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-        loop {
-            let idle = self.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed));
-            if idle >= limit {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(limit.saturating_sub(idle))).await;
+        let mut idle = Duration::ZERO;
+        while idle < IDLE_TIMEOUT {
+            tokio::time::sleep(IDLE_TIMEOUT / 3).await;
+            idle = if self.0.swap(false, Ordering::Relaxed) { Duration::ZERO } else { idle + IDLE_TIMEOUT / 3 };
         }
     }
 }
