@@ -59,6 +59,13 @@ impl Client {
         Self { stream: BufReader::new(Box::new(stream)), host: address.to_string() }
     }
 
+    /// `None` where nobody listens.
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+        Some(Self { stream: BufReader::new(Box::new(stream)), host: address.to_string() })
+    }
+
     /// Over TLS; an error is the handshake's.
     pub fn connect_tls(address: SocketAddr, config: Arc<ClientConfig>) -> std::io::Result<Self> {
         let name = ServerName::try_from("localhost").unwrap();

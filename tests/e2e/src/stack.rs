@@ -106,6 +106,21 @@ impl Stack {
         self.child.id()
     }
 
+    /// The processes that play a part now, by the name they run under: a part that died runs again as another process.
+    pub fn processes(&self, part: &str) -> Vec<u32> {
+        let name = format!("casemate-{part}");
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| {
+                let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                let stat = read("stat");
+                let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+                parent == Some(&self.pid().to_string()) && read("cmdline").starts_with(&name)
+            })
+            .collect()
+    }
+
     /// Sends a signal to the process of this id.
     pub fn signal(pid: u32, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();

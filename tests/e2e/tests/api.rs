@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -410,7 +410,7 @@ fn a_killed_vault_answers_503_and_comes_back_with_its_watermarks() {
     let first = client.sign(key, &attestation(7, 9, 1)).signature();
     for part in ["vault", "broker"] {
         // The second round kills what was started in place of the first.
-        let pid = children(stack.pid(), part)[0];
+        let pid = stack.processes(part)[0];
         Stack::signal(pid, Signal::KILL);
         let away = stack.until("a 503", |c| c.sign(key, &randao(10)), |a| a.status == 503);
         assert!(away.error().contains("enclave") && away.header("retry-after").is_some());
@@ -834,20 +834,6 @@ fn minimal_preset_blocks_and_unversioned_aggregates_are_understood() {
     };
     client.sign(key, &contribution(128)).signature();
     refused(&mut client, key, &contribution(8), 400, &["128 bits"]);
-}
-
-/// Ids of the stack's processes that play a part, by the name they run under.
-fn children(stack: u32, part: &str) -> Vec<u32> {
-    let name = format!("casemate-{part}");
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let read = |file: &str| std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join(file));
-            let parent = read("stat").ok().and_then(|s| s.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok());
-            parent == Some(stack) && read("cmdline").is_ok_and(|c| c.starts_with(&name))
-        })
-        .collect()
 }
 
 /// A certificate authority of this test.
