@@ -50,8 +50,9 @@ impl Random {
     }
 }
 
-/// The chain's height that the clients are at: it rises as they ask.
-static ASKED: AtomicU64 = AtomicU64::new(0);
+/// The chain's height that the clients are at rises with the answers they get: after a restart they ask for what was
+/// signed just before it.
+static ANSWERED: AtomicU64 = AtomicU64::new(0);
 
 fn attack(
     address: std::net::SocketAddr,
@@ -64,7 +65,7 @@ fn attack(
     let mut refused = 0;
     let mut client: Option<Client> = None;
     while !stop.load(Ordering::Relaxed) {
-        let height = 10 + ASKED.fetch_add(1, Ordering::Relaxed) / 40;
+        let height = 10 + ANSWERED.load(Ordering::Relaxed) / 40;
         let key = random.below(KEYS);
         let root = u8::try_from(random.below(3)).unwrap();
         let (message, body) = if random.below(3) == 0 {
@@ -85,6 +86,9 @@ fn attack(
         };
         match connected.send("POST", &path, &headers, body.to_string().as_bytes()) {
             Ok(answer) => {
+                if answer.status != 503 {
+                    ANSWERED.fetch_add(1, Ordering::Relaxed);
+                }
                 match answer.status {
                     200 => signed.lock().unwrap().push(message),
                     412 => refused += 1,
