@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::tls::TlsFiles;
 const LISTEN: &str = "127.0.0.1:9000";
 const ENCLAVE: &str = "vsock:16:5005";
 const HOSTS: &str = "localhost,127.0.0.1,[::1]";
-const ENCLAVE_CONNECTIONS: usize = 1;
+const ENCLAVE_CONNECTIONS: NonZeroUsize = NonZeroUsize::MIN;
 const MAX_IN_FLIGHT: usize = 2000;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
@@ -56,7 +56,7 @@ struct Options {
     max_in_flight: Option<NonZeroUsize>,
     /// Longest wait for the enclave's answer, in milliseconds [default: 10000]
     #[arg(long, value_name = "MS", env = "CASEMATE_PROXY_REQUEST_TIMEOUT_MS")]
-    request_timeout_ms: Option<u64>,
+    request_timeout_ms: Option<NonZeroU64>,
     /// Largest request body, in bytes [default: 33554432]
     #[arg(long, value_name = "BYTES", env = "CASEMATE_PROXY_MAX_BODY_BYTES")]
     max_body_bytes: Option<NonZeroUsize>,
@@ -194,11 +194,9 @@ impl Options {
         Ok(Settings {
             listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
             enclave: self.enclave.as_deref().unwrap_or(ENCLAVE).parse().context("--enclave")?,
-            enclave_connections: self
-                .enclave_connections
-                .unwrap_or(NonZeroUsize::MIN.saturating_add(ENCLAVE_CONNECTIONS - 1)),
+            enclave_connections: self.enclave_connections.unwrap_or(ENCLAVE_CONNECTIONS),
             max_in_flight: self.max_in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get),
-            request_timeout: Duration::from_millis(self.request_timeout_ms.unwrap_or(REQUEST_TIMEOUT_MS)),
+            request_timeout: Duration::from_millis(self.request_timeout_ms.map_or(REQUEST_TIMEOUT_MS, NonZeroU64::get)),
             max_body_bytes: self.max_body_bytes.map_or(MAX_BODY_BYTES, NonZeroUsize::get),
             max_connections: self.max_connections.map_or(MAX_CONNECTIONS, NonZeroUsize::get),
             http_host_allowlist: self.http_host_allowlist.unwrap_or_else(|| HOSTS.into()),

@@ -27,9 +27,9 @@ use crate::enclave::Enclave;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
-/// Bodies above this take one of [`LARGE_BODIES`] permits: the memory that bodies take is bounded.
-const SMALL_BODY: usize = 256 * 1024;
-/// Large bodies read at once.
+/// What grows above this waits for one of [`LARGE_BODIES`] permits: the memory that bodies take is bounded.
+const SMALL_BODY: usize = 64 * 1024;
+/// Large bodies read and parsed at once.
 const LARGE_BODIES: usize = 4;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -9,11 +9,12 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_protocol::{PublicKey, Reply, Request, SignRequest, Signature};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tokio::sync::SemaphorePermit;
+use tokio::time::timeout;
 use tracing::{debug, info};
 
-use super::{App, Failure, Identifier, LARGE_BODIES, RequestId, SMALL_BODY, wants_json};
+use super::{App, Failure, Identifier, RequestId, SMALL_BODY, wants_json};
 use crate::enclave::Unavailable;
 use crate::request::{self, Parsed};
 
@@ -87,39 +88,45 @@ impl App {
         Ok(parsed.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be parsed"))??)
     }
 
-    /// Reads a body within its limits.
+    /// Reads a body within its limits; a large one comes with its permit.
     pub(super) async fn read_body(
         &self,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Failure> {
-        let max = self.max_body_bytes;
-        let too_large = |what: &str| {
-            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is {what}; {max} bytes are allowed"))
-        };
         let announced =
             headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
-        if let Some(len) = announced.filter(|len| *len > max) {
-            return Err(too_large(&format!("{len} bytes long")));
+        if let Some(len) = announced.filter(|len| *len > self.max_body_bytes) {
+            return Err(self.too_large(len));
         }
-        // A body of unknown length counts as large.
-        let permit = if announced.is_none_or(|len| len > SMALL_BODY) {
-            Some(self.large_bodies.try_acquire().map_err(|_| {
-                let message = format!("{LARGE_BODIES} large bodies are being read already; try again");
-                Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
-            })?)
-        } else {
-            None
-        };
-        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
-            Ok(Ok(body)) => Ok((body.to_bytes(), permit)),
-            Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large("longer than that")),
-            Ok(Err(e)) => Err(Failure::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {e}"))),
-            Err(_) => {
-                let message = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
-                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, message))
+        timeout(BODY_TIMEOUT, self.collect(body, announced.unwrap_or(0))).await.unwrap_or_else(|_| {
+            let message = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
+            Err(Failure::new(StatusCode::REQUEST_TIMEOUT, message))
+        })
+    }
+
+    async fn collect(&self, mut body: Body, announced: usize) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Failure> {
+        let mut collected = Vec::with_capacity(announced.min(SMALL_BODY));
+        let mut permit = None;
+        while let Some(frame) = body.frame().await {
+            let frame =
+                frame.map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {e}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let len = collected.len().saturating_add(data.len());
+            if len > self.max_body_bytes {
+                return Err(self.too_large(len));
             }
+            if len > SMALL_BODY && permit.is_none() {
+                permit = self.large_bodies.acquire().await.ok();
+            }
+            collected.extend_from_slice(&data);
         }
+        Ok((collected.into(), permit))
+    }
+
+    fn too_large(&self, len: usize) -> Failure {
+        let message = format!("the body is {len} bytes long or longer; {} are allowed", self.max_body_bytes);
+        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 }
 

@@ -358,6 +358,20 @@ fn oversized_and_malformed_http_is_refused_and_the_rest_served() {
         let _ = client.raw(chunk.as_bytes());
     }
     assert_eq!(client.answer().unwrap().status, 413);
+    // A body in chunks is as good as one of known length, large or small; many at once too.
+    let chunked = |body: &str| {
+        let mut client = stack.client();
+        let (one, two) = body.split_at(body.len() / 2);
+        let chunks: String = [one, two].map(|c| format!("{:x}\r\n{c}\r\n", c.len())).concat();
+        client.raw(format!("{head}{chunks}0\r\n\r\n").as_bytes()).unwrap();
+        client
+    };
+    let large = format!("{}{}", randao(10), " ".repeat(80_000));
+    let clients: Vec<_> = (0..12).map(|i| chunked(if i % 2 == 0 { &large } else { large.trim_end() })).collect();
+    for mut client in clients {
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
     for garbage in [&b"\x16\x03\x01\x02\x00\x01"[..], b"GET / HTTP/9.9\r\n\r\n", b"NONSENSE\r\n\r\n", &[0; 4096]] {
         let mut client = stack.client();
         let _ = client.raw(garbage);
