@@ -168,7 +168,7 @@ async fn connection(
         let answered = permits.acquire_many(u32::try_from(IN_FLIGHT).unwrap_or(u32::MAX));
         tokio::select! {
             _ = timeout(END_TIMEOUT, answered) => {}
-            at_once = ended.recv() => end = at_once,
+            () = told_at_once(&mut ended) => end = Some(End::AtOnce),
             _ = &mut writing => {}
         }
     }
@@ -187,6 +187,16 @@ async fn connection(
     if !writing.is_finished() && (at_once || timeout(END_TIMEOUT, &mut writing).await.is_err()) {
         writing.abort();
     }
+}
+
+/// Resolves on the order to end at once. More orders to end in order change nothing: each malformed frame brings one.
+async fn told_at_once(ended: &mut mpsc::UnboundedReceiver<End>) {
+    while let Some(end) = ended.recv().await {
+        if matches!(end, End::AtOnce) {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Reads frames and passes them on, until the connection ends (`None`) or breaks the framing.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{App, Failure};
 
 pub(super) async fn public_keys(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    let _alone = app.listing.lock().await;
     let mut keys: Vec<String> = Vec::new();
     loop {
         let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);

@@ -39,7 +39,9 @@ pub struct App {
     enclave: Enclave,
     max_body_bytes: usize,
     hosts: Option<Vec<String>>,
-    large_bodies: Semaphore,
+    large_bodies: Arc<Semaphore>,
+    /// Held while the keys are listed: pages are the largest replies there are, and one listing at a time is quick.
+    listing: tokio::sync::Mutex<()>,
     reload: Reload,
     ids: AtomicU64,
 }
@@ -50,7 +52,8 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         enclave: enclave.clone(),
         max_body_bytes: settings.max_body_bytes,
         hosts: settings.hosts(),
-        large_bodies: Semaphore::new(LARGE_BODIES),
+        large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
+        listing: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
         // Ids of one process differ; where two start at once, the time tells them apart.
         ids: AtomicU64::new(start_of_ids()),

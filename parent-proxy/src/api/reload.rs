@@ -62,8 +62,8 @@ impl Reload {
             error!(error = %format_args!("{e:#}"), "the certificates were not reloaded; the old ones stay");
             errors.push(format!("the certificates were not reloaded, the old ones stay: {e:#}"));
         }
-        let keys = match self.enclave.call(Request::PublicKeys { start: 0 }).await {
-            Ok(Reply::PublicKeys { total, .. }) => Some(total),
+        let keys = match self.enclave.call(Request::Info).await {
+            Ok(Reply::Info(info)) => Some(info.keys),
             _ => None,
         };
         let stage = match (keys, errors.is_empty()) {

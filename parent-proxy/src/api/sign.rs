@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_protocol::{PublicKey, Reply, Request, SignRequest, Signature};
 use http_body_util::BodyExt;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
@@ -76,15 +76,20 @@ impl App {
     }
 
     async fn parse(&self, headers: &HeaderMap, body: Body) -> Result<Parsed, Failure> {
-        // The permit of a large body is kept while it is parsed: what it takes then is memory too.
-        let (body, _permit) = self.read_body(headers, body).await?;
+        let (body, permit) = self.read_body(headers, body).await?;
         // The network's sizes are needed to read the body.
         let info = self.enclave.info().ok_or(Unavailable::Away)?;
         if body.len() <= SMALL_BODY {
             return Ok(request::parse(&body, &info.network)?);
         }
-        // Megabytes take a while: not on a thread that serves others.
-        let parsed = tokio::task::spawn_blocking(move || request::parse(&body, &info.network)).await;
+        // Megabytes take a while: not on a thread that serves others. The permit goes along: what parsing takes is memory
+        // too, and it goes on when the client has hung up.
+        let parsed = tokio::task::spawn_blocking(move || {
+            let parsed = request::parse(&body, &info.network);
+            drop((body, permit));
+            parsed
+        })
+        .await;
         Ok(parsed.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be parsed"))??)
     }
 
@@ -93,7 +98,7 @@ impl App {
         &self,
         headers: &HeaderMap,
         body: Body,
-    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Failure> {
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
         let announced =
             headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
         if let Some(len) = announced.filter(|len| *len > self.max_body_bytes) {
@@ -105,7 +110,11 @@ impl App {
         })
     }
 
-    async fn collect(&self, mut body: Body, announced: usize) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Failure> {
+    async fn collect(
+        &self,
+        mut body: Body,
+        announced: usize,
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
         let mut collected = Vec::with_capacity(announced.min(SMALL_BODY));
         let mut permit = None;
         while let Some(frame) = body.frame().await {
@@ -117,7 +126,7 @@ impl App {
                 return Err(self.too_large(len));
             }
             if len > SMALL_BODY && permit.is_none() {
-                permit = self.large_bodies.acquire().await.ok();
+                permit = Arc::clone(&self.large_bodies).acquire_owned().await.ok();
             }
             collected.extend_from_slice(&data);
         }

@@ -37,16 +37,16 @@ pub fn run() -> Result<()> {
         Some(ms) => Box::new(FixedClock(ms)),
         None => Box::new(SystemClock),
     };
-    // Above everything that can have been signed until now (DESIGN section 6, `solo`).
-    let now = network.slot_at(clock.unix_ms());
-    let epoch = network.epoch_of(now);
-    let above = floor_at(now.saturating_add(1), epoch, epoch.saturating_add(1));
+    // What the window rule has allowed until now at most; a vote from that epoch to itself is among it, so the source
+    // must not be lower (docs/ARCHITECTURE.md, «The floor after an unclean end»).
+    let latest_slot = network.slot_at(clock.unix_ms()).saturating_add(1);
+    let latest = network.epoch_of(latest_slot);
+    let above = floor_at(latest_slot, latest, latest);
     let journal = FileJournal::open(&boot.journal, network.genesis_validators_root(), above)?;
     if journal.maybe_behind {
         eprintln!(
             "casemate-dev (vault): the machine went down without closing the watermarks; to be safe, attestations \
-             start above target epoch {} and from source epoch {epoch}: two to three epochs of silence",
-            epoch.saturating_add(1)
+             start above target epoch {latest} and from source epoch {latest}: two to three epochs of silence"
         );
     }
 

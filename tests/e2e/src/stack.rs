@@ -139,6 +139,10 @@ impl Stack {
         self.child.wait().unwrap();
         let parts: Vec<u32> = self.pids.values().copied().collect();
         eventually("the parts to end with their stack", || parts.iter().all(|pid| !alive(*pid)));
+        // What it would have removed itself.
+        if let Some(folder) = self.socket.parent() {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 
     fn wait(&mut self) -> ExitStatus {

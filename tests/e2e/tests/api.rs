@@ -553,14 +553,17 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
     std::thread::spawn(move || writer.write_all(&burst));
     let mut replies = Vec::new();
     stream.read_to_end(&mut replies).expect("the connection ends as soon as all is answered");
-    let mut ids = Vec::new();
-    let mut rest = replies.as_slice();
-    while let Ok(Some((inner, used))) = casemate_protocol::frame::split(rest, 65_536) {
-        ids.push(casemate_protocol::frame::decode_reply(inner).unwrap().id);
-        rest = &rest[used..];
-    }
+    let ids = frame_ids(&replies);
     assert_eq!(ids.len(), 1001);
     assert!(ids[..1000].iter().all(|id| *id == 5) && ids[1000] == 0);
+    // Two malformed frames with good ones around them: both are refused, and no reply is lost over it.
+    let mut stream = UnixStream::connect(&stack.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let bad = frame(&[0xff]);
+    stream.write_all(&[&bad[..], &frame(&info).repeat(300), &bad, &frame(&info).repeat(300)].concat()).unwrap();
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).expect("the connection ends as soon as all is answered");
+    assert_eq!(frame_ids(&replies).len(), 602);
     // More connections than there are places: those beyond are closed, and the places come free again.
     let crowd: Vec<_> = (0..200).map(|_| UnixStream::connect(&stack.socket).unwrap()).collect();
     let served = crowd
@@ -592,6 +595,16 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
     for (before, after) in before.into_iter().zip(resident()) {
         assert!(after < before + 32 * 1024 * 1024, "{before} bytes grew to {after}");
     }
+}
+
+/// The ids of all replies in a stream.
+fn frame_ids(mut rest: &[u8]) -> Vec<u64> {
+    let mut ids = Vec::new();
+    while let Ok(Some((inner, used))) = casemate_protocol::frame::split(rest, 65_536) {
+        ids.push(casemate_protocol::frame::decode_reply(inner).unwrap().id);
+        rest = &rest[used..];
+    }
+    ids
 }
 
 fn resident_bytes(pid: u32) -> u64 {
@@ -634,6 +647,49 @@ fn hostile_text_is_not_echoed_at_length() {
     assert!(stack.log().lines().all(|line| line.len() < 8000));
 }
 
+/// Clients that hang up leave no parsing behind that nobody counts.
+#[test]
+fn large_bodies_of_clients_that_hang_up_stay_bounded() {
+    let (_bench, stack) = stack(&[]);
+    let key = keys(&mut stack.client())[0].clone();
+    let transactions = vec!["\"0x\""; 1_000_000].join(",");
+    let body = format!(
+        r#"{{"type":"EXECUTION_PAYLOAD_ENVELOPE","execution_payload_envelope":{{"version":"GLOAS","data":{{"payload":{{"transactions":[{transactions}]}}}}}}}}"#
+    );
+    let head =
+        format!("POST /api/v1/eth2/sign/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    for _ in 0..24 {
+        let mut client = stack.client();
+        client.raw(head.as_bytes()).unwrap();
+        let _ = client.raw(body.as_bytes());
+    }
+    // Four bodies at a time, with what parsing makes of them.
+    let resident = resident_bytes(stack.pids["proxy"]);
+    assert!(resident < 700 * 1024 * 1024, "{resident} bytes");
+    stack.until("a signature", |c| c.sign(&key, &randao(10)), |a| a.status == 200);
+}
+
+/// Listing many keys from many sides at once must not cost the connection that everybody signs over.
+#[test]
+fn many_listings_of_many_keys_do_not_disturb_signing() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "3000"]);
+    let key = keys(&mut stack.client())[0].clone();
+    std::thread::scope(|scope| {
+        let listings: Vec<_> =
+            (0..40).map(|_| scope.spawn(|| stack.client().get("/api/v1/eth2/publicKeys", &[]))).collect();
+        for _ in 0..50 {
+            stack.client().sign(&key, &randao(10)).signature();
+        }
+        for listing in listings {
+            let answer = listing.join().unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            assert_eq!(answer.json().as_array().unwrap().len(), 3000);
+        }
+    });
+    assert!(!stack.log().contains("closed"), "{}", stack.log());
+}
+
 #[test]
 fn an_enclave_that_hangs_does_not_count_as_up() {
     let (_bench, stack) = stack(&["--", "--request-timeout-ms", "300"]);
@@ -660,11 +716,12 @@ fn after_a_power_cut_every_key_starts_above_the_current_epoch_and_stays_there() 
     let marks = casemate_testdata::files(&bench.folder.path().join("data"), "watermarks");
     let file = std::fs::OpenOptions::new().write(true).open(&marks[0]).unwrap();
     file.write_all_at(&[b'0'; 36], 48).unwrap();
-    // Slot 320, epoch 10: nothing up to slot 321, target 11 and below source 10 is signed any more.
+    // Slot 320, epoch 10: nothing up to slot 321 and target 10 is signed any more, and nothing from below source 10.
     let bound = |stack: &Stack| {
         let mut client = stack.client();
         for key in &keys {
-            refused(&mut client, key, &attestation(9, 10, 1), 412, &["target epoch 10", "last signed target epoch 11"]);
+            refused(&mut client, key, &attestation(9, 10, 1), 412, &["target epoch 10", "last signed target epoch 10"]);
+            refused(&mut client, key, &attestation(10, 10, 1), 412, &["target epoch 10"]);
             refused(&mut client, key, &block(321, 1), 412, &["slot 321", "last signed slot 321"]);
             client.sign(key, &randao(10)).signature();
         }
