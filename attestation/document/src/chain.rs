@@ -7,12 +7,12 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage as ExtendedUsage};
+use webpki::{Cert, EndEntityCert, KeyUsage as ExtendedUsage};
 use x509_cert::Certificate;
 use x509_cert::certificate::Version;
+use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::oid::AssociatedOid;
-use x509_cert::der::Decode;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::spki::AlgorithmIdentifierOwned;
@@ -106,7 +106,10 @@ pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timesta
         return Err(Error::Root { found: hex(&sha256(root)), pinned: hex(&anchor.sha256()) });
     }
     if u64::try_from(bundle.len()).map_or(true, |len| len > crate::MAX_BUNDLE_LEN) {
-        return Err(Error::Bundle { found: u64::try_from(bundle.len()).unwrap_or(u64::MAX), max: crate::MAX_BUNDLE_LEN });
+        return Err(Error::Bundle {
+            found: u64::try_from(bundle.len()).unwrap_or(u64::MAX),
+            max: crate::MAX_BUNDLE_LEN,
+        });
     }
 
     // Each by itself and beside its neighbour, from the root down.
@@ -149,7 +152,7 @@ pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timesta
         )
         .map_err(path)?;
     // From the leaf upwards, as it stands in the bundle from the root down.
-    if !verified.intermediate_certificates().map(|used| used.der()).eq(between.iter().rev().cloned()) {
+    if !verified.intermediate_certificates().map(Cert::der).eq(between.iter().rev().cloned()) {
         return Err(Error::Path { problem: "not every certificate of the bundle is part of it".to_owned() });
     }
     let leaf_point = parsed_leaf.tbs_certificate().subject_public_key_info().subject_public_key.raw_bytes().to_vec();
@@ -217,7 +220,10 @@ fn check_extensions(certificate: &Certificate, place: Place) -> Result<(), Error
     Ok(())
 }
 
-fn extension<'a, T: Decode<'a> + AssociatedOid>(certificate: &'a Certificate, place: Place) -> Result<Option<T>, Error> {
+fn extension<'a, T: Decode<'a> + AssociatedOid>(
+    certificate: &'a Certificate,
+    place: Place,
+) -> Result<Option<T>, Error> {
     let extensions = certificate.tbs_certificate().extensions().map(Vec::as_slice).unwrap_or_default();
     extensions
         .iter()
@@ -304,9 +310,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 fn explain(error: &webpki::Error) -> String {
     match error {
-        webpki::Error::InvalidSignatureForPublicKey => {
-            "a certificate is not signed by the one above it".to_owned()
-        }
+        webpki::Error::InvalidSignatureForPublicKey => "a certificate is not signed by the one above it".to_owned(),
         other => format!("{other:?}"),
     }
 }

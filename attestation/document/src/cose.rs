@@ -10,7 +10,7 @@ use crate::error::hex;
 /// Longest document, in bytes. The NSM's answers end at 12 KiB (`NSM_RESPONSE_MAX_SIZE`).
 pub const MAX_DOCUMENT_LEN: usize = 16 * 1024;
 /// Longest payload, in bytes: what remains of a document beside the shortest envelope.
-pub const MAX_PAYLOAD_LEN: usize = MAX_DOCUMENT_LEN - 112;
+pub const MAX_PAYLOAD_LEN: usize = MAX_DOCUMENT_LEN - 108;
 /// Bytes of an ES384 signature: r and s (RFC 9053, section 2.1).
 pub const SIGNATURE_LEN: usize = 96;
 
@@ -32,12 +32,12 @@ impl<'a> CoseSign1<'a> {
         }
         let mut cbor = Reader::new(bytes, PART);
         if cbor.peek() == Some(Type::Tag) {
-            let found = cbor.decode("a tag", |d| d.tag())?.as_u64();
+            let found = cbor.decode("a tag", Decoder::tag)?.as_u64();
             if found != TAG {
                 return Err(Error::Tag { found });
             }
         }
-        let items = cbor.decode("an array of 4 items", |d| d.array())?;
+        let items = cbor.decode("an array of 4 items", Decoder::array)?;
         match items {
             Some(4) => {}
             Some(found) => return Err(Error::CoseItems { found }),
@@ -53,7 +53,7 @@ impl<'a> CoseSign1<'a> {
             Some(Type::Null) => return Err(unprotected("null")),
             _ => return Err(unprotected("of another type")),
         }
-        match cbor.decode("a map", |d| d.map())? {
+        match cbor.decode("a map", Decoder::map)? {
             Some(0) => {}
             None if !cbor.more(None, 0) => {}
             Some(found) => return Err(unprotected(&format!("a map of {found} entries"))),
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
 
     /// A byte string in one piece.
     pub(crate) fn bytes(&mut self, expected: &'static str) -> Result<&'a [u8], Error> {
-        self.decode(expected, |d| d.bytes())
+        self.decode(expected, Decoder::bytes)
     }
 
     /// Whether another item of a map or array follows, of which `seen` have been read. `claimed` is its length, where it

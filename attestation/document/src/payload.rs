@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use minicbor::Decoder;
 use minicbor::data::Type;
 
 use crate::cose::Reader;
@@ -39,29 +40,30 @@ pub(crate) struct Payload<'a> {
     pub(crate) nonce: Option<&'a [u8]>,
 }
 
-/// What has been read so far; the outer `Option` says whether the field was there at all.
+/// What has been read so far.
 #[derive(Default)]
 struct Fields<'a> {
+    /// Those that were there, null or not.
+    seen: Vec<Field>,
     module_id: Option<&'a str>,
-    digest: Option<()>,
     timestamp: Option<Timestamp>,
     pcrs: Option<BTreeMap<u8, &'a Pcr>>,
     certificate: Option<&'a [u8]>,
     cabundle: Option<Vec<&'a [u8]>>,
-    public_key: Option<Option<&'a [u8]>>,
-    user_data: Option<Option<&'a [u8]>>,
-    nonce: Option<Option<&'a [u8]>>,
+    public_key: Option<&'a [u8]>,
+    user_data: Option<&'a [u8]>,
+    nonce: Option<&'a [u8]>,
 }
 
 impl<'a> Payload<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut cbor = Reader::new(bytes, PART);
         let mut fields = Fields::default();
-        let claimed = cbor.decode("a map", |d| d.map())?;
+        let claimed = cbor.decode("a map", Decoder::map)?;
         let mut seen = 0;
         while cbor.more(claimed, seen) {
             seen = seen.saturating_add(1);
-            let name = cbor.decode("the name of a field", |d| d.str())?;
+            let name = cbor.decode("the name of a field", Decoder::str)?;
             match Field::ALL.into_iter().find(|field| field.name() == name) {
                 Some(field) => fields.read(field, &mut cbor)?,
                 None if name == "nitrotpm_pcrs" => return Err(Error::NitroTpm),
@@ -75,32 +77,29 @@ impl<'a> Payload<'a> {
 
 impl<'a> Fields<'a> {
     fn read(&mut self, field: Field, cbor: &mut Reader<'a>) -> Result<(), Error> {
-        let duplicate = Err(Error::Duplicate { field });
-        match field {
-            Field::ModuleId if self.module_id.is_some() => duplicate,
-            Field::ModuleId => set(&mut self.module_id, module_id(cbor)?),
-            Field::Digest if self.digest.is_some() => duplicate,
-            Field::Digest => set(&mut self.digest, digest(cbor)?),
-            Field::Timestamp if self.timestamp.is_some() => duplicate,
-            Field::Timestamp => set(&mut self.timestamp, timestamp(cbor)?),
-            Field::Pcrs if self.pcrs.is_some() => duplicate,
-            Field::Pcrs => set(&mut self.pcrs, pcrs(cbor)?),
-            Field::Certificate if self.certificate.is_some() => duplicate,
-            Field::Certificate => set(&mut self.certificate, bytes(cbor, field, 1, MAX_CERTIFICATE_LEN)?),
-            Field::Cabundle if self.cabundle.is_some() => duplicate,
-            Field::Cabundle => set(&mut self.cabundle, cabundle(cbor)?),
-            Field::PublicKey if self.public_key.is_some() => duplicate,
-            Field::PublicKey => set(&mut self.public_key, optional(cbor, field, 1, MAX_PUBLIC_KEY_LEN)?),
-            Field::UserData if self.user_data.is_some() => duplicate,
-            Field::UserData => set(&mut self.user_data, optional(cbor, field, 0, MAX_USER_DATA_LEN)?),
-            Field::Nonce if self.nonce.is_some() => duplicate,
-            Field::Nonce => set(&mut self.nonce, optional(cbor, field, 0, MAX_NONCE_LEN)?),
+        if self.seen.contains(&field) {
+            return Err(Error::Duplicate { field });
         }
+        self.seen.push(field);
+        match field {
+            Field::ModuleId => self.module_id = Some(module_id(cbor)?),
+            Field::Digest => digest(cbor)?,
+            Field::Timestamp => self.timestamp = Some(timestamp(cbor)?),
+            Field::Pcrs => self.pcrs = Some(pcrs(cbor)?),
+            Field::Certificate => self.certificate = Some(bytes(cbor, field, 1, MAX_CERTIFICATE_LEN)?),
+            Field::Cabundle => self.cabundle = Some(cabundle(cbor)?),
+            Field::PublicKey => self.public_key = optional(cbor, field, 1, MAX_PUBLIC_KEY_LEN)?,
+            Field::UserData => self.user_data = optional(cbor, field, 0, MAX_USER_DATA_LEN)?,
+            Field::Nonce => self.nonce = optional(cbor, field, 0, MAX_NONCE_LEN)?,
+        }
+        Ok(())
     }
 
     fn complete(self) -> Result<Payload<'a>, Error> {
         let missing = |field| Error::Missing { field };
-        self.digest.ok_or(missing(Field::Digest))?;
+        if !self.seen.contains(&Field::Digest) {
+            return Err(missing(Field::Digest));
+        }
         Ok(Payload {
             module_id: self.module_id.ok_or(missing(Field::ModuleId))?,
             timestamp: self.timestamp.ok_or(missing(Field::Timestamp))?,
@@ -108,17 +107,11 @@ impl<'a> Fields<'a> {
             certificate: self.certificate.ok_or(missing(Field::Certificate))?,
             cabundle: self.cabundle.ok_or(missing(Field::Cabundle))?,
             // These three may be left out, and real documents have them as null.
-            public_key: self.public_key.flatten(),
-            user_data: self.user_data.flatten(),
-            nonce: self.nonce.flatten(),
+            public_key: self.public_key,
+            user_data: self.user_data,
+            nonce: self.nonce,
         })
     }
-}
-
-#[allow(clippy::unnecessary_wraps, reason = "an arm of the match above")]
-fn set<T>(field: &mut Option<T>, value: T) -> Result<(), Error> {
-    *field = Some(value);
-    Ok(())
 }
 
 /// Refuses what is null or of another type before it is read.
@@ -144,14 +137,14 @@ fn bytes<'a>(cbor: &mut Reader<'a>, field: Field, min: usize, max: usize) -> Res
 
 fn optional<'a>(cbor: &mut Reader<'a>, field: Field, min: usize, max: usize) -> Result<Option<&'a [u8]>, Error> {
     if cbor.peek() == Some(Type::Null) {
-        return cbor.decode("null", |d| d.null()).map(|()| None);
+        return cbor.decode("null", Decoder::null).map(|()| None);
     }
     bytes(cbor, field, min, max).map(Some)
 }
 
 fn text<'a>(cbor: &mut Reader<'a>, field: Field) -> Result<&'a str, Error> {
     expect(cbor, field, "a text", &[Type::String])?;
-    cbor.decode("a text", |d| d.str())
+    cbor.decode("a text", Decoder::str)
 }
 
 fn module_id<'a>(cbor: &mut Reader<'a>) -> Result<&'a str, Error> {
@@ -171,7 +164,7 @@ fn digest(cbor: &mut Reader<'_>) -> Result<(), Error> {
 fn timestamp(cbor: &mut Reader<'_>) -> Result<Timestamp, Error> {
     let integers = [Type::U8, Type::U16, Type::U32, Type::U64];
     expect(cbor, Field::Timestamp, "an unsigned integer", &integers)?;
-    match cbor.decode("an unsigned integer", |d| d.u64())? {
+    match cbor.decode("an unsigned integer", Decoder::u64)? {
         0 => Err(Error::TimestampZero),
         ms => Ok(Timestamp(ms)),
     }
@@ -180,7 +173,7 @@ fn timestamp(cbor: &mut Reader<'_>) -> Result<Timestamp, Error> {
 fn pcrs<'a>(cbor: &mut Reader<'a>) -> Result<BTreeMap<u8, &'a Pcr>, Error> {
     expect(cbor, Field::Pcrs, "a map", &[Type::Map, Type::MapIndef])?;
     let max = u64::from(MAX_PCRS);
-    let claimed = cbor.decode("a map", |d| d.map())?;
+    let claimed = cbor.decode("a map", Decoder::map)?;
     if let Some(found) = claimed.filter(|n| !(1..=max).contains(n)) {
         return Err(Error::PcrCount { found, max });
     }
@@ -188,7 +181,7 @@ fn pcrs<'a>(cbor: &mut Reader<'a>) -> Result<BTreeMap<u8, &'a Pcr>, Error> {
     let mut seen = 0;
     while cbor.more(claimed, seen) {
         seen = seen.saturating_add(1);
-        let found = cbor.decode("a PCR's index", |d| d.u64())?;
+        let found = cbor.decode("a PCR's index", Decoder::u64)?;
         let index = u8::try_from(found).ok().filter(|i| *i < MAX_PCRS);
         let index = index.ok_or(Error::PcrIndex { found, max: MAX_PCRS.saturating_sub(1) })?;
         let value = cbor.bytes("a PCR's value")?;
@@ -204,7 +197,7 @@ fn pcrs<'a>(cbor: &mut Reader<'a>) -> Result<BTreeMap<u8, &'a Pcr>, Error> {
 fn cabundle<'a>(cbor: &mut Reader<'a>) -> Result<Vec<&'a [u8]>, Error> {
     expect(cbor, Field::Cabundle, "an array", &[Type::Array, Type::ArrayIndef])?;
     let max = MAX_BUNDLE_LEN;
-    let claimed = cbor.decode("an array", |d| d.array())?;
+    let claimed = cbor.decode("an array", Decoder::array)?;
     if let Some(found) = claimed.filter(|n| !(1..=max).contains(n)) {
         return Err(Error::Bundle { found, max });
     }

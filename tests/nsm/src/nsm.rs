@@ -62,10 +62,7 @@ impl SoftwareNsm {
     /// An NSM under `root`, whose first 16 PCRs are locked, as in an enclave; `clock` tells milliseconds since 1970.
     pub fn new(root: Authority, module_id: &str, pcrs: &Pcrs, clock: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
         let bank = (0..PCRS)
-            .map(|index| Pcr {
-                value: pcrs.0.get(&index).copied().unwrap_or([0; PCR_LEN]),
-                locked: index < SHOWN,
-            })
+            .map(|index| Pcr { value: pcrs.0.get(&index).copied().unwrap_or([0; PCR_LEN]), locked: index < SHOWN })
             .collect();
         Self { root, module_id: module_id.to_owned(), clock, pcrs: Mutex::new(bank), issued: Mutex::new(None) }
     }
@@ -78,10 +75,9 @@ impl SoftwareNsm {
     /// Answers a request as the device does.
     pub fn process(&self, request: Request) -> Response {
         match request {
-            Request::DescribePCR { index } => self.with_pcr(index, |pcr| Response::DescribePCR {
-                lock: pcr.locked,
-                data: pcr.value.to_vec(),
-            }),
+            Request::DescribePCR { index } => {
+                self.with_pcr(index, |pcr| Response::DescribePCR { lock: pcr.locked, data: pcr.value.to_vec() })
+            }
             Request::ExtendPCR { index, data } => self.with_pcr(index, |pcr| {
                 if pcr.locked {
                     return Response::Error(ErrorCode::ReadOnlyIndex);

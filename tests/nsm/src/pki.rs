@@ -60,7 +60,8 @@ impl Authority {
         let root = Self::root(params)?;
         let mut secret = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&key)?;
         secret.write_all(root.key.serialize_pem().as_bytes())?;
-        fs::write(&certificate, pem::encode(&pem::Pem::new("CERTIFICATE", root.der.as_slice()))).with_context(|| format!("writing {}", certificate.display()))?;
+        fs::write(&certificate, pem::encode(&pem::Pem::new("CERTIFICATE", root.der.as_slice())))
+            .with_context(|| format!("writing {}", certificate.display()))?;
         Ok(root)
     }
 }
@@ -106,8 +107,7 @@ pub fn root_params() -> CertificateParams {
 pub fn authority_params(name: &str, path_len: Option<u8>, from: OffsetDateTime, days: i64) -> CertificateParams {
     let mut params = params(name, from, Duration::days(days));
     params.is_ca = IsCa::Ca(path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
-    params.key_usages =
-        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
