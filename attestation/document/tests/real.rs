@@ -12,8 +12,11 @@ fn verify(bytes: &[u8], at: At) -> Result<Document, Error> {
     Unverified::parse(bytes)?.verify(&Anchor::aws().unwrap(), at)
 }
 
+/// What the index says of a document, and its bytes.
+type Entry = (Value, Vec<u8>);
+
 /// Every entry of the index with its bytes.
-fn documents() -> Option<Vec<(Value, Vec<u8>)>> {
+fn documents() -> Option<Vec<Entry>> {
     let folder = casemate_testdata::folder("nitro-attestation")?;
     let index = casemate_testdata::json(&folder.join("INDEX.json"));
     let entries = index["documents"].as_array().unwrap();
@@ -28,7 +31,8 @@ fn documents() -> Option<Vec<(Value, Vec<u8>)>> {
     )
 }
 
-fn is_valid(document: &&(Value, Vec<u8>)) -> bool {
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "what filters hand over")]
+fn is_valid(document: &&Entry) -> bool {
     let (entry, _) = document;
     entry["verdict"] == "valid" && entry["nitrotpm_pcrs"].is_null()
 }

@@ -80,3 +80,63 @@ impl<'de, const N: usize> Deserialize<'de> for Bytes<N> {
         deserializer.deserialize_bytes(Visitor)
     }
 }
+
+/// A byte string of `MIN` to `MAX` bytes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BoundedBytes<const MIN: usize, const MAX: usize>(Vec<u8>);
+
+impl<const MIN: usize, const MAX: usize> BoundedBytes<MIN, MAX> {
+    /// Takes bytes of an allowed length; `None` for others.
+    pub fn new(bytes: Vec<u8>) -> Option<Self> {
+        (MIN..=MAX).contains(&bytes.len()).then_some(Self(bytes))
+    }
+
+    /// The bytes.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> AsRef<[u8]> for BoundedBytes<MIN, MAX> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> fmt::Debug for BoundedBytes<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("0x")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> Serialize for BoundedBytes<MIN, MAX> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for BoundedBytes<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<const MIN: usize, const MAX: usize>;
+
+        impl<const MIN: usize, const MAX: usize> de::Visitor<'_> for Visitor<MIN, MAX> {
+            type Value = BoundedBytes<MIN, MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a byte string of {MIN} to {MAX} bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                // The length first: nothing is kept of what is too long.
+                if (MIN..=MAX).contains(&bytes.len()) {
+                    Ok(BoundedBytes(bytes.to_vec()))
+                } else {
+                    Err(E::invalid_length(bytes.len(), &self))
+                }
+            }
+        }
+
+        deserializer.deserialize_bytes(Visitor)
+    }
+}

@@ -1,13 +1,14 @@
 //! Frames: a `u32` big-endian length, then one CBOR map in its one encoding.
 //!
-//! This is the only place that knows `serde_cbor` (RUSTSEC-2021-0127: unmaintained; see docs/ARCHITECTURE.md), so it
-//! can be exchanged here. Decoding re-encodes what it read and compares: no second encoding, no duplicate or unknown
-//! field, no trailing byte and no indefinite length gets through, whatever the library would allow.
+//! [`cbor`] re-encodes what it decoded and compares, so a frame has one reading and one writing.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::BoundedBytes;
+use crate::cbor::{self, Form};
 use crate::refusal::MalformedFrame;
+use crate::statement::MAX_STATEMENT_LEN;
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
 
 /// The one protocol version.
@@ -22,6 +23,16 @@ pub const CHANNEL_LEN: usize = 8;
 pub const MAX_KEYS_PER_PAGE: u32 = 1000;
 /// Longest platform name or timestamp in a proof of validation, in bytes.
 pub const MAX_PROOF_TEXT_LEN: usize = 128;
+
+/// Shortest and longest nonce of a request for an attestation document, in bytes.
+pub const NONCE_LEN: std::ops::RangeInclusive<usize> = MIN_NONCE_LEN..=MAX_NONCE_LEN;
+const MIN_NONCE_LEN: usize = 8;
+const MAX_NONCE_LEN: usize = 64;
+/// Longest attestation document, in bytes: what the NSM gives at most is shorter.
+pub const MAX_DOCUMENT_LEN: usize = 16 * 1024;
+
+/// A nonce that whoever asks for an attestation document made up, so that the answer cannot be an old one.
+pub type Nonce = BoundedBytes<MIN_NONCE_LEN, MAX_NONCE_LEN>;
 
 /// What the proxy may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +57,11 @@ pub enum Request {
         platform: String,
         /// When, as the platform writes it.
         timestamp: String,
+    },
+    /// An attestation document, and the statement that it binds.
+    Attestation {
+        /// Comes back inside the document.
+        nonce: Nonce,
     },
 }
 
@@ -89,6 +105,13 @@ pub enum Reply {
     },
     /// To any of them.
     Refused(Refusal),
+    /// To [`Request::Attestation`].
+    Attestation {
+        /// COSE_Sign1 by the NSM: the nonce, the vault's HPKE key as public_key, the statement's SHA-256 as user_data.
+        document: BoundedBytes<1, MAX_DOCUMENT_LEN>,
+        /// A [`crate::Statement`], encoded.
+        statement: BoundedBytes<1, MAX_STATEMENT_LEN>,
+    },
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
@@ -220,14 +243,12 @@ pub fn split_channel(frame: &[u8]) -> Result<(u64, &[u8]), FrameError> {
 }
 
 fn decode<T: DeserializeOwned + Serialize>(frame: &[u8], version: impl Fn(&T) -> u64) -> Result<T, FrameError> {
-    // `packed` writes fields and variants as their numbers: half the bytes, and the numbers are what PROTOCOL.md lists.
-    let value: T = serde_cbor::from_slice(frame).map_err(|_| FrameError(MalformedFrame::Encoding))?;
+    let value: T = cbor::decode_loosely(frame).ok_or(FrameError(MalformedFrame::Encoding))?;
     if version(&value) != VERSION {
         return Err(FrameError(MalformedFrame::Version(version(&value))));
     }
-    let mut again = Comparer { expected: frame };
-    let same = write_cbor(&value, &mut again) && again.expected.is_empty();
-    if same { Ok(value) } else { Err(FrameError(MalformedFrame::Encoding)) }
+    let exact = cbor::is_encoding_of(frame, &value, Form::Numbered);
+    if exact { Ok(value) } else { Err(FrameError(MalformedFrame::Encoding)) }
 }
 
 fn encode<T: Serialize>(value: &T, channel: Option<u64>, out: &mut Vec<u8>) {
@@ -237,37 +258,11 @@ fn encode<T: Serialize>(value: &T, channel: Option<u64>, out: &mut Vec<u8>) {
         out.extend_from_slice(&channel.to_be_bytes());
     }
     // Writing to memory cannot fail, and the types have no map with odd keys: there is no other error.
-    let written = write_cbor(value, &mut *out);
+    let written = cbor::encode(value, Form::Numbered, &mut *out);
     debug_assert!(written);
     let len = out.len().saturating_sub(start).saturating_sub(LENGTH_LEN);
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     if let Some(head) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<LENGTH_LEN>()) {
         *head = len.to_be_bytes();
-    }
-}
-
-fn write_cbor<T: Serialize>(value: &T, out: impl std::io::Write) -> bool {
-    let mut serializer = serde_cbor::Serializer::new(serde_cbor::ser::IoWrite::new(out)).packed_format();
-    value.serialize(&mut serializer).is_ok()
-}
-
-/// Takes what is written and compares it with what is expected, without keeping any of it.
-struct Comparer<'a> {
-    expected: &'a [u8],
-}
-
-impl std::io::Write for Comparer<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self.expected.strip_prefix(bytes) {
-            Some(rest) => {
-                self.expected = rest;
-                Ok(bytes.len())
-            }
-            None => Err(std::io::ErrorKind::InvalidData.into()),
-        }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

@@ -8,15 +8,18 @@
 
 pub mod address;
 pub mod bytes;
+pub mod cbor;
 pub mod duty;
 pub mod frame;
 pub mod network;
 pub mod refusal;
+pub mod statement;
 pub mod time;
 
-pub use bytes::{Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};
+pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};
 pub use duty::{AttestationData, BeaconBlockHeader, Checkpoint, Duty, ForkInfo};
 pub use frame::{FrameError, Reply, ReplyFrame, Request, RequestFrame, SignRequest};
 pub use network::{Fork, ForkName, Network, NetworkError, Preset};
 pub use refusal::Refusal;
+pub use statement::Statement;
 pub use time::{Epoch, Slot};

@@ -72,6 +72,10 @@ pub enum Refusal {
     TooLong { len: u64, max: u64 },
     #[error("the text has a character that is not allowed; letters, digits, space and ._:+-/ are")]
     BadText,
+    #[error("too many attestation documents were asked for; the next one can be had in {seconds} s")]
+    TooManyAttestations { seconds: u64 },
+    #[error("the NSM gave no attestation document")]
+    NsmFailed,
 }
 
 /// What was wrong with a frame.
@@ -98,6 +102,8 @@ pub enum Kind {
     Refused,
     /// The enclave cannot serve it now: 503.
     Unavailable,
+    /// Asked too often: 429.
+    TooMany,
 }
 
 impl Refusal {
@@ -110,7 +116,8 @@ impl Refusal {
             | Self::TooLong { .. }
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
-            Self::NotSaved => Kind::Unavailable,
+            Self::NotSaved | Self::NsmFailed => Kind::Unavailable,
+            Self::TooManyAttestations { .. } => Kind::TooMany,
             Self::NoHistory
             | Self::OtherNetwork { .. }
             | Self::OtherGenesisVersion { .. }

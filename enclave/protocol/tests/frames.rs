@@ -7,7 +7,7 @@ use casemate_protocol::frame::{
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::MalformedFrame;
 use casemate_protocol::{
-    AttestationData, BeaconBlockHeader, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, FrameError, Network,
+    AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, FrameError, Network,
     Preset, Refusal, Slot,
 };
 use proptest::collection::vec;
@@ -112,6 +112,8 @@ fn request() -> impl Strategy<Value = RequestFrame> {
             platform,
             timestamp
         }),
+        vec(any::<u8>(), frame::NONCE_LEN)
+            .prop_map(|nonce| Request::Attestation { nonce: BoundedBytes::new(nonce).unwrap() }),
     ];
     (any::<u64>(), request).prop_map(|(id, request)| RequestFrame::new(id, request))
 }
@@ -152,6 +154,10 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
             .prop_map(Reply::HighWatermark),
         (".{0,40}", bytes()).prop_map(|(payload, signature)| Reply::ProofOfValidation { payload, signature }),
         refusal.prop_map(Reply::Refused),
+        (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
+            document: BoundedBytes::new(document).unwrap(),
+            statement: BoundedBytes::new(statement).unwrap(),
+        }),
     ];
     (any::<u64>(), reply).prop_map(|(id, reply)| ReplyFrame::new(id, reply))
 }
@@ -294,6 +300,29 @@ fn wrong_field_lengths_are_refused() {
 }
 
 #[test]
+fn nonces_and_documents_have_sizes() {
+    for len in [0, 7, 8, 64, 65, 512] {
+        let allowed = frame::Nonce::new(vec![1; len]).map(|nonce| Request::Attestation { nonce });
+        assert_eq!(allowed.is_some(), (8..=64).contains(&len));
+        // By hand: map(3) { 0: 1, 1: 5, 2: {5 (Attestation): {0: bytes}} }
+        let mut bytes = vec![0xa3, 0x00, 0x01, 0x01, 0x05, 0x02, 0xa1, 0x05, 0xa1, 0x00];
+        match u8::try_from(len) {
+            Ok(short @ 0..=23) => bytes.push(0x40 | short),
+            Ok(len) => bytes.extend_from_slice(&[0x58, len]),
+            Err(_) => bytes.extend_from_slice(&[0x59, 2, 0]),
+        }
+        bytes.resize(bytes.len() + len, 1);
+        let expected = allowed.map(|request| RequestFrame::new(5, request));
+        assert_eq!(frame::decode_request(&bytes), expected.ok_or(FrameError(MalformedFrame::Encoding)), "{len}");
+    }
+    let longest = Reply::Attestation {
+        document: BoundedBytes::new(vec![1; frame::MAX_DOCUMENT_LEN]).unwrap(),
+        statement: BoundedBytes::new(vec![1; casemate_protocol::statement::MAX_STATEMENT_LEN]).unwrap(),
+    };
+    assert!(reply_bytes(&ReplyFrame::new(u64::MAX, longest)).len() <= MAX_FRAME_LEN);
+}
+
+#[test]
 fn lengths_are_judged_before_the_bytes_are_there() {
     let length = |len: u64| Err(FrameError(MalformedFrame::Length { len, max: 65_536 }));
     assert_eq!(frame::split(&[0, 1, 0, 1], MAX_FRAME_LEN), length(65_537));
@@ -421,6 +450,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     }
     let [first, ..] = duties;
     requests.push(Request::Sign(SignRequest { public_key, duty: first, fork_info: None, signing_root: Some(root(8)) }));
+    requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
     let (e, s) = (Epoch(9), Slot(9));
     let refusals = [
         Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
@@ -449,6 +479,8 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::ProofOfValidationOff,
         Refusal::TooLong { len: 129, max: 128 },
         Refusal::BadText,
+        Refusal::TooManyAttestations { seconds: 1 },
+        Refusal::NsmFailed,
     ];
     let mut replies = vec![
         Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),
@@ -459,6 +491,8 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Reply::ProofOfValidation { payload: "{}".into(), signature: Bytes([0xbb; 96]) },
     ];
     replies.extend(refusals.map(Reply::Refused));
+    let (document, statement) = (BoundedBytes::new(vec![0xd0; 4]).unwrap(), BoundedBytes::new(vec![0xd1; 4]).unwrap());
+    replies.push(Reply::Attestation { document, statement });
     let requests = requests
         .into_iter()
         .enumerate()

@@ -1,0 +1,143 @@
+//! The statement: what an enclave says of itself, and binds into its attestation document.
+//!
+//! It travels beside the document; the document's user_data is the SHA-256 of its bytes. It is CBOR with names, so that
+//! whoever keeps one can still read it in years.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cbor::{self, Form};
+use crate::{Bytes, Root};
+
+/// The one version of statements.
+pub const VERSION: u64 = 1;
+/// Longest statement, in bytes.
+pub const MAX_STATEMENT_LEN: usize = 4096;
+/// Longest text in a statement, in bytes.
+pub const MAX_TEXT_LEN: usize = 128;
+/// Depth of the tree over the public keys: SSZ's `List[BLSPubkey, 2**40]`, as the registry of validators.
+pub const KEYS_DEPTH: u32 = 40;
+
+/// What an enclave says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    version: u64,
+    /// Version of Casemate.
+    pub product_version: String,
+    /// The group whose keys it holds.
+    pub group: String,
+    /// The chain that it signs for.
+    pub network: StatedNetwork,
+    /// The keys that sign.
+    pub public_keys: StatedKeys,
+    /// SHA-256 of the measured configuration.
+    pub configuration_sha256: Root,
+    /// What stands for the past.
+    pub fence: Fence,
+    /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
+    pub boot_nonce: Bytes<32>,
+}
+
+/// A chain, by what pins it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedNetwork {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its root.
+    pub genesis_validators_root: Root,
+}
+
+/// The keys that sign, as one root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedKeys {
+    /// How many.
+    pub count: u64,
+    /// SSZ hash tree root of `List[BLSPubkey, 2**40]` over them in ascending order of their bytes.
+    pub root: Root,
+}
+
+/// The fence in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    /// Of which kind.
+    pub kind: FenceKind,
+    /// The generation that this enclave holds; 0 where the kind has none.
+    pub generation: u64,
+}
+
+/// Kinds of fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FenceKind {
+    /// None: watermarks in a file on a disk that is trusted, as the development stack keeps them.
+    None,
+    /// Trusted time alone.
+    Solo,
+    /// A record in a file on a disk that is trusted.
+    File,
+    /// A record in etcd.
+    Etcd,
+    /// A record in DynamoDB.
+    Dynamodb,
+}
+
+/// Why bytes are no statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum StatementError {
+    #[error("the statement is {len} bytes long; 1 to {MAX_STATEMENT_LEN} are allowed")]
+    Size { len: usize },
+    #[error("the statement is not the one encoding of a statement")]
+    Encoding,
+    #[error("the statement is of version {0}; {VERSION} is understood here")]
+    Version(u64),
+    #[error("a text of the statement is longer than {MAX_TEXT_LEN} bytes or has a character that is not printable ASCII")]
+    Text,
+}
+
+impl Statement {
+    /// A statement of this version.
+    pub fn new(
+        product_version: String,
+        group: String,
+        network: StatedNetwork,
+        public_keys: StatedKeys,
+        configuration_sha256: Root,
+        fence: Fence,
+        boot_nonce: Bytes<32>,
+    ) -> Self {
+        Self { version: VERSION, product_version, group, network, public_keys, configuration_sha256, fence, boot_nonce }
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail, and a statement has nothing that CBOR cannot say.
+        let written = cbor::encode(self, Form::Named, &mut out);
+        debug_assert!(written);
+        out
+    }
+
+    /// Reads exactly one statement.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StatementError> {
+        if bytes.is_empty() || bytes.len() > MAX_STATEMENT_LEN {
+            return Err(StatementError::Size { len: bytes.len() });
+        }
+        let statement: Self = cbor::decode(bytes, Form::Named).ok_or(StatementError::Encoding)?;
+        if statement.version != VERSION {
+            return Err(StatementError::Version(statement.version));
+        }
+        // They are shown on terminals.
+        let plain = |text: &String| {
+            text.len() <= MAX_TEXT_LEN && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        };
+        if [&statement.product_version, &statement.group, &statement.network.name].into_iter().all(plain) {
+            Ok(statement)
+        } else {
+            Err(StatementError::Text)
+        }
+    }
+}

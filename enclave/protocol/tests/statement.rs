@@ -1,0 +1,101 @@
+//! Statements: one encoding, readable by others, and nothing else decodes.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use casemate_protocol::statement::{
+    Fence, FenceKind, MAX_STATEMENT_LEN, StatedKeys, StatedNetwork, Statement, StatementError,
+};
+use casemate_protocol::{Bytes, cbor};
+use proptest::prelude::*;
+
+fn statement() -> Statement {
+    Statement::new(
+        "0.1.0".into(),
+        "alpha".into(),
+        StatedNetwork { name: "hoodi".into(), genesis_validators_root: Bytes([1; 32]) },
+        StatedKeys { count: 64, root: Bytes([2; 32]) },
+        Bytes([3; 32]),
+        Fence { kind: FenceKind::Etcd, generation: 7 },
+        Bytes([4; 32]),
+    )
+}
+
+/// Byte for byte: archived statements must stay readable. docs/PROTOCOL.md names the fields.
+#[test]
+fn the_encoding_is_what_it_was() {
+    let mut expected = Vec::new();
+    let text = |out: &mut Vec<u8>, s: &str| {
+        let len = u8::try_from(s.len()).unwrap();
+        if len < 24 { out.push(0x60 | len) } else { out.extend([0x78, len]) }
+        out.extend(s.bytes());
+    };
+    let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
+    expected.push(0xa8);
+    text(&mut expected, "version");
+    expected.push(1);
+    text(&mut expected, "product_version");
+    text(&mut expected, "0.1.0");
+    text(&mut expected, "group");
+    text(&mut expected, "alpha");
+    text(&mut expected, "network");
+    expected.push(0xa2);
+    text(&mut expected, "name");
+    text(&mut expected, "hoodi");
+    text(&mut expected, "genesis_validators_root");
+    root(&mut expected, 1);
+    text(&mut expected, "public_keys");
+    expected.push(0xa2);
+    text(&mut expected, "count");
+    expected.extend([0x18, 64]);
+    text(&mut expected, "root");
+    root(&mut expected, 2);
+    text(&mut expected, "configuration_sha256");
+    root(&mut expected, 3);
+    text(&mut expected, "fence");
+    expected.push(0xa2);
+    text(&mut expected, "kind");
+    text(&mut expected, "etcd");
+    text(&mut expected, "generation");
+    expected.push(7);
+    text(&mut expected, "boot_nonce");
+    root(&mut expected, 4);
+    assert_eq!(const_hex::encode(statement().encode()), const_hex::encode(&expected));
+    assert_eq!(Statement::decode(&expected), Ok(statement()));
+}
+
+#[test]
+fn what_is_no_statement_is_refused() {
+    let good = statement().encode();
+    assert_eq!(Statement::decode(&[]), Err(StatementError::Size { len: 0 }));
+    let long = vec![0xa8; MAX_STATEMENT_LEN + 1];
+    assert_eq!(Statement::decode(&long), Err(StatementError::Size { len: MAX_STATEMENT_LEN + 1 }));
+    assert_eq!(Statement::decode(&[good.as_slice(), &[0]].concat()), Err(StatementError::Encoding));
+    assert_eq!(Statement::decode(&good[..good.len() - 1]), Err(StatementError::Encoding));
+    let mut other_version = good.clone();
+    other_version[9] = 2;
+    assert_eq!(Statement::decode(&other_version), Err(StatementError::Version(2)));
+    for bad in ["\u{1b}[2J", "x\n", &"x".repeat(129), "å"] {
+        let mut bad_text = statement();
+        bad_text.group = bad.into();
+        assert_eq!(Statement::decode(&bad_text.encode()), Err(StatementError::Text), "{bad:?}");
+    }
+}
+
+#[test]
+fn the_payload_of_a_document_is_found() {
+    let document = [&[0x84, 0x44, 0xa1, 0x01, 0x38, 0x22, 0xa0, 0x43][..], b"abc", &[0x41, 0]].concat();
+    assert_eq!(cbor::cose_payload(&document), Some(b"abc".to_vec()));
+    assert_eq!(cbor::cose_payload(&document[..10]), None);
+    assert_eq!(cbor::cose_payload(&[0x80]), None);
+}
+
+proptest! {
+    #[test]
+    fn whatever_decodes_is_the_encoding_of_it(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut bytes = statement().encode();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(statement) = Statement::decode(&bytes) {
+            prop_assert_eq!(statement.encode(), bytes);
+        }
+    }
+}
