@@ -10,20 +10,26 @@
 //! 5. multiply the hashed message with the key ([`bls`]); the hash is kept, because all attesters of a slot sign the
 //!    same root ([`points`]).
 //!
+//! [`attest`] answers for all this: a document of the NSM ([`nsm`]) over what the vault is and holds.
+//!
 //! No async runtime, no logger, no file and no network: a test reads the dependency tree for it.
 #![deny(unsafe_code)]
 
+pub mod attest;
 pub mod bls;
 pub mod clock;
 pub mod journal;
 pub mod keys;
+pub mod nsm;
 pub mod points;
 pub mod server;
 pub mod signing_root;
 mod ssz;
 mod vault;
 
+pub use attest::{Attestor, Identity};
 pub use clock::{Clock, SystemClock};
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
+pub use nsm::{Nsm, NsmDevice, NsmError};
 pub use vault::{Policy, Vault};

@@ -1,7 +1,8 @@
 //! Hash tree roots of containers with a fixed number of 32-byte leaves: all that the vault's objects need.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use casemate_protocol::Root;
+use casemate_protocol::statement::KEYS_DEPTH;
+use casemate_protocol::{PublicKey, Root};
 
 /// SHA-256 of two nodes.
 pub fn hash_pair(left: Root, right: Root) -> Root {
@@ -54,4 +55,23 @@ pub fn leaf(bytes: &[u8]) -> Root {
 pub fn key(bytes: &[u8; 48]) -> Root {
     let (first, second) = bytes.split_at(32);
     hash_pair(leaf(first), leaf(second))
+}
+
+/// Root of `List[BLSPubkey, 2**40]`: the keys in the order given, padded with zero nodes, and their number mixed in.
+pub fn list_of_keys(keys: &[PublicKey]) -> Root {
+    let mut nodes: Vec<Root> = keys.iter().map(|k| key(&k.0)).collect();
+    let mut zero = Root::ZERO;
+    for _ in 0..KEYS_DEPTH {
+        nodes = nodes
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => hash_pair(*left, *right),
+                [left] => hash_pair(*left, zero),
+                _ => zero,
+            })
+            .collect();
+        zero = hash_pair(zero, zero);
+    }
+    let root = nodes.first().copied().unwrap_or(zero);
+    hash_pair(root, uint(u64::try_from(keys.len()).unwrap_or(u64::MAX)))
 }

@@ -6,6 +6,7 @@ use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF
 use casemate_protocol::{Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, History, Limits, rules};
 
+use crate::attest::Attestor;
 use crate::bls::HashedMessage;
 use crate::keys::Key;
 use crate::points::PointCache;
@@ -27,6 +28,7 @@ pub struct Vault {
     clock: Box<dyn Clock>,
     journal: Box<dyn Journal>,
     points: PointCache,
+    attestor: Option<Attestor>,
 }
 
 impl Vault {
@@ -39,7 +41,14 @@ impl Vault {
         clock: Box<dyn Clock>,
         journal: Box<dyn Journal>,
     ) -> Self {
-        Self { network, keys, limits, policy, clock, journal, points: PointCache::default() }
+        Self { network, keys, limits, policy, clock, journal, points: PointCache::default(), attestor: None }
+    }
+
+    /// With an NSM behind it, the vault answers requests for attestation documents.
+    #[must_use]
+    pub fn attested_by(mut self, attestor: Attestor) -> Self {
+        self.attestor = Some(attestor);
+        self
     }
 
     /// Answers a request.
@@ -51,6 +60,10 @@ impl Vault {
             Request::HighWatermark => self.high_watermark(),
             Request::ProofOfValidation { public_key, platform, timestamp } => {
                 self.proof_of_validation(public_key, platform, timestamp).unwrap_or_else(Reply::Refused)
+            }
+            Request::Attestation { nonce } => {
+                let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
+                attestor.and_then(|attestor| attestor.attest(nonce)).unwrap_or_else(Reply::Refused)
             }
         }
     }

@@ -1,0 +1,148 @@
+//! Attestation documents for whoever asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
+
+use std::sync::{Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::agreement::{PrivateKey, X25519};
+use aws_lc_rs::digest::{SHA256, digest};
+use casemate_protocol::frame::Nonce;
+use casemate_protocol::statement::{Fence, StatedKeys, StatedNetwork};
+use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
+
+use crate::nsm::{Nsm, NsmError};
+use crate::{Keys, ssz};
+
+/// Documents that may be asked for at once, after a rest.
+pub const BURST: u32 = 8;
+/// One more may be asked for after so long.
+pub const REFILL: Duration = Duration::from_millis(500);
+
+/// What the configuration says of this enclave, for its statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The group whose keys it holds.
+    pub group: String,
+    /// SHA-256 of the measured configuration.
+    pub configuration_sha256: Root,
+    /// What stands for the past.
+    pub fence: Fence,
+}
+
+/// Makes attestation documents.
+pub struct Attestor {
+    nsm: Box<dyn Nsm>,
+    /// Opens what operators encrypt to this enclave. Made anew at every start, never stored.
+    hpke: HpkeKey,
+    statement: Vec<u8>,
+    bucket: Mutex<Bucket>,
+}
+
+/// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared by aws-lc when dropped.
+struct HpkeKey {
+    /// Not used before there are operators' commands to open; made now, because documents name its public half.
+    _private: PrivateKey,
+    public: [u8; 32],
+}
+
+impl Attestor {
+    /// Draws the boot nonce from the NSM, makes the HPKE key, and states what this enclave is.
+    pub fn new(nsm: Box<dyn Nsm>, identity: Identity, network: &Network, keys: &Keys) -> Result<Self, NsmError> {
+        let mut boot_nonce = Bytes::ZERO;
+        nsm.random(&mut boot_nonce.0)?;
+        let mut signing = keys.signing().to_vec();
+        signing.sort_unstable();
+        let statement = Statement::new(
+            env!("CARGO_PKG_VERSION").to_owned(),
+            identity.group,
+            StatedNetwork {
+                name: network.name().to_owned(),
+                genesis_validators_root: network.genesis_validators_root(),
+            },
+            StatedKeys {
+                count: u64::try_from(signing.len()).unwrap_or(u64::MAX),
+                root: ssz::list_of_keys(&signing),
+            },
+            identity.configuration_sha256,
+            identity.fence,
+            boot_nonce,
+        );
+        let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
+        let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
+        Ok(Self { nsm, hpke, statement: statement.encode(), bucket })
+    }
+
+    /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
+    pub(crate) fn attest(&self, nonce: &Nonce) -> Result<Reply, Refusal> {
+        let mut bucket = match self.bucket.try_lock() {
+            Ok(bucket) => bucket,
+            Err(TryLockError::WouldBlock) => return Err(Refusal::TooManyAttestations { seconds: 1 }),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
+        bucket.take(Instant::now())?;
+        let user_data = digest(&SHA256, &self.statement);
+        let document = self
+            .nsm
+            .attestation(Some(nonce.as_ref()), Some(user_data.as_ref()), Some(&self.hpke.public))
+            .map_err(|_| Refusal::NsmFailed)?;
+        let document = BoundedBytes::new(document).ok_or(Refusal::NsmFailed)?;
+        let statement = BoundedBytes::new(self.statement.clone()).ok_or(Refusal::NsmFailed)?;
+        Ok(Reply::Attestation { document, statement })
+    }
+}
+
+impl HpkeKey {
+    fn generate() -> Option<Self> {
+        let private = PrivateKey::generate(&X25519).ok()?;
+        let public = private.compute_public_key().ok()?.as_ref().try_into().ok()?;
+        Some(Self { _private: private, public })
+    }
+}
+
+/// Tokens that come back with time.
+struct Bucket {
+    tokens: u32,
+    since: Instant,
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant) -> Result<(), Refusal> {
+        let rested = now.saturating_duration_since(self.since);
+        let refilled = u32::try_from(rested.as_nanos() / REFILL.as_nanos()).unwrap_or(u32::MAX);
+        if refilled > 0 {
+            self.tokens = self.tokens.saturating_add(refilled).min(BURST);
+            // What was begun of the next token is kept, unless the bucket is full anyway.
+            self.since = match self.tokens {
+                BURST => now,
+                _ => self.since.checked_add(REFILL.saturating_mul(refilled)).unwrap_or(now),
+            };
+        }
+        self.tokens = self.tokens.checked_sub(1).ok_or(Refusal::TooManyAttestations { seconds: 1 })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_one_by_one_and_no_further_than_the_burst() {
+        let start = Instant::now();
+        let mut bucket = Bucket { tokens: BURST, since: start };
+        let mut at = |ms| bucket.take(start + Duration::from_millis(ms)).is_ok();
+        assert!((0..BURST).all(|_| at(0)));
+        assert!(!at(0));
+        assert!(!at(499));
+        assert!(at(500));
+        assert!(!at(500));
+        // The half that had passed is not lost.
+        assert!(!at(999));
+        assert!(at(1250));
+        assert!(at(1500));
+        assert!(!at(1500));
+        // A day's rest is worth no more than a burst.
+        let day = 86_400_000;
+        assert!((0..BURST).all(|_| at(day)));
+        assert!(!at(day));
+    }
+}
