@@ -94,7 +94,9 @@ pub enum StatementError {
     Encoding,
     #[error("the statement is of version {0}; {VERSION} is understood here")]
     Version(u64),
-    #[error("a text of the statement is longer than {MAX_TEXT_LEN} bytes or has a character that is not printable ASCII")]
+    #[error(
+        "a text of the statement is longer than {MAX_TEXT_LEN} bytes or has a character that is not printable ASCII"
+    )]
     Text,
 }
 

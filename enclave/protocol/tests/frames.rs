@@ -7,8 +7,8 @@ use casemate_protocol::frame::{
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::MalformedFrame;
 use casemate_protocol::{
-    AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, FrameError, Network,
-    Preset, Refusal, Slot,
+    AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
+    FrameError, Network, Preset, Refusal, Slot,
 };
 use proptest::collection::vec;
 use proptest::option;

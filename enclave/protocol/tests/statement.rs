@@ -25,7 +25,11 @@ fn the_encoding_is_what_it_was() {
     let mut expected = Vec::new();
     let text = |out: &mut Vec<u8>, s: &str| {
         let len = u8::try_from(s.len()).unwrap();
-        if len < 24 { out.push(0x60 | len) } else { out.extend([0x78, len]) }
+        if len < 24 {
+            out.push(0x60 | len)
+        } else {
+            out.extend([0x78, len])
+        }
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());

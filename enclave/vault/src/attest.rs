@@ -58,10 +58,7 @@ impl Attestor {
                 name: network.name().to_owned(),
                 genesis_validators_root: network.genesis_validators_root(),
             },
-            StatedKeys {
-                count: u64::try_from(signing.len()).unwrap_or(u64::MAX),
-                root: ssz::list_of_keys(&signing),
-            },
+            StatedKeys { count: u64::try_from(signing.len()).unwrap_or(u64::MAX), root: ssz::list_of_keys(&signing) },
             identity.configuration_sha256,
             identity.fence,
             boot_nonce,

@@ -47,11 +47,8 @@ pub trait Nsm: Send + Sync {
         public_key: Option<&[u8]>,
     ) -> Result<Vec<u8>, NsmError> {
         let field = |bytes: Option<&[u8]>| bytes.map(ByteBuf::from);
-        let request = Request::Attestation {
-            user_data: field(user_data),
-            nonce: field(nonce),
-            public_key: field(public_key),
-        };
+        let request =
+            Request::Attestation { user_data: field(user_data), nonce: field(nonce), public_key: field(public_key) };
         match self.process(request) {
             Response::Attestation { document } => Ok(document),
             other => Err(failure(&other)),
@@ -158,10 +155,8 @@ mod tests {
     #[test]
     fn entropy_comes_in_pieces_and_never_short() {
         let mut out = [0; 5];
-        let nsm = script(vec![
-            Response::GetRandom { random: vec![1, 2, 3] },
-            Response::GetRandom { random: vec![4, 5, 6] },
-        ]);
+        let nsm =
+            script(vec![Response::GetRandom { random: vec![1, 2, 3] }, Response::GetRandom { random: vec![4, 5, 6] }]);
         assert_eq!(nsm.random(&mut out), Ok(()));
         assert_eq!(out, [1, 2, 3, 4, 5]);
         let nsm = script(vec![Response::GetRandom { random: vec![1] }, Response::GetRandom { random: vec![] }]);

@@ -45,7 +45,7 @@ impl Failure {
     pub fn into_json(self) -> Response {
         let body = json!({ "message": self.message, "error": self.message }).to_string();
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -65,6 +65,7 @@ impl From<Refusal> for Failure {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Refused => StatusCode::PRECONDITION_FAILED,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::TooMany => StatusCode::TOO_MANY_REQUESTS,
         };
         Self::new(status, refusal.to_string())
     }

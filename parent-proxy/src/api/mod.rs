@@ -1,6 +1,7 @@
 //! Routes and answers. The contract is Web3Signer's; where it differs on purpose, docs/API.md says so.
 
 mod answer;
+mod attestation;
 mod ext;
 mod keys;
 mod reload;
@@ -63,6 +64,7 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         .route("/api/v1/eth2/ext/sign/{identifier}", post(ext::sign))
         .route("/api/v1/eth2/publicKeys", get(keys::public_keys))
         .route("/api/v1/eth2/highWatermark", get(keys::high_watermark))
+        .route("/attestation", get(attestation::attestation))
         .route("/upcheck", get(status::upcheck))
         .route("/healthcheck", get(status::healthcheck))
         .route("/reload", get(reload::status).post(reload::start))

@@ -22,6 +22,8 @@ pub struct Running<'a> {
     pub interop: bool,
     pub parts: Vec<Part>,
     pub data_dir: String,
+    /// Folder of the software NSM's root and measurements.
+    pub nsm: String,
 }
 
 /// The text.
@@ -50,8 +52,15 @@ pub fn text(running: &Running) -> String {
     }
     let _ = writeln!(
         out,
+        "\nIts attestation document, held against this stack's own root and measurements (in this checkout, casemate is\n\
+         `cargo run --release -p casemate --`; without --root it is held against AWS's root, and refused):\n\n{}",
+        attest(running)
+    );
+    let _ = writeln!(
+        out,
         "\nWhat is not the real thing here: there is no enclave, only processes, so the machine's root can read the keys;\n\
-         {}; the clock is this machine's; the watermarks are kept in\n\
+         {}; the NSM is a program with a root of its own; the clock is this machine's;\n\
+         the watermarks are kept in\n\
          {}, on a disk that is trusted: whoever restores an old copy can get a validator slashed.\n\
          What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
          Ctrl-C ends it.",
@@ -63,6 +72,13 @@ pub fn text(running: &Running) -> String {
         running.data_dir
     );
     out
+}
+
+fn attest(running: &Running) -> String {
+    let Running { url, nsm, .. } = running;
+    // The document proves itself; TLS only has to be passable.
+    let tls = if url.starts_with("https") { " \\\n  --tls-ca THE-PROXYS-AUTHORITY.pem" } else { "" };
+    format!("casemate attest fetch {url} \\\n  --root {nsm}/root.pem \\\n  --measurements {nsm}/measurements.json{tls}")
 }
 
 fn curl(running: &Running, key: PublicKey, epoch: Epoch) -> String {

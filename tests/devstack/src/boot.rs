@@ -18,6 +18,18 @@ pub struct Boot {
     pub workers: usize,
     pub proof_of_validation: bool,
     pub fixed_time_ms: Option<u64>,
+    pub nsm: BootNsm,
+}
+
+/// The software NSM, and what it measured.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct BootNsm {
+    /// Folder with the development root.
+    pub folder: PathBuf,
+    /// PCR0, PCR1 and PCR2, hex.
+    pub pcrs: [String; 3],
+    /// SHA-256 of the configuration, hex.
+    pub configuration_sha256: String,
 }
 
 /// A key and what is known of its past.

@@ -1,7 +1,8 @@
 //! The whole signer on one machine: vault, broker and proxy as three real processes, supervised.
 //!
 //! The broker and the proxy are the production libraries. The vault is the production library too; what is different here
-//! is where its keys come from (this program hands them over) and that its watermarks are written to a file. One
+//! is where its keys come from (this program hands them over), that its watermarks are written to a file, and that a
+//! software NSM under a root of its own signs its attestation documents. One
 //! executable plays all four parts, so that `cargo run -p casemate-dev` has nothing else to build.
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod cli;
 pub mod interop;
 mod journal;
 mod keys;
+mod nsm;
 mod stack;
 mod vault;
 

@@ -30,7 +30,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::banner::{self, Part, Running};
 use crate::boot::Boot;
 use crate::cli::Options;
-use crate::{BROKER, PROXY, VAULT, keys};
+use crate::{BROKER, PROXY, VAULT, keys, nsm};
 
 /// How often the children are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -59,15 +59,18 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let keys = keys::load(&options, &network)?;
     let count = keys.len();
     let workers = options.workers.or(std::thread::available_parallelism().ok()).map_or(1, usize::from);
+    let configuration = toml_of(&options)?;
+    let executable = std::env::current_exe().context("the path of this program")?;
+    let nsm = nsm::measure(data_dir.join("nsm"), &executable, &configuration, options.proof_of_validation)?;
     let boot = Boot {
-        network: toml_of(&options)?,
+        network: configuration,
         keys,
         journal: data_dir.join("watermarks"),
         workers,
         proof_of_validation: options.proof_of_validation,
         fixed_time_ms: options.fixed_time_ms,
+        nsm,
     };
-    let executable = std::env::current_exe().context("the path of this program")?;
     let mut stack = Stack { executable, socket: run_dir.path().join("enclave.sock"), boot, options, stop };
 
     let mut enclave = stack.start_enclave()?;
@@ -204,6 +207,7 @@ impl Stack {
                 part("proxy", proxy, self.options.listen.to_string()),
             ],
             data_dir: data_dir.display().to_string(),
+            nsm: self.boot.nsm.folder.display().to_string(),
         })
     }
 

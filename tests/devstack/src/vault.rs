@@ -13,6 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::boot::Boot;
 use crate::journal::{FileJournal, floor_at};
+use crate::nsm;
 
 /// A clock that stands still.
 struct FixedClock(u64);
@@ -77,7 +78,8 @@ pub fn run() -> Result<()> {
     let marks = journal.start(&starts)?;
     let close = marks.closer();
     let policy = Policy { proof_of_validation: boot.proof_of_validation };
-    let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks));
+    let attestor = nsm::attestor(&boot.nsm, boot.fixed_time_ms, &network, &keys)?;
+    let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks)).attested_by(attestor);
     let workers = NonZeroUsize::new(boot.workers).unwrap_or(NonZeroUsize::MIN);
     // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
     let served = server::serve(&vault, &broker, workers);
