@@ -1,0 +1,144 @@
+//! Files in whatever form people have them.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+
+/// Most bytes that are read of any file or answer. A document is at most 16 KiB, in hex 32.
+pub const MAX_INPUT_LEN: u64 = 1024 * 1024;
+
+/// Base64 with or without padding.
+const CONFIG: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG);
+
+/// A document, and the statement where it came along.
+#[derive(Debug)]
+pub struct Input {
+    pub document: Vec<u8>,
+    pub statement: Option<Vec<u8>>,
+}
+
+/// What `GET /attestation` answers.
+#[derive(Deserialize)]
+struct Answer {
+    attestation_document: String,
+    statement: Option<String>,
+}
+
+/// A file, or standard input for `-`, bounded.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(File::open(path).with_context(|| format!("opening {name}"))?)
+    };
+    let mut bytes = Vec::new();
+    source.take(MAX_INPUT_LEN.saturating_add(1)).read_to_end(&mut bytes).with_context(|| format!("reading {name}"))?;
+    if u64::try_from(bytes.len()).map_or(true, |len| len > MAX_INPUT_LEN) {
+        bail!("{name} is longer than {MAX_INPUT_LEN} bytes");
+    }
+    if bytes.is_empty() {
+        bail!("{name} is empty");
+    }
+    Ok(bytes)
+}
+
+/// A document in any form, from its bytes.
+pub fn document(bytes: Vec<u8>) -> Result<Input> {
+    if bytes.trim_ascii().starts_with(b"{") {
+        return answer(&bytes);
+    }
+    Ok(Input { document: binary(bytes, "the document")?, statement: None })
+}
+
+/// The JSON of `GET /attestation`.
+pub fn answer(bytes: &[u8]) -> Result<Input> {
+    let answer: Answer = serde_json::from_slice(bytes).context("not an answer of GET /attestation")?;
+    let decode =
+        |text: &str, what| STANDARD.decode(text).with_context(|| format!("the {what} of the answer is not base64"));
+    Ok(Input {
+        document: decode(&answer.attestation_document, "attestation_document")?,
+        statement: answer.statement.map(|text| decode(&text, "statement")).transpose()?,
+    })
+}
+
+/// PEM, base64, hex, or what is already binary.
+pub fn binary(bytes: Vec<u8>, what: &str) -> Result<Vec<u8>> {
+    let is_text = bytes.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    let Some(text) = std::str::from_utf8(&bytes).ok().filter(|_| is_text) else { return Ok(bytes) };
+    if text.trim_start().starts_with("-----BEGIN") {
+        let blocks = pem::parse_many(text).with_context(|| format!("{what} is malformed PEM"))?;
+        let [block] = <[pem::Pem; 1]>::try_from(blocks)
+            .map_err(|blocks| anyhow::anyhow!("{what}: there are {} PEM blocks; one is needed", blocks.len()))?;
+        return Ok(block.into_contents());
+    }
+    // Line breaks within are usual.
+    let digits: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let hex = digits.strip_prefix("0x").unwrap_or(&digits);
+    // Long base64 of nothing but hex digits does not happen.
+    if let Ok(bytes) = const_hex::decode(hex)
+        && !bytes.is_empty()
+    {
+        return Ok(bytes);
+    }
+    match STANDARD.decode(&digits).or_else(|_| URL_SAFE.decode(&digits)) {
+        Ok(bytes) if !bytes.is_empty() => Ok(bytes),
+        _ => bail!("{what} is text, but neither PEM nor base64 nor hex"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_document_in_every_form() {
+        let raw: Vec<u8> = (0..=255).map(|n: u8| n.wrapping_add(0x84)).collect();
+        let standard = base64::prelude::BASE64_STANDARD.encode(&raw);
+        let lines = |text: &str| {
+            text.as_bytes().chunks(64).map(|l| String::from_utf8_lossy(l).into_owned() + "\r\n").collect::<String>()
+        };
+        for form in [
+            raw.clone(),
+            standard.clone().into_bytes(),
+            standard.trim_end_matches('=').as_bytes().to_vec(),
+            lines(&standard).into_bytes(),
+            base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(&raw).into_bytes(),
+            const_hex::encode(&raw).into_bytes(),
+            format!("0x{}\n", const_hex::encode_upper(&raw)).into_bytes(),
+            lines(&const_hex::encode(&raw)).into_bytes(),
+            pem::encode(&pem::Pem::new("ATTESTATION DOCUMENT", raw.as_slice())).into_bytes(),
+            format!("\n{{\"attestation_document\": \"{standard}\"}}").into_bytes(),
+        ] {
+            let shown = String::from_utf8_lossy(&form).into_owned();
+            assert_eq!(document(form).map(|input| input.document).ok(), Some(raw.clone()), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_no_form_is_said_to_be() {
+        let two = pem::encode_many(&[pem::Pem::new("A", vec![1]), pem::Pem::new("B", vec![2])]);
+        for (text, told) in [
+            ("hello, world!", "neither PEM nor base64 nor hex"),
+            (" \n", "neither"),
+            ("0x", "neither"),
+            ("-----BEGIN X-----", "0 PEM blocks"),
+            ("-----BEGIN X-----\n?\n-----END X-----\n", "malformed PEM"),
+            (two.as_str(), "2 PEM blocks"),
+            ("{}", "not an answer"),
+            ("{\"attestation_document\": \"?\"}", "not base64"),
+        ] {
+            let error = document(text.as_bytes().to_vec()).map(|_| ()).unwrap_err();
+            assert!(format!("{error:#}").contains(told), "{text}: {error:#}");
+        }
+    }
+}

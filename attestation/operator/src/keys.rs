@@ -1,0 +1,38 @@
+//! Public keys, and their root as the statement has it.
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::statement::KEYS_DEPTH;
+use casemate_protocol::{Bytes, PublicKey, Root};
+use libssz_merkle::{Sha2Hasher, merkleize, mix_in_length, pack};
+
+/// SSZ hash tree root of `List[BLSPubkey, 2**40]` over the keys in ascending order.
+pub fn root(keys: &[PublicKey]) -> Root {
+    let mut sorted = keys.to_vec();
+    sorted.sort_unstable();
+    let leaves: Vec<_> = sorted.iter().map(|key| merkleize(&Sha2Hasher, &pack(&key.0), None)).collect();
+    let limit = 1_usize.checked_shl(KEYS_DEPTH);
+    Bytes(mix_in_length(&Sha2Hasher, &merkleize(&Sha2Hasher, &leaves, limit), sorted.len()))
+}
+
+/// Keys from a JSON array of texts (as `GET /api/v1/eth2/publicKeys` answers), or one a line.
+pub fn parse(text: &[u8]) -> Result<Vec<PublicKey>> {
+    let text = std::str::from_utf8(text).context("not UTF-8")?;
+    let mut keys = if text.trim_start().starts_with('[') {
+        let texts: Vec<String> = serde_json::from_str(text).context("not a JSON array of texts")?;
+        texts.iter().map(|text| key(text)).collect::<Result<Vec<_>>>()?
+    } else {
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(key).collect::<Result<Vec<_>>>()?
+    };
+    keys.sort_unstable();
+    if let Some(pair) = keys.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
+        bail!("a key occurs twice: {:?}", pair.first());
+    }
+    Ok(keys)
+}
+
+fn key(text: &str) -> Result<PublicKey> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let bytes = const_hex::decode_to_array(digits)
+        .with_context(|| format!("{} characters; a public key is 96 hex digits", digits.len()))?;
+    Ok(Bytes(bytes))
+}

@@ -1,0 +1,279 @@
+//! What people and programs read. Only verified words are shown.
+
+use std::fmt::Write;
+
+use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
+use casemate_protocol::statement::{Fence, FenceKind};
+use casemate_protocol::{Root, Statement};
+use serde_json::{Map, Value, json};
+
+/// The last word.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that was expected is there.
+    Accepted,
+    /// Verified and shown, held against nothing.
+    Described,
+    /// With the reason.
+    Refused(String),
+}
+
+/// What the proxy says that the keys are.
+pub enum ProxysKeys {
+    /// It was not asked.
+    NotAsked,
+    /// It was, and did not say.
+    Unknown,
+    /// Its list.
+    Listed { count: usize, root: Root },
+}
+
+/// A judged document.
+pub struct Report {
+    pub len: usize,
+    pub sha256: [u8; 32],
+    pub root_sha256: [u8; 32],
+    pub expected: Expected,
+    pub archived: bool,
+    /// The document once it is verified, and the statement that it binds.
+    pub judged: Option<(Document, Option<Statement>)>,
+    pub proxys_keys: ProxysKeys,
+    pub verdict: Verdict,
+}
+
+impl Report {
+    /// For people: it reads like a certificate, and the last line is the verdict.
+    pub fn text(&self) -> String {
+        let mut out = format!("Attestation document, {} bytes, SHA-256 {}\n", self.len, const_hex::encode(self.sha256));
+        if let Some((document, statement)) = &self.judged {
+            self.document(document, statement.is_some(), &mut out);
+            if let Some(statement) = statement {
+                self.statement(statement, &mut out);
+            }
+        }
+        let _ = match &self.verdict {
+            Verdict::Accepted => writeln!(out, "\nACCEPTED"),
+            Verdict::Described => writeln!(out, "\nDESCRIBED, not accepted (--describe-only)"),
+            Verdict::Refused(reason) => writeln!(out, "\nREFUSED: {reason}"),
+        };
+        out
+    }
+
+    fn document(&self, document: &Document, has_statement: bool, out: &mut String) {
+        section(out, "Who");
+        line(out, "module", document.module_id());
+        if document.is_debug() {
+            line(out, "", "IN DEBUG MODE: PCR0, PCR1 and PCR2 are zero, and the parent can read its memory");
+        }
+        section(out, "When");
+        line(out, "made", &document.timestamp().to_string());
+        if self.archived {
+            line(out, "verified", "for the document's own time: how old it is was not judged");
+        } else {
+            let age = document.verified_at().since(document.timestamp());
+            let age = format!("{}.{:01} s later", age.as_secs(), age.subsec_millis() / 100);
+            line(out, "verified", &format!("for {}, {age}", document.verified_at()));
+        }
+        match (document.nonce(), &self.expected.nonce) {
+            (None, _) => line(out, "nonce", "none"),
+            (Some(nonce), expected) => {
+                line(out, "nonce", &format!("{}{}", hex(nonce), mark(expected.as_deref(), nonce)));
+            }
+        }
+
+        section(out, "Measured");
+        let zeros = document.pcrs().values().filter(|value| **value == [0; 48]).count();
+        for (index, value) in document.pcrs() {
+            let expected = self.expected.pcrs.get(index);
+            if *value != [0; 48] || *index <= 2 || expected.is_some() {
+                let measures = meaning(*index);
+                let about = if measures.is_empty() { String::new() } else { format!("  {measures}") };
+                let mark = mark(expected.map(Pcr::as_slice), value);
+                line(out, &format!("PCR{index}"), &format!("{}{mark}{about}", const_hex::encode(value)));
+            }
+        }
+        if zeros > 0 {
+            line(out, "", &format!("{zeros} of {} are zero", document.pcrs().len()));
+        }
+
+        section(out, "Signed by");
+        let chain = document.chain();
+        for (number, certificate) in chain.iter().enumerate().rev() {
+            let name = match number {
+                0 => "root",
+                _ if number.saturating_add(1) == chain.len() => "leaf",
+                _ => "",
+            };
+            line(out, name, &certificate.subject);
+            line(out, "", &format!("valid {} to {}", certificate.not_before, certificate.not_after));
+        }
+        let root = const_hex::encode(self.root_sha256);
+        let whose =
+            if root == AWS_ROOT_G1_SHA256 { "AWS Nitro Enclaves root G1" } else { "NOT AWS's root: given by --root" };
+        line(out, "", &format!("SHA-256 {root} ({whose})"));
+
+        section(out, "Binds");
+        line(out, "public_key", &document.public_key().map_or("none".to_owned(), hex));
+        let statement = if has_statement { " (SHA-256 of the statement)" } else { "" };
+        line(
+            out,
+            "user_data",
+            &document.user_data().map_or("none".to_owned(), |data| format!("{}{statement}", hex(data))),
+        );
+    }
+
+    fn statement(&self, statement: &Statement, out: &mut String) {
+        section(out, "States");
+        line(out, "product", &format!("Casemate {}", statement.product_version));
+        line(out, "group", &statement.group);
+        line(out, "network", &statement.network.name);
+        line(out, "", &format!("genesis_validators_root {}", statement.network.genesis_validators_root));
+        let keys = &statement.public_keys;
+        line(out, "keys", &format!("{} that sign, root {}", keys.count, keys.root));
+        match &self.proxys_keys {
+            ProxysKeys::NotAsked => {}
+            ProxysKeys::Unknown => line(out, "", "the proxy does not list them"),
+            ProxysKeys::Listed { root, .. } if *root == keys.root => line(out, "", "the proxy lists the same keys"),
+            ProxysKeys::Listed { count, root } => {
+                line(out, "", &format!("THE PROXY LISTS OTHERS: {count} keys, root {root}"));
+            }
+        }
+        line(out, "config", &format!("SHA-256 {}", statement.configuration_sha256));
+        line(out, "fence", &fence(statement.fence));
+        line(out, "boot nonce", &statement.boot_nonce.to_string());
+        line(out, "HPKE key", "the document's public_key: DHKEM(X25519, HKDF-SHA256)");
+    }
+
+    /// For programs.
+    pub fn json(&self) -> String {
+        let (verdict, reason) = match &self.verdict {
+            Verdict::Accepted => ("accepted", None),
+            Verdict::Described => ("described", None),
+            Verdict::Refused(reason) => ("refused", Some(reason)),
+        };
+        let mut report = json!({
+            "verdict": verdict,
+            "reason": reason,
+            "document_sha256": const_hex::encode(self.sha256),
+            "root_sha256": const_hex::encode(self.root_sha256),
+            "root_is_aws_g1": const_hex::encode(self.root_sha256) == AWS_ROOT_G1_SHA256,
+        });
+        if let (Some((document, statement)), Value::Object(report)) = (&self.judged, &mut report) {
+            report.insert("document".to_owned(), document_json(document));
+            report.insert("statement".to_owned(), statement.as_ref().map_or(Value::Null, statement_json));
+            let same = match (&self.proxys_keys, statement) {
+                (ProxysKeys::Listed { root, .. }, Some(statement)) => json!(*root == statement.public_keys.root),
+                _ => Value::Null,
+            };
+            report.insert("proxy_lists_the_same_keys".to_owned(), same);
+        }
+        format!("{report:#}\n")
+    }
+}
+
+fn document_json(document: &Document) -> Value {
+    let pcrs: Map<String, Value> =
+        document.pcrs().iter().map(|(index, value)| (index.to_string(), const_hex::encode(value).into())).collect();
+    let chain: Vec<Value> = document
+        .chain()
+        .iter()
+        .map(|certificate| {
+            json!({
+                "subject": certificate.subject,
+                "not_before": certificate.not_before.to_string(),
+                "not_after": certificate.not_after.to_string(),
+                "sha256": const_hex::encode(certificate.sha256),
+            })
+        })
+        .collect();
+    json!({
+        "module_id": document.module_id(),
+        "timestamp_ms": document.timestamp().0,
+        "timestamp": document.timestamp().to_string(),
+        "verified_at": document.verified_at().to_string(),
+        "debug": document.is_debug(),
+        "pcrs": pcrs,
+        "nonce": document.nonce().map(const_hex::encode),
+        "user_data": document.user_data().map(const_hex::encode),
+        "public_key": document.public_key().map(const_hex::encode),
+        "chain": chain,
+    })
+}
+
+fn statement_json(statement: &Statement) -> Value {
+    json!({
+        "product_version": statement.product_version,
+        "group": statement.group,
+        "network": {
+            "name": statement.network.name,
+            "genesis_validators_root": statement.network.genesis_validators_root.to_string(),
+        },
+        "public_keys": {
+            "count": statement.public_keys.count,
+            "root": statement.public_keys.root.to_string(),
+        },
+        "configuration_sha256": statement.configuration_sha256.to_string(),
+        "fence": { "kind": kind(statement.fence.kind), "generation": statement.fence.generation },
+        "boot_nonce": statement.boot_nonce.to_string(),
+    })
+}
+
+fn section(out: &mut String, title: &str) {
+    let _ = writeln!(out, "\n{title}");
+}
+
+fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "  {name:<12}{text}");
+}
+
+/// Hex of bytes that may be many.
+fn hex(bytes: &[u8]) -> String {
+    match bytes.get(..64) {
+        Some(start) if bytes.len() > 64 => format!("{}… ({} bytes)", const_hex::encode(start), bytes.len()),
+        _ if bytes.is_empty() => "empty".to_owned(),
+        _ => const_hex::encode(bytes),
+    }
+}
+
+fn mark(expected: Option<&[u8]>, found: &[u8]) -> &'static str {
+    match expected {
+        None => "",
+        Some(expected) if expected == found => "  as expected",
+        Some(_) => "  NOT AS EXPECTED",
+    }
+}
+
+/// What AWS says of a PCR.
+fn meaning(index: u8) -> &'static str {
+    match index {
+        0 => "(the whole image)",
+        1 => "(kernel and boot ramdisk)",
+        2 => "(application)",
+        3 => "(the parent's IAM role)",
+        4 => "(the parent's instance id)",
+        8 => "(the image's signer)",
+        _ => "",
+    }
+}
+
+fn kind(kind: FenceKind) -> &'static str {
+    match kind {
+        FenceKind::None => "none",
+        FenceKind::Solo => "solo",
+        FenceKind::File => "file",
+        FenceKind::Etcd => "etcd",
+        FenceKind::Dynamodb => "dynamodb",
+    }
+}
+
+fn fence(fence: Fence) -> String {
+    let Fence { kind: of, generation } = fence;
+    match of {
+        FenceKind::None => {
+            "NONE: a restored disk or a clone can get validators slashed; for development alone".to_owned()
+        }
+        FenceKind::Solo => "solo: trusted time after each start; a clone is NOT stopped".to_owned(),
+        FenceKind::File => format!("file, generation {generation}: as good as the disk that keeps it"),
+        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, generation {generation}", kind(of)),
+    }
+}
