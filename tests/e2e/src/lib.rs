@@ -12,6 +12,7 @@
 pub mod http;
 pub mod requests;
 pub mod stack;
+pub mod tls;
 
 pub use http::{Answer, Client};
 pub use stack::Stack;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use casemate_e2e::requests::{NETWORK, NOW_MS, attestation, block, fork_info, randao, root};
 use casemate_e2e::stack::{alive, eventually};
+use casemate_e2e::tls::Authority;
 use casemate_e2e::{Client, Stack, blst_signature};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -918,55 +919,4 @@ fn minimal_preset_blocks_and_unversioned_aggregates_are_understood() {
     };
     client.sign(key, &contribution(128)).signature();
     refused(&mut client, key, &contribution(8), 400, &["128 bits"]);
-}
-
-/// A certificate authority of this test.
-struct Authority {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    certificate: rcgen::Certificate,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = rcgen::CertificateParams::new([]).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        Self { issuer: rcgen::Issuer::new(params, key), certificate }
-    }
-
-    fn pem(&self) -> String {
-        self.certificate.pem()
-    }
-
-    /// A certificate and its key, as PEM.
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-
-    /// A client that trusts this authority, with a certificate of its own if given.
-    fn client(&self, own: Option<(String, String)>) -> std::sync::Arc<rustls::ClientConfig> {
-        use rustls::pki_types::pem::PemObject;
-        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.certificate.der().clone()).unwrap();
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        std::sync::Arc::new(match own {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => builder
-                .with_client_auth_cert(
-                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
-                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-                )
-                .unwrap(),
-        })
-    }
 }
