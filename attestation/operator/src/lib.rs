@@ -46,7 +46,7 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
         Ok(options) => options,
         // Help and version are answers too.
         Err(message) if !message.use_stderr() => {
-            return written(write!(out, "{}", message.render().ansi()), Exit::Accepted);
+            return written(write!(out, "{}", message.render()), Exit::Accepted);
         }
         Err(message) => return written(write!(err, "{}", message.render()), Exit::Unusable),
     };

@@ -26,9 +26,9 @@ fn the_encoding_is_what_it_was() {
     let text = |out: &mut Vec<u8>, s: &str| {
         let len = u8::try_from(s.len()).unwrap();
         if len < 24 {
-            out.push(0x60 | len)
+            out.push(0x60 | len);
         } else {
-            out.extend([0x78, len])
+            out.extend([0x78, len]);
         }
         out.extend(s.bytes());
     };

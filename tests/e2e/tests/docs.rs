@@ -75,6 +75,25 @@ fn the_operations_page_lists_the_proxys_options_with_their_defaults() {
 }
 
 #[test]
+fn the_operations_page_lists_the_options_of_casemate_attest() {
+    let page = read("docs/OPERATIONS.md");
+    for verb in ["verify", "fetch"] {
+        let (mut help, mut errors) = (Vec::new(), Vec::new());
+        let arguments = ["casemate", "attest", verb, "--help"].map(std::ffi::OsString::from);
+        assert_eq!(casemate::run(&arguments, &mut help, &mut errors), casemate::Exit::Accepted);
+        let help = String::from_utf8(help).unwrap();
+        let mut options = 0;
+        for option in help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).filter(|w| w.len() > 2) {
+            if option.starts_with("--") && option != "--help" {
+                assert!(page.contains(option), "docs/OPERATIONS.md does not mention {option}");
+                options += 1;
+            }
+        }
+        assert!(options >= 12, "{help}");
+    }
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let mut links = 0;
     for path in [
