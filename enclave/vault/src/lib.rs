@@ -18,6 +18,7 @@
 pub mod attest;
 pub mod bls;
 pub mod clock;
+pub mod cms;
 pub mod journal;
 pub mod keys;
 pub mod nsm;
