@@ -92,10 +92,10 @@ fn enveloped_data<S: Source>(cons: &mut Constructed<'_, S>) -> Result<EnvelopedD
             exactly(OctetString::take_from(algorithm)?.as_slice().ok_or_else(|| wrong("pieces"))?)
         })?;
         let ciphertext = content.take_value_if(Tag::CTX_0, |value| match value {
-            Content::Primitive(prim) => Ok(prim.take_all()?.to_vec()),
+            Content::Primitive(prim) => take_all(prim),
             Content::Constructed(pieces) => {
                 let mut all = Vec::new();
-                while let Some(piece) = pieces.take_opt_primitive_if(Tag::OCTET_STRING, Primitive::take_all)? {
+                while let Some(piece) = pieces.take_opt_primitive_if(Tag::OCTET_STRING, take_all)? {
                     all.extend_from_slice(&piece);
                 }
                 Ok(all)
@@ -125,6 +125,10 @@ fn oaep<S: Source>(cons: &mut Constructed<'_, S>) -> Result<(), DecodeError<S::E
 fn sha256<S: Source>(cons: &mut Constructed<'_, S>) -> Result<(), DecodeError<S::Error>> {
     SHA_256.skip_if(cons)?;
     cons.take_opt_null()
+}
+
+fn take_all<S: Source>(prim: &mut Primitive<'_, S>) -> Result<Vec<u8>, DecodeError<S::Error>> {
+    Ok(prim.take_all()?.to_vec())
 }
 
 fn exactly<const N: usize, E>(bytes: &[u8]) -> Result<[u8; N], DecodeError<E>> {
