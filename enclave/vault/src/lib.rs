@@ -23,6 +23,7 @@ pub mod journal;
 pub mod keys;
 pub mod nsm;
 pub mod points;
+pub mod seal;
 pub mod server;
 pub mod signing_root;
 mod ssz;

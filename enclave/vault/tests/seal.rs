@@ -1,0 +1,168 @@
+//! Sealed blobs: what goes in comes out, and nothing of a blob can be exchanged.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use casemate_protocol::{Bytes, Epoch, Slot};
+use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
+use casemate_vault::bls::SecretKey;
+use casemate_vault::seal::{self, Contents, Place, SealError, SealedKey, SecretBytes};
+
+const DATA_KEY: [u8; 32] = [7; 32];
+const WRAPPED: &[u8] = b"wrapped by KMS";
+
+fn place() -> Place {
+    Place {
+        key_arn: "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555".into(),
+        group: "alpha".into(),
+        network: Bytes([5; 32]),
+    }
+}
+
+fn key(n: u8, history: History) -> SealedKey {
+    let secret = [n; 32];
+    let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
+    SealedKey { public_key, secret: Some(SecretBytes(secret)), history }
+}
+
+fn contents() -> Contents {
+    let watermarks = Watermarks {
+        block: Some(BlockMark { slot: Slot(9), signing_root: None }),
+        attestation: Some(AttestationMark {
+            source: Epoch(u64::MAX),
+            target: Epoch(4),
+            signing_root: Some(Bytes([8; 32])),
+        }),
+    };
+    let deleted = SealedKey { secret: None, ..key(3, History::Known(watermarks)) };
+    Contents {
+        keys: vec![
+            key(1, History::Known(watermarks)),
+            key(2, History::Missing),
+            deleted,
+            key(4, History::Known(Watermarks::NONE)),
+        ],
+    }
+}
+
+fn sealed() -> Vec<u8> {
+    seal::seal(&contents(), &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap()
+}
+
+fn open(blob: &[u8], place: &Place) -> Result<Contents, SealError> {
+    seal::open(blob, &DATA_KEY, place, 6)
+}
+
+/// What can be compared of a state.
+fn shown(contents: &Contents) -> Vec<(Bytes<48>, Option<[u8; 32]>, History)> {
+    contents.keys.iter().map(|k| (k.public_key, k.secret.as_ref().map(|s| s.0), k.history)).collect()
+}
+
+#[test]
+fn what_is_sealed_opens_to_the_same() {
+    let opened = open(&sealed(), &place()).unwrap();
+    assert_eq!(shown(&opened), shown(&contents()));
+    let header = seal::header(&sealed(), &place(), 6).unwrap();
+    assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));
+    // Sealed twice, nothing is alike but the header.
+    assert_ne!(sealed(), sealed());
+    let empty = seal::seal(&Contents::default(), &DATA_KEY, WRAPPED.to_vec(), &place(), 0).unwrap();
+    assert!(seal::open(&empty, &DATA_KEY, &place(), 0).unwrap().keys.is_empty());
+    // Nothing of the secret keys is to be seen.
+    assert!(!sealed().windows(16).any(|window| window == [1; 16]));
+}
+
+#[test]
+fn a_blob_of_another_place_or_an_older_generation_is_refused_before_kms_is_asked() {
+    let blob = sealed();
+    let refused = |place: &Place, oldest| {
+        let by_header = seal::header(&blob, place, oldest).unwrap_err();
+        let by_open = seal::open(&blob, &DATA_KEY, place, oldest).map(|_| ()).unwrap_err();
+        assert_eq!(by_header, by_open);
+        by_header
+    };
+    let other_key = refused(&Place { key_arn: "arn:aws:kms:eu-central-1:1:key/other".into(), ..place() }, 6);
+    assert!(matches!(other_key, SealError::OtherKey { .. }));
+    assert!(matches!(refused(&Place { group: "beta".into(), ..place() }, 6), SealError::OtherGroup { .. }));
+    assert!(matches!(refused(&Place { network: Bytes([6; 32]), ..place() }, 6), SealError::OtherNetwork { .. }));
+    assert_eq!(refused(&place(), 7), SealError::OldGeneration { found: 6, oldest: 7 });
+    assert!(seal::header(&blob, &place(), 5).is_ok());
+}
+
+/// The header rewritten by whoever keeps the blob, so that it fits: the content knows better.
+#[test]
+fn every_field_of_the_header_is_bound() {
+    let blob = sealed();
+    let replace = |from: &[u8], to: &[u8]| {
+        assert_eq!(from.len(), to.len());
+        let at = blob.windows(from.len()).position(|window| window == from).expect("the field is there");
+        let mut changed = blob.clone();
+        changed[at..at + to.len()].copy_from_slice(to);
+        changed
+    };
+    let other_arn = place().key_arn.replace("eu-central-1", "eu-central-2");
+    let changed = replace(place().key_arn.as_bytes(), other_arn.as_bytes());
+    let as_changed = Place { key_arn: other_arn, ..place() };
+    assert!(seal::header(&changed, &as_changed, 6).is_ok());
+    assert_eq!(open(&changed, &as_changed).map(|_| ()), Err(SealError::Decryption));
+
+    let changed = replace(b"alpha", b"gamma");
+    assert_eq!(open(&changed, &Place { group: "gamma".into(), ..place() }).map(|_| ()), Err(SealError::Decryption));
+
+    let changed = replace(&[5; 32], &[6; 32]);
+    assert_eq!(open(&changed, &Place { network: Bytes([6; 32]), ..place() }).map(|_| ()), Err(SealError::Decryption));
+
+    // map(6) … 4: generation 6, 5: the wrapped key.
+    let generation = [&[4, 6, 5, 0x4e][..], WRAPPED].concat();
+    let newer = [&[4, 7, 5, 0x4e][..], WRAPPED].concat();
+    let changed = replace(&generation, &newer);
+    assert_eq!(seal::header(&changed, &place(), 7).unwrap().generation, 7);
+    assert_eq!(open(&changed, &place()).map(|_| ()), Err(SealError::Decryption));
+
+    let changed = replace(WRAPPED, b"wrapped by me!");
+    assert!(seal::header(&changed, &place(), 6).is_ok());
+    assert_eq!(open(&changed, &place()).map(|_| ()), Err(SealError::Decryption));
+}
+
+#[test]
+fn no_byte_of_a_blob_can_be_changed_cut_or_added() {
+    let blob = sealed();
+    for at in 0..blob.len() {
+        let mut changed = blob.clone();
+        changed[at] ^= 1;
+        assert!(open(&changed, &place()).is_err(), "byte {at}");
+        assert!(open(&blob[..at], &place()).is_err(), "{at} bytes");
+    }
+    let longer = [blob.as_slice(), &[0]].concat();
+    assert_eq!(open(&longer, &place()).map(|_| ()), Err(SealError::Malformed));
+    assert_eq!(seal::open(&blob, &[8; 32], &place(), 6).map(|_| ()), Err(SealError::Decryption), "another data key");
+    assert_eq!(open(&[], &place()).map(|_| ()), Err(SealError::Size { len: 0 }));
+}
+
+#[test]
+fn another_version_is_named() {
+    let blob = sealed();
+    // map(3) { 0: map(6) { 0: version …
+    assert_eq!(&blob[..5], &[0xa3, 0x00, 0xa6, 0x00, 0x01]);
+    let mut newer = blob;
+    newer[4] = 2;
+    assert_eq!(open(&newer, &place()).map(|_| ()), Err(SealError::Version(2)));
+}
+
+/// Sealed well by somebody who had the data key: the keys themselves must still fit.
+#[test]
+fn public_keys_are_derived_anew() {
+    let seal = |contents: &Contents| seal::seal(contents, &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap();
+    for number in [0, 3] {
+        let mut swapped = contents();
+        swapped.keys[number].public_key = Bytes([9; 48]);
+        assert_eq!(open(&seal(&swapped), &place()).map(|_| ()), Err(SealError::OtherPublicKey { number }));
+        let mut zero = contents();
+        zero.keys[number].secret = Some(SecretBytes([0; 32]));
+        assert_eq!(open(&seal(&zero), &place()).map(|_| ()), Err(SealError::OtherPublicKey { number }));
+    }
+    let mut twice = contents();
+    twice.keys.push(key(1, History::Missing));
+    assert_eq!(open(&seal(&twice), &place()).map(|_| ()), Err(SealError::DuplicateKey));
+    let too_long = seal::seal(&contents(), &DATA_KEY, vec![1; 6145], &place(), 6);
+    assert_eq!(too_long, Err(SealError::NotSealed));
+    assert_eq!(seal::seal(&contents(), &DATA_KEY, vec![], &place(), 6), Err(SealError::NotSealed));
+}
