@@ -16,7 +16,7 @@ const NEEDED: [u8; 3] = [0, 1, 2];
 /// What a document is held against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
-    /// PCRs by index. 0, 1 and 2 must be among them, except for debug images.
+    /// PCRs by index. 0, 1 and 2 must be among them; for debug images, as zeros.
     pub pcrs: BTreeMap<u8, Pcr>,
     /// The nonce that was asked with; `None` where nobody asked.
     pub nonce: Option<Vec<u8>>,
@@ -43,6 +43,27 @@ impl Deref for Accepted<'_> {
 impl Document {
     /// Compares the document with what was expected. An expectation that is missing is an error, never a pass.
     pub fn accept(&self, expected: &Expected) -> Result<Accepted<'_>, Error> {
+        let debug = self.is_debug();
+        if debug && !expected.debug_allowed {
+            return Err(Error::Debug);
+        }
+        let missing: Vec<u8> = NEEDED.into_iter().filter(|index| !expected.pcrs.contains_key(index)).collect();
+        if !missing.is_empty() {
+            return Err(Error::NothingExpected { missing, debug });
+        }
+        for index in expected.pcrs.keys() {
+            let zero = self.pcrs().get(index).is_some_and(is_zero);
+            // A debug image has zeros in these three, and they had to be expected.
+            if zero && !(debug && NEEDED.contains(index)) {
+                return Err(Error::PcrZero { index: *index });
+            }
+        }
+        self.compare(expected)?;
+        Ok(Accepted(self))
+    }
+
+    /// Compares what was expected and nothing else: for showing a document, not for trusting it.
+    pub fn compare(&self, expected: &Expected) -> Result<(), Error> {
         if let Some(expected) = &expected.nonce {
             let found = self.nonce().ok_or_else(|| Error::NonceAbsent { expected: hex(expected) })?;
             if found != expected {
@@ -59,25 +80,8 @@ impl Document {
         if let Some(max) = expected.max_age.filter(|max| age > *max) {
             return Err(Error::TooOld { age, max });
         }
-        self.accept_pcrs(expected)?;
-        Ok(Accepted(self))
-    }
-
-    fn accept_pcrs(&self, expected: &Expected) -> Result<(), Error> {
-        let debug = self.is_debug();
-        if debug && !expected.debug_allowed {
-            return Err(Error::Debug);
-        }
-        let missing: Vec<u8> = NEEDED.into_iter().filter(|index| !expected.pcrs.contains_key(index)).collect();
-        // A debug image has nothing in these three that could be expected.
-        if !missing.is_empty() && !debug {
-            return Err(Error::NothingExpected { missing });
-        }
         for (&index, expected) in &expected.pcrs {
             let found = self.pcrs().get(&index).ok_or(Error::PcrAbsent { index })?;
-            if is_zero(found) && !(debug && NEEDED.contains(&index)) {
-                return Err(Error::PcrZero { index });
-            }
             if found != expected {
                 return Err(Error::PcrDiffers { index, expected: hex(expected), found: hex(found) });
             }

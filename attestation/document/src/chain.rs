@@ -17,7 +17,7 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
-use crate::error::hex;
+use crate::error::{hex, shown};
 use crate::{Error, Place, TOLERANCE_MS, Timestamp};
 
 /// Longest certificate, in bytes.
@@ -298,7 +298,7 @@ fn summary(certificate: &Certificate, der: &[u8]) -> CertificateSummary {
 
 /// A name for people: of bounded length, and safe on a terminal.
 fn text(name: &Name) -> String {
-    name.to_string().chars().filter(|c| !c.is_control()).take(160).collect()
+    shown(&name.to_string(), 128)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -311,6 +311,9 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 fn explain(error: &webpki::Error) -> String {
     match error {
         webpki::Error::InvalidSignatureForPublicKey => "a certificate is not signed by the one above it".to_owned(),
+        webpki::Error::RequiredEkuNotFoundContext(_) => {
+            "the leaf's extended key usage is for something else".to_owned()
+        }
         other => format!("{other:?}"),
     }
 }

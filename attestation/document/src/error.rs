@@ -15,7 +15,7 @@ pub enum Error {
     DocumentSize { len: usize },
     #[error("malformed CBOR in the {part} at byte {at}: {expected} belongs there")]
     Cbor { part: &'static str, at: usize, expected: &'static str },
-    #[error("{count} bytes follow behind the {part}")]
+    #[error("{count} byte(s) follow behind the {part}")]
     TrailingBytes { part: &'static str, count: usize },
     #[error("the document carries CBOR tag {found}; only 18 (COSE_Sign1) or none is allowed")]
     Tag { found: u64 },
@@ -98,7 +98,7 @@ pub enum Error {
         ahead.as_secs(), ahead.subsec_millis(), TOLERANCE_MS / 1000
     )]
     Future { timestamp: Timestamp, ahead: Duration },
-    #[error("the document is {} s old; {} s are allowed", age.as_secs(), max.as_secs())]
+    #[error("the document is {}.{:03} s old; {} s are allowed", age.as_secs(), age.subsec_millis(), max.as_secs())]
     TooOld { age: Duration, max: Duration },
     #[error("the document has no nonce; {expected} was expected")]
     NonceAbsent { expected: String },
@@ -108,8 +108,11 @@ pub enum Error {
     UserDataAbsent { expected: String },
     #[error("user_data is {found}; {expected} was expected")]
     UserDataDiffers { expected: String, found: String },
-    #[error("nothing was expected of {}: a document that nothing is held against proves nothing", Pcrs(missing))]
-    NothingExpected { missing: Vec<u8> },
+    #[error(
+        "nothing was expected of {}: a document that nothing is held against proves nothing{}",
+        Pcrs(missing), if *debug { " (of an enclave in debug mode, expect zeros)" } else { "" }
+    )]
+    NothingExpected { missing: Vec<u8>, debug: bool },
     #[error("PCR{index} was expected, but the document does not have it")]
     PcrAbsent { index: u8 },
     #[error("PCR{index} is all zero: it measures nothing")]
@@ -220,7 +223,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Text for a sentence, cut off likewise.
-pub(crate) fn shown(text: &str) -> String {
-    text.chars().take(32).collect()
+/// Text for a sentence: cut off likewise, and nothing in it but printable ASCII.
+pub(crate) fn shown(text: &str, max: usize) -> String {
+    let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().take(max).map(plain).collect()
 }

@@ -21,10 +21,10 @@ pub const MAX_BUNDLE_LEN: u64 = 7;
 pub const MAX_MODULE_ID_LEN: usize = 128;
 /// Longest public key, in bytes (`NSM_PUBLIC_KEY_MAX_SIZE`).
 pub const MAX_PUBLIC_KEY_LEN: usize = 1024;
-/// Longest user data, in bytes (`NSM_USER_DATA_MAX_SIZE`).
-pub const MAX_USER_DATA_LEN: usize = 512;
-/// Longest nonce, in bytes (`NSM_NONCE_MAX_SIZE`).
-pub const MAX_NONCE_LEN: usize = 512;
+/// Longest user data, in bytes: as AWS's description of documents has it. The NSM takes 512 (`NSM_USER_DATA_MAX_SIZE`).
+pub const MAX_USER_DATA_LEN: usize = 1024;
+/// Longest nonce, in bytes, likewise.
+pub const MAX_NONCE_LEN: usize = 1024;
 
 const PART: &str = "payload";
 
@@ -67,7 +67,7 @@ impl<'a> Payload<'a> {
             match Field::ALL.into_iter().find(|field| field.name() == name) {
                 Some(field) => fields.read(field, &mut cbor)?,
                 None if name == "nitrotpm_pcrs" => return Err(Error::NitroTpm),
-                None => return Err(Error::Unknown { name: shown(name) }),
+                None => return Err(Error::Unknown { name: shown(name, 32) }),
             }
         }
         cbor.finish()?;
@@ -157,7 +157,7 @@ fn module_id<'a>(cbor: &mut Reader<'a>) -> Result<&'a str, Error> {
 fn digest(cbor: &mut Reader<'_>) -> Result<(), Error> {
     match text(cbor, Field::Digest)? {
         "SHA384" => Ok(()),
-        other => Err(Error::Digest { found: shown(other) }),
+        other => Err(Error::Digest { found: shown(other, 32) }),
     }
 }
 

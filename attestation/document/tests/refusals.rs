@@ -365,7 +365,7 @@ fn fields_have_one_type() {
 #[test]
 fn fields_have_sizes() {
     for (name, field, max) in
-        [("public_key", Field::PublicKey, 1024), ("user_data", Field::UserData, 512), ("nonce", Field::Nonce, 512)]
+        [("public_key", Field::PublicKey, 1024), ("user_data", Field::UserData, 1024), ("nonce", Field::Nonce, 1024)]
     {
         assert!(verify(&seal(&Fields::good().set(name, bytes(&vec![1; max])).payload())).is_ok(), "{name}");
         let error = refused(&Fields::good().set(name, bytes(&vec![1; max + 1])));
@@ -691,6 +691,52 @@ fn issuer_of(authority: &Authority) -> Authority {
     Authority { params: authority.params.clone(), key, der: authority.der.clone() }
 }
 
+/// The leaf with bytes of its certificate exchanged, and signed again by the root.
+fn patched(from: &[u8], to: &[u8]) -> Vec<u8> {
+    let leaf = PKI.0.issue(leaf_params("a leaf", date(0), LEAF_SECONDS)).unwrap();
+    // SEQUENCE { tbsCertificate, signatureAlgorithm, BIT STRING }, all with lengths of two bytes but the last two.
+    let len = |at: usize| usize::from(u16::from_be_bytes([leaf.der[at + 2], leaf.der[at + 3]]));
+    let (tbs, algorithm) = leaf.der[4..].split_at(4 + len(4));
+    let algorithm = &algorithm[..2 + usize::from(algorithm[1])];
+    let mut tbs = tbs.to_vec();
+    let at = tbs.windows(from.len()).position(|window| window == from).expect("the bytes are there");
+    tbs[at..at + to.len()].copy_from_slice(to);
+    let signature = rcgen::SigningKey::sign(&PKI.0.key, &tbs).unwrap();
+    let bits = [&[3, u8::try_from(signature.len() + 1).unwrap(), 0][..], &signature].concat();
+    let content = [tbs.as_slice(), algorithm, &bits].concat();
+    [&[0x30, 0x82][..], &u16::try_from(content.len()).unwrap().to_be_bytes(), &content].concat()
+}
+
+#[test]
+fn certificates_of_another_version_point_or_usage() {
+    let verify = |leaf: &[u8]| verify_chain(leaf, &[&PKI.0.der], &anchor(), NOW);
+    // Unchanged, the signature is as good as before.
+    assert!(verify(&patched(&[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 2])).is_ok());
+    let told = |leaf: &[u8]| match verify(leaf).unwrap_err() {
+        Error::Certificate { place: Place::Leaf, problem } => problem,
+        other => panic!("{other}"),
+    };
+    assert!(told(&patched(&[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 1])).contains("version 3"));
+    // A BIT STRING of 97 bytes: 0 unused, then 4 for an uncompressed point.
+    assert!(told(&patched(&[3, 0x62, 0, 4], &[3, 0x62, 0, 5])).contains("no uncompressed point"));
+    // keyUsage, and what stands in it.
+    let usage = [0x55, 0x1d, 0x0f, 0x04, 0x04, 3, 2, 6, 0xc0];
+    assert!(told(&patched(&usage, &[0x55, 0x1d, 0x0f, 0x04, 0x04, 2, 2, 6, 0xc0])).contains("cannot be read"));
+    let server = |p: &mut CertificateParams| p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    let error = refused_change(as_is, server);
+    assert!(matches!(&error, Error::Path { problem } if problem.contains("extended key usage")), "{error}");
+}
+
+#[test]
+fn names_are_shown_in_printable_ascii() {
+    let mut params = leaf_params("a leaf", date(0), LEAF_SECONDS);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "x\u{202e}DETPECCA\u{200b}\u{1b}[2J");
+    let leaf = PKI.0.issue(params).unwrap();
+    let chain = verify_chain(&leaf.der, &[&PKI.0.der], &anchor(), NOW).unwrap();
+    let subject = &chain[1].subject;
+    assert!(subject.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) && subject.contains("u{202e}"), "{subject}");
+}
+
 #[test]
 fn malformed_certificates() {
     let leaf = &PKI.1.leaf.der;
@@ -805,15 +851,21 @@ fn wrong_and_absent_user_data() {
 fn expectations_that_are_missing_are_no_pass() {
     let document = verify(&good()).unwrap();
     let error = document.accept(&Expected::default()).unwrap_err();
-    assert_eq!(error, Error::NothingExpected { missing: vec![0, 1, 2] });
+    assert_eq!(error, Error::NothingExpected { missing: vec![0, 1, 2], debug: false });
     assert!(error.to_string().contains("PCR0, PCR1 and PCR2"), "{error}");
     for index in 0..=2 {
         let mut expected = expected(&document);
         expected.pcrs.remove(&index);
-        assert_eq!(document.accept(&expected).unwrap_err(), Error::NothingExpected { missing: vec![index] });
+        assert_eq!(
+            document.accept(&expected).unwrap_err(),
+            Error::NothingExpected { missing: vec![index], debug: false }
+        );
         // Leave for debug images is no leave for others.
         expected.debug_allowed = true;
-        assert_eq!(document.accept(&expected).unwrap_err(), Error::NothingExpected { missing: vec![index] });
+        assert_eq!(
+            document.accept(&expected).unwrap_err(),
+            Error::NothingExpected { missing: vec![index], debug: false }
+        );
     }
 }
 
@@ -857,10 +909,25 @@ fn debug_images_are_refused_unless_asked_for() {
     // Neither are PCR3 and PCR4, which a debug image does have.
     let role = Expected { pcrs: BTreeMap::from([(3, debug.pcrs()[&3]), (4, debug.pcrs()[&4])]), ..Expected::default() };
     assert_eq!(debug.accept(&role).unwrap_err(), Error::Debug);
+    // Asked for by name, it still has to be expected: as the zeros that it shows.
     let asked = Expected { debug_allowed: true, ..Expected::default() };
-    assert!(debug.accept(&asked).is_ok());
-    let pinned = Expected { pcrs: BTreeMap::from([(0, [7; 48])]), ..asked };
+    assert_eq!(debug.accept(&asked).unwrap_err(), Error::NothingExpected { missing: vec![0, 1, 2], debug: true });
+    assert!(debug.accept(&Expected { debug_allowed: true, ..zeros.clone() }).is_ok());
+    let mut pinned = Expected { debug_allowed: true, ..zeros };
+    pinned.pcrs.insert(0, [7; 48]);
     assert!(matches!(debug.accept(&pinned).unwrap_err(), Error::PcrDiffers { index: 0, .. }));
+}
+
+#[test]
+fn comparing_looks_at_what_was_expected_and_nothing_else() {
+    let document = verify(&good()).unwrap();
+    assert!(document.compare(&Expected::default()).is_ok());
+    let pin = |index, value: u8| Expected { pcrs: BTreeMap::from([(index, [value; 48])]), ..Expected::default() };
+    assert!(document.compare(&pin(1, 2)).is_ok());
+    assert!(matches!(document.compare(&pin(1, 3)).unwrap_err(), Error::PcrDiffers { index: 1, .. }));
+    assert_eq!(document.compare(&pin(31, 3)).unwrap_err(), Error::PcrAbsent { index: 31 });
+    let nonce = Expected { nonce: Some(vec![1]), ..Expected::default() };
+    assert!(matches!(document.compare(&nonce).unwrap_err(), Error::NonceDiffers { .. }));
 }
 
 proptest::proptest! {
