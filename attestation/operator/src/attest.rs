@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::digest::{SHA256, digest};
 use casemate_document::{Anchor, At, Document, Error, Expected, MAX_NONCE_LEN, Timestamp, Unverified};
+use casemate_protocol::frame::NONCE_LEN;
 use casemate_protocol::statement::StatementError;
 use casemate_protocol::{PublicKey, Statement};
 
@@ -14,10 +15,14 @@ use crate::cli::{AtOption, AttestCommand, ExpectedOptions, Fetch, Verify};
 use crate::fetch::Proxy;
 use crate::input::{self, Input};
 use crate::report::{ProxysKeys, Report, Verdict};
-use crate::{Exit, keys, pins};
+use crate::{Exit, keys, pins, report};
 
 /// Bytes of a nonce of our own.
-const NONCE_LEN: usize = 32;
+const FRESH_NONCE_LEN: usize = 32;
+/// How old a document may be unless the operator says.
+const MAX_AGE_SECONDS: u64 = 300;
+/// Bytes of the vault's HPKE key: X25519.
+const HPKE_KEY_LEN: usize = 32;
 
 /// Runs a command; answers the text to show and how it ended. An error is about the input, never about the document.
 pub fn run(command: &AttestCommand) -> Result<(String, Exit)> {
@@ -28,7 +33,7 @@ pub fn run(command: &AttestCommand) -> Result<(String, Exit)> {
     let json = match command {
         AttestCommand::Verify(Verify { expected, .. }) | AttestCommand::Fetch(Fetch { expected, .. }) => expected.json,
     };
-    let exit = if matches!(report.verdict, Verdict::Refused(_)) { Exit::Refused } else { Exit::Accepted };
+    let exit = if report.is_refused() { Exit::Refused } else { Exit::Accepted };
     Ok((if json { report.json() } else { report.text() }, exit))
 }
 
@@ -45,38 +50,48 @@ fn verify(options: &Verify) -> Result<Report> {
 
 fn fetch(options: &Fetch) -> Result<Report> {
     let nonce = if let Some(text) = &options.expected.nonce {
-        nonce(text)?
+        if options.expected.at != AtOption::Now {
+            bail!("with a --nonce of your own and another time than now, nothing would say that the document is new");
+        }
+        let nonce = nonce(text)?;
+        if !NONCE_LEN.contains(&nonce.len()) {
+            let (min, max) = (NONCE_LEN.start(), NONCE_LEN.end());
+            bail!("--nonce is {} bytes long; a signer takes {min} to {max}", nonce.len());
+        }
+        nonce
     } else {
-        let mut fresh = vec![0; NONCE_LEN];
+        let mut fresh = vec![0; FRESH_NONCE_LEN];
         aws_lc_rs::rand::fill(&mut fresh).map_err(|_| anyhow::anyhow!("this machine gives no random bytes"))?;
         fresh
     };
     let mut judge = Judge::new(&options.expected, Some(nonce.clone()))?;
     let proxy = Proxy::new(options)?;
-    let answer = proxy.get(&format!("/attestation?nonce={}", const_hex::encode(nonce)))?;
+    let answer = proxy.attestation(&nonce)?;
     let input = input::answer(&answer)?;
     if input.statement.is_none() {
         bail!("{} gave no statement", options.url);
     }
-    if let Some(path) = &options.save {
-        fs::write(path, &answer).with_context(|| format!("writing {}", path.display()))?;
-    }
     judge.start_clock();
     let mut report = judge.report(&input);
-    if let Some((_, statement)) = &report.judged
-        && statement.is_some()
-    {
-        // The proxy's own list proves nothing; that it is the enclave's is still worth knowing.
-        report.proxys_keys = proxy
-            .get("/api/v1/eth2/publicKeys")
-            .and_then(|text| keys::parse(&text))
-            .map_or(ProxysKeys::Unknown, |keys| ProxysKeys::Listed { count: keys.len(), root: keys::root(&keys) });
+    if let Some((_, Some(statement))) = &report.judged {
+        // The list proves nothing. But a proxy that names other keys than the enclave does is not this enclave's.
+        let list = proxy.public_keys().and_then(|text| keys::parse(&text));
+        report.proxys_keys = list.map_or(ProxysKeys::Unknown, |keys| ProxysKeys::listed(&keys, statement));
+        if let (ProxysKeys::Others { count, .. }, false) = (&report.proxys_keys, report.is_refused()) {
+            let of = statement.public_keys.count;
+            let reason = format!("the proxy lists other keys ({count}) than the enclave states ({of})");
+            report.verdict = Verdict::Refused(reason);
+        }
+    }
+    // Nothing is kept, or written over, for an answer that was refused.
+    if let (Some(path), false) = (&options.save, report.is_refused()) {
+        fs::write(path, &answer).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(report)
 }
 
 fn nonce(text: &str) -> Result<Vec<u8>> {
-    let bytes = const_hex::decode(text.strip_prefix("0x").unwrap_or(text)).context("--nonce is not hex")?;
+    let bytes = const_hex::decode(text).context("--nonce is not hex")?;
     if bytes.is_empty() || bytes.len() > MAX_NONCE_LEN {
         bail!("--nonce is {} bytes long; 1 to {MAX_NONCE_LEN} are allowed", bytes.len());
     }
@@ -89,27 +104,36 @@ struct Judge {
     at: AtOption,
     now: Timestamp,
     expected: Expected,
-    public_keys: Option<Vec<PublicKey>>,
+    stated: Stated,
     describe_only: bool,
 }
 
 impl Judge {
     fn new(options: &ExpectedOptions, made_nonce: Option<Vec<u8>>) -> Result<Self> {
+        if options.at == AtOption::Document && options.max_age.is_some() {
+            bail!("--max-age says nothing with --at document: the age of an archived document is not judged");
+        }
         let given = options.nonce.as_deref().map(nonce).transpose()?;
+        let live = options.at != AtOption::Document;
+        let max_age = live.then(|| Duration::from_secs(options.max_age.unwrap_or(MAX_AGE_SECONDS)));
         let expected = Expected {
             pcrs: pins::pins(options)?,
             nonce: made_nonce.or(given),
             user_data: None,
-            max_age: Some(Duration::from_secs(options.max_age)),
-            debug_allowed: options.allow_debug || options.describe_only,
+            max_age,
+            debug_allowed: options.allow_debug,
         };
-        let public_keys = options.public_keys.as_deref().map(public_keys).transpose()?;
         Ok(Self {
             anchor: options.root.as_deref().map_or_else(|| Ok(Anchor::aws()?), anchor)?,
             at: options.at,
             now: Timestamp(0),
             expected,
-            public_keys,
+            stated: Stated {
+                public_keys: options.public_keys.as_deref().map(public_keys).transpose()?,
+                group: options.group.clone(),
+                network: options.network.clone(),
+                fence: options.fence.clone(),
+            },
             describe_only: options.describe_only,
         })
     }
@@ -126,7 +150,9 @@ impl Judge {
             sha256: document_sha256,
             root_sha256: self.anchor.sha256(),
             expected: self.expected.clone(),
-            archived: matches!(self.at, AtOption::Document),
+            archived: self.at == AtOption::Document,
+            statement_given: input.statement.is_some(),
+            stated: self.stated.names(),
             judged: None,
             proxys_keys: ProxysKeys::NotAsked,
             verdict: Verdict::Refused(String::new()),
@@ -135,9 +161,10 @@ impl Judge {
         let document = match self.verify(&input.document) {
             Ok(document) => document,
             Err(error) => {
-                let live = !matches!(self.at, AtOption::Document);
                 let hint = match error {
-                    Error::Expired { .. } if live => " (an archived document is judged with --at document)",
+                    Error::Expired { .. } if self.at != AtOption::Document => {
+                        " (an archived document is judged with --at document)"
+                    }
                     _ => "",
                 };
                 report.verdict = Verdict::Refused(format!("{error}{hint}"));
@@ -171,42 +198,73 @@ impl Judge {
         raw: Option<&[u8]>,
         statement: Option<&Result<Statement, StatementError>>,
     ) -> Result<(), String> {
-        let mut expected = self.expected.clone();
-        expected.user_data = raw.map(|raw| sha256(raw).to_vec());
-        if self.describe_only {
-            // Nothing is expected of these but what is there; what the operator did give is compared.
-            for index in 0..=2 {
-                if let (false, Some(value)) = (expected.pcrs.contains_key(&index), document.pcrs().get(&index)) {
-                    expected.pcrs.insert(index, *value);
-                }
-            }
-        }
-        document.accept(&expected).map_err(|error| match error {
+        let expected = Expected { user_data: raw.map(|raw| sha256(raw).to_vec()), ..self.expected.clone() };
+        let compared =
+            if self.describe_only { document.compare(&expected) } else { document.accept(&expected).map(|_| ()) };
+        compared.map_err(|error| match error {
             Error::UserDataAbsent { .. } | Error::UserDataDiffers { .. } => {
                 format!("the document does not bind this statement: {error}")
             }
             other => other.to_string(),
         })?;
-        let statement = match statement {
-            Some(Ok(statement)) => Some(statement),
-            Some(Err(error)) => return Err(error.to_string()),
-            None => None,
-        };
-        if let Some(keys) = &self.public_keys {
-            let Some(statement) = statement else {
-                return Err("public keys were expected, but no statement came with the document".to_owned());
-            };
-            let root = keys::root(keys);
-            if statement.public_keys.root != root {
-                return Err(format!(
-                    "the keys that sign are others: the statement has {} with root {}; {} with root {root} were expected",
-                    statement.public_keys.count,
-                    statement.public_keys.root,
-                    keys.len()
-                ));
+        match statement {
+            None if self.stated.names().is_empty() => Ok(()),
+            None => {
+                Err(format!("{} expected, but no statement came with the document", self.stated.names().join(", ")))
             }
+            Some(Err(error)) => Err(error.to_string()),
+            Some(Ok(_)) if document.public_key().is_none_or(|key| key.len() != HPKE_KEY_LEN) => {
+                Err(format!("public_key is no HPKE key of {HPKE_KEY_LEN} bytes, which a vault's document carries"))
+            }
+            Some(Ok(statement)) => self.stated.compare(statement),
         }
-        Ok(())
+    }
+}
+
+/// What the operator expects of the statement.
+struct Stated {
+    public_keys: Option<Vec<PublicKey>>,
+    group: Option<String>,
+    network: Option<String>,
+    fence: Option<String>,
+}
+
+impl Stated {
+    /// What is expected, by the names of its options.
+    fn names(&self) -> Vec<&'static str> {
+        let given = [
+            ("public_keys", self.public_keys.is_some()),
+            ("group", self.group.is_some()),
+            ("network", self.network.is_some()),
+            ("fence", self.fence.is_some()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+
+    fn compare(&self, statement: &Statement) -> Result<(), String> {
+        let network = &statement.network;
+        let (name, root) = (network.name.clone(), network.genesis_validators_root.to_string());
+        if let Some(expected) = self.network.as_ref().filter(|e| **e != name && !e.eq_ignore_ascii_case(&root)) {
+            return Err(format!("the network is {name} ({root}); {expected} was expected"));
+        }
+        if let Some(expected) = self.group.as_ref().filter(|expected| **expected != statement.group) {
+            return Err(format!("the group is {}; {expected} was expected", statement.group));
+        }
+        let kind = report::kind(statement.fence.kind);
+        if let Some(expected) = self.fence.as_ref().filter(|expected| *expected != kind) {
+            return Err(format!("the fence is of kind {kind}; {expected} was expected"));
+        }
+        let Some(keys) = &self.public_keys else { return Ok(()) };
+        let (root, stated) = (keys::root(keys), &statement.public_keys);
+        if stated.root == root && usize::try_from(stated.count) == Ok(keys.len()) {
+            return Ok(());
+        }
+        Err(format!(
+            "the keys that sign are others: the statement has {} with root {}; {} with root {root} were expected",
+            stated.count,
+            stated.root,
+            keys.len()
+        ))
     }
 }
 

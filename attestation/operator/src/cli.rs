@@ -37,7 +37,8 @@ pub enum AttestCommand {
     Fetch(Fetch),
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 accepted, 1 refused, 2 unusable input.";
+const EXIT_CODES: &str =
+    "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input.";
 
 #[derive(Args)]
 pub struct Verify {
@@ -95,19 +96,28 @@ pub struct ExpectedOptions {
     /// The time for which certificates must be valid: now, the document's own, or a time like 2026-11-21T12:00:00Z
     #[arg(long, value_name = "now|document|RFC3339", default_value = "now", value_parser = at)]
     pub at: AtOption,
-    /// How old the document may be. With --at document its age is not judged
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub max_age: u64,
+    /// How old the document may be; with --at document its age is not judged [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub max_age: Option<u64>,
     /// Trust this root certificate (PEM or DER) in place of the AWS Nitro Enclaves root G1
     #[arg(long, value_name = "FILE")]
     pub root: Option<PathBuf>,
     /// File with the public keys that must be the ones that sign: one in hex a line, or a JSON array
     #[arg(long, value_name = "FILE")]
     pub public_keys: Option<PathBuf>,
-    /// Accept an enclave in debug mode, whose memory its parent can read
+    /// The group that the statement must name
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// The chain that the statement must name, by its name or its genesis validators root
+    #[arg(long, value_name = "NAME|0xROOT")]
+    pub network: Option<String>,
+    /// The kind of fence that the statement must name
+    #[arg(long, value_name = "KIND", value_parser = ["none", "solo", "file", "etcd", "dynamodb"])]
+    pub fence: Option<String>,
+    /// Accept an enclave in debug mode, whose memory its parent can read; expect zeros for PCR0, PCR1 and PCR2
     #[arg(long)]
     pub allow_debug: bool,
-    /// Describe a document of which nothing is expected: signature, chain and times are still verified
+    /// Show a document without accepting it: signature, chain, times and whatever is expected are still verified
     #[arg(long)]
     pub describe_only: bool,
     /// Answer in JSON
@@ -116,7 +126,7 @@ pub struct ExpectedOptions {
 }
 
 /// For which time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AtOption {
     Now,
     Document,

@@ -3,21 +3,22 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, http};
+use ureq::{Agent, http};
 
 use crate::cli::Fetch;
 use crate::input::MAX_INPUT_LEN;
 
 /// Longest wait for one answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a proxy that says 429 is asked again, a second apart.
-const TRIES: u32 = 5;
-/// Longest answer: a hundred thousand public keys, about.
-const MAX_ANSWER_LEN: u64 = 16 * MAX_INPUT_LEN;
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a proxy that says 429 is asked again.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for the list of keys, which proves nothing and is asked for once; longest list: a hundred thousand keys, about.
+const LIST_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
 
 /// A proxy.
 pub struct Proxy {
@@ -36,11 +37,13 @@ impl Proxy {
             Some("https") => bail!("{url} needs --tls-ca FILE: the authority of the proxy's certificate"),
             _ => bail!("{url} is not of the form http://HOST:PORT"),
         }
-        if uri.query().is_some() {
-            bail!("{url} has a query; give the proxy's address alone");
+        if url.contains(['?', '#', '@']) {
+            bail!("the URL has more in it than the proxy's address: http://HOST:PORT");
+        }
+        if uri.scheme_str() == Some("http") && (options.tls_ca.is_some() || options.tls_certificate.is_some()) {
+            bail!("{url} is not https, and TLS files were given");
         }
         let config = Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
             // Nothing of the environment, nowhere else than the operator said.
             .proxy(None)
             .max_redirects(0)
@@ -50,32 +53,49 @@ impl Proxy {
         Ok(Self { agent: config.build().new_agent(), url })
     }
 
-    /// The body of an answer with status 200; a proxy that says 429 is asked again.
-    pub fn get(&self, path: &str) -> Result<Vec<u8>> {
-        let url = format!("{}{path}", self.url);
-        for tries_left in (0..TRIES).rev() {
-            let mut answer = self.agent.get(&url).call().with_context(|| format!("asking {}", self.url))?;
-            let body = read(answer.body_mut()).with_context(|| format!("the answer of {}", self.url))?;
-            match answer.status() {
+    /// What `GET /attestation` answers to a nonce; a proxy that says 429 is asked again.
+    pub fn attestation(&self, nonce: &[u8]) -> Result<Vec<u8>> {
+        let path = format!("/attestation?nonce={}", const_hex::encode(nonce));
+        let begun = Instant::now();
+        loop {
+            let (status, body) = self.get(&path, TIMEOUT, MAX_INPUT_LEN)?;
+            match status {
                 http::StatusCode::OK => return Ok(body),
-                http::StatusCode::TOO_MANY_REQUESTS if tries_left > 0 => std::thread::sleep(Duration::from_secs(1)),
-                status => bail!("{} answered {status}: {}", self.url, sentence(&body)),
+                http::StatusCode::TOO_MANY_REQUESTS if begun.elapsed() < PATIENCE => {
+                    // Not in step with whoever else asks.
+                    let mut jitter = [0];
+                    let _ = aws_lc_rs::rand::fill(&mut jitter);
+                    let [jitter] = jitter;
+                    std::thread::sleep(Duration::from_millis(300_u64.saturating_add(u64::from(jitter) * 3)));
+                }
+                _ => bail!("{} answered {status}: {}", self.url, sentence(&body)),
             }
         }
-        bail!("{} has no document to give", self.url)
+    }
+
+    /// The keys that the proxy lists.
+    pub fn public_keys(&self) -> Result<Vec<u8>> {
+        let (status, body) = self.get("/api/v1/eth2/publicKeys", LIST_TIMEOUT, MAX_LIST_LEN)?;
+        if status != http::StatusCode::OK {
+            bail!("{} answered {status}", self.url);
+        }
+        Ok(body)
+    }
+
+    fn get(&self, path: &str, timeout: Duration, max_len: u64) -> Result<(http::StatusCode, Vec<u8>)> {
+        let request = self.agent.get(format!("{}{path}", self.url)).config().timeout_global(Some(timeout)).build();
+        let mut answer = request.call().with_context(|| format!("asking {}", self.url))?;
+        let body = answer.body_mut().with_config().limit(max_len).read_to_vec();
+        Ok((answer.status(), body.with_context(|| format!("the answer of {}", self.url))?))
     }
 }
 
-fn read(body: &mut Body) -> Result<Vec<u8>> {
-    Ok(body.with_config().limit(MAX_ANSWER_LEN).read_to_vec()?)
-}
-
-/// The sentence of an error's JSON, or the beginning of whatever came, safe for a terminal.
+/// The sentence of an error's JSON, or the beginning of whatever came.
 fn sentence(body: &[u8]) -> String {
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let told = json.as_ref().and_then(|json| json.get("message")).and_then(|message| message.as_str());
     let text = told.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
-    text.chars().filter(|c| !c.is_control()).take(400).collect()
+    text.chars().take(400).collect()
 }
 
 fn tls(options: &Fetch) -> Result<TlsConfig> {

@@ -54,15 +54,25 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// A document in any form, from its bytes.
 pub fn document(bytes: Vec<u8>) -> Result<Input> {
-    if bytes.trim_ascii().starts_with(b"{") {
+    if without_bom(&bytes).trim_ascii().starts_with(b"{") {
         return answer(&bytes);
     }
-    Ok(Input { document: binary(bytes, "the document")?, statement: None })
+    let document = binary(bytes, "the document")?;
+    // Arrays and tags: with anything else there is nothing to judge.
+    if !document.first().is_some_and(|first| matches!(first, 0x80..=0x9f | 0xc0..=0xdb)) {
+        bail!("the document is neither CBOR nor PEM, base64, hex or JSON of it");
+    }
+    Ok(Input { document, statement: None })
+}
+
+/// Editors put it in front of UTF-8.
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
 /// The JSON of `GET /attestation`.
 pub fn answer(bytes: &[u8]) -> Result<Input> {
-    let answer: Answer = serde_json::from_slice(bytes).context("not an answer of GET /attestation")?;
+    let answer: Answer = serde_json::from_slice(without_bom(bytes)).context("not an answer of GET /attestation")?;
     let decode =
         |text: &str, what| STANDARD.decode(text).with_context(|| format!("the {what} of the answer is not base64"));
     Ok(Input {
@@ -73,19 +83,21 @@ pub fn answer(bytes: &[u8]) -> Result<Input> {
 
 /// PEM, base64, hex, or what is already binary.
 pub fn binary(bytes: Vec<u8>, what: &str) -> Result<Vec<u8>> {
-    let is_text = bytes.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
-    let Some(text) = std::str::from_utf8(&bytes).ok().filter(|_| is_text) else { return Ok(bytes) };
-    if text.trim_start().starts_with("-----BEGIN") {
+    let Some(text) = std::str::from_utf8(without_bom(&bytes)).ok() else { return Ok(bytes) };
+    // Tools put explanations in front.
+    if text.contains("-----BEGIN") {
         let blocks = pem::parse_many(text).with_context(|| format!("{what} is malformed PEM"))?;
         let [block] = <[pem::Pem; 1]>::try_from(blocks)
             .map_err(|blocks| anyhow::anyhow!("{what}: there are {} PEM blocks; one is needed", blocks.len()))?;
         return Ok(block.into_contents());
     }
+    if !text.bytes().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
+        return Ok(bytes);
+    }
     // Line breaks within are usual.
     let digits: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    let hex = digits.strip_prefix("0x").unwrap_or(&digits);
     // Long base64 of nothing but hex digits does not happen.
-    if let Ok(bytes) = const_hex::decode(hex)
+    if let Ok(bytes) = const_hex::decode(&digits)
         && !bytes.is_empty()
     {
         return Ok(bytes);
@@ -118,6 +130,8 @@ mod tests {
             lines(&const_hex::encode(&raw)).into_bytes(),
             pem::encode(&pem::Pem::new("ATTESTATION DOCUMENT", raw.as_slice())).into_bytes(),
             format!("\n{{\"attestation_document\": \"{standard}\"}}").into_bytes(),
+            format!("\u{feff}{standard}\r\n").into_bytes(),
+            format!("Dokument für später:\n{}", pem::encode(&pem::Pem::new("X", raw.as_slice()))).into_bytes(),
         ] {
             let shown = String::from_utf8_lossy(&form).into_owned();
             assert_eq!(document(form).map(|input| input.document).ok(), Some(raw.clone()), "{shown}");
@@ -134,6 +148,8 @@ mod tests {
             ("-----BEGIN X-----", "0 PEM blocks"),
             ("-----BEGIN X-----\n?\n-----END X-----\n", "malformed PEM"),
             (two.as_str(), "2 PEM blocks"),
+            ("00112233", "neither CBOR nor"),
+            ("0x0x84", "neither"),
             ("{}", "not an answer"),
             ("{\"attestation_document\": \"?\"}", "not base64"),
         ] {

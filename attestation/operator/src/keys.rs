@@ -1,5 +1,6 @@
 //! Public keys, and their root as the statement has it.
 
+use crate::input::without_bom;
 use anyhow::{Context, Result, bail};
 use casemate_protocol::statement::KEYS_DEPTH;
 use casemate_protocol::{Bytes, PublicKey, Root};
@@ -16,12 +17,16 @@ pub fn root(keys: &[PublicKey]) -> Root {
 
 /// Keys from a JSON array of texts (as `GET /api/v1/eth2/publicKeys` answers), or one a line.
 pub fn parse(text: &[u8]) -> Result<Vec<PublicKey>> {
-    let text = std::str::from_utf8(text).context("not UTF-8")?;
+    let text = std::str::from_utf8(without_bom(text)).context("not UTF-8")?;
     let mut keys = if text.trim_start().starts_with('[') {
         let texts: Vec<String> = serde_json::from_str(text).context("not a JSON array of texts")?;
         texts.iter().map(|text| key(text)).collect::<Result<Vec<_>>>()?
     } else {
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(key).collect::<Result<Vec<_>>>()?
+        let keys = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(key).collect::<Result<Vec<_>>>()?;
+        if keys.is_empty() {
+            bail!("there is no key in it; an empty list is written []");
+        }
+        keys
     };
     keys.sort_unstable();
     if let Some(pair) = keys.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
@@ -31,8 +36,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<PublicKey>> {
 }
 
 fn key(text: &str) -> Result<PublicKey> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    let bytes = const_hex::decode_to_array(digits)
-        .with_context(|| format!("{} characters; a public key is 96 hex digits", digits.len()))?;
+    let bytes = const_hex::decode_to_array(text)
+        .with_context(|| format!("{} characters; a public key is 96 hex digits", text.len()))?;
     Ok(Bytes(bytes))
 }

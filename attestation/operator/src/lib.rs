@@ -22,7 +22,7 @@ use clap::Parser;
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All that was asked for was done; a document was accepted.
+    /// All that was asked for was done: a document was accepted, or shown where no more was asked for.
     Accepted,
     /// The document is not what was expected.
     Refused,
@@ -53,8 +53,24 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
     let cli::Command::Attest(attest) = options.command;
     match attest::run(&attest.command) {
         Ok((text, exit)) => written(out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
-        Err(error) => written(writeln!(err, "casemate: {error:#}"), Exit::Unusable),
+        Err(error) => written(writeln!(err, "casemate: {}", plain(&format!("{error:#}"))), Exit::Unusable),
     }
+}
+
+/// A sentence that may quote what a stranger sent: of bounded length, and harmless on a terminal.
+fn plain(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_ascii_graphic() || c == ' ' || c.is_alphanumeric() || c == '…' {
+            c.to_string()
+        } else {
+            c.escape_unicode().to_string()
+        }
+    };
+    let mut out: String = text.chars().take(800).map(shown).collect();
+    if text.chars().nth(800).is_some() {
+        out.push('…');
+    }
+    out
 }
 
 /// What cannot be told was not done.

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
 use casemate_protocol::statement::{Fence, FenceKind};
-use casemate_protocol::{Root, Statement};
+use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
+
+use crate::keys;
 
 /// The last word.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,8 +26,10 @@ pub enum ProxysKeys {
     NotAsked,
     /// It was, and did not say.
     Unknown,
-    /// Its list.
-    Listed { count: usize, root: Root },
+    /// Those of the statement.
+    Same,
+    /// Others.
+    Others { count: usize, root: Root },
 }
 
 /// A judged document.
@@ -35,13 +39,29 @@ pub struct Report {
     pub root_sha256: [u8; 32],
     pub expected: Expected,
     pub archived: bool,
+    pub statement_given: bool,
+    /// What of the statement was expected.
+    pub stated: Vec<&'static str>,
     /// The document once it is verified, and the statement that it binds.
     pub judged: Option<(Document, Option<Statement>)>,
     pub proxys_keys: ProxysKeys,
     pub verdict: Verdict,
 }
 
+impl ProxysKeys {
+    /// A list, beside the statement.
+    pub fn listed(keys: &[PublicKey], statement: &Statement) -> Self {
+        let (count, root) = (keys.len(), keys::root(keys));
+        if root == statement.public_keys.root { Self::Same } else { Self::Others { count, root } }
+    }
+}
+
 impl Report {
+    /// Whether the verdict is a refusal.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.verdict, Verdict::Refused(_))
+    }
+
     /// For people: it reads like a certificate, and the last line is the verdict.
     pub fn text(&self) -> String {
         let mut out = format!("Attestation document, {} bytes, SHA-256 {}\n", self.len, const_hex::encode(self.sha256));
@@ -52,6 +72,9 @@ impl Report {
             }
         }
         let _ = match &self.verdict {
+            Verdict::Accepted if self.judged.as_ref().is_some_and(|(document, _)| document.is_debug()) => {
+                writeln!(out, "\nACCEPTED in debug mode: nothing is measured, and the parent can read the memory")
+            }
             Verdict::Accepted => writeln!(out, "\nACCEPTED"),
             Verdict::Described => writeln!(out, "\nDESCRIBED, not accepted (--describe-only)"),
             Verdict::Refused(reason) => writeln!(out, "\nREFUSED: {reason}"),
@@ -113,8 +136,10 @@ impl Report {
         line(out, "", &format!("SHA-256 {root} ({whose})"));
 
         section(out, "Binds");
-        line(out, "public_key", &document.public_key().map_or("none".to_owned(), hex));
-        let statement = if has_statement { " (SHA-256 of the statement)" } else { "" };
+        let hpke = if has_statement { "  HPKE key: DHKEM(X25519, HKDF-SHA256)" } else { "" };
+        line(out, "public_key", &document.public_key().map_or("none".to_owned(), |key| format!("{}{hpke}", hex(key))));
+        let statement =
+            if has_statement { "  SHA-256 of the statement" } else { "  not compared: no statement is here" };
         line(
             out,
             "user_data",
@@ -133,15 +158,14 @@ impl Report {
         match &self.proxys_keys {
             ProxysKeys::NotAsked => {}
             ProxysKeys::Unknown => line(out, "", "the proxy does not list them"),
-            ProxysKeys::Listed { root, .. } if *root == keys.root => line(out, "", "the proxy lists the same keys"),
-            ProxysKeys::Listed { count, root } => {
+            ProxysKeys::Same => line(out, "", "the proxy lists the same keys"),
+            ProxysKeys::Others { count, root } => {
                 line(out, "", &format!("THE PROXY LISTS OTHERS: {count} keys, root {root}"));
             }
         }
         line(out, "config", &format!("SHA-256 {}", statement.configuration_sha256));
         line(out, "fence", &fence(statement.fence));
         line(out, "boot nonce", &statement.boot_nonce.to_string());
-        line(out, "HPKE key", "the document's public_key: DHKEM(X25519, HKDF-SHA256)");
     }
 
     /// For programs.
@@ -151,9 +175,18 @@ impl Report {
             Verdict::Described => ("described", None),
             Verdict::Refused(reason) => ("refused", Some(reason)),
         };
+        let mut compared: Vec<String> = self.expected.pcrs.keys().map(|index| format!("pcr{index}")).collect();
+        let others = [
+            ("nonce", self.expected.nonce.is_some()),
+            ("user_data", self.statement_given),
+            ("age", self.expected.max_age.is_some()),
+        ];
+        compared.extend(others.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned()));
+        compared.extend(self.stated.iter().map(ToString::to_string));
         let mut report = json!({
             "verdict": verdict,
             "reason": reason,
+            "expected": compared,
             "document_sha256": const_hex::encode(self.sha256),
             "root_sha256": const_hex::encode(self.root_sha256),
             "root_is_aws_g1": const_hex::encode(self.root_sha256) == AWS_ROOT_G1_SHA256,
@@ -161,9 +194,10 @@ impl Report {
         if let (Some((document, statement)), Value::Object(report)) = (&self.judged, &mut report) {
             report.insert("document".to_owned(), document_json(document));
             report.insert("statement".to_owned(), statement.as_ref().map_or(Value::Null, statement_json));
-            let same = match (&self.proxys_keys, statement) {
-                (ProxysKeys::Listed { root, .. }, Some(statement)) => json!(*root == statement.public_keys.root),
-                _ => Value::Null,
+            let same = match &self.proxys_keys {
+                ProxysKeys::Same => json!(true),
+                ProxysKeys::Others { .. } => json!(false),
+                ProxysKeys::NotAsked | ProxysKeys::Unknown => Value::Null,
             };
             report.insert("proxy_lists_the_same_keys".to_owned(), same);
         }
@@ -237,7 +271,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn mark(expected: Option<&[u8]>, found: &[u8]) -> &'static str {
     match expected {
-        None => "",
+        None => "  not compared",
         Some(expected) if expected == found => "  as expected",
         Some(_) => "  NOT AS EXPECTED",
     }
@@ -256,7 +290,8 @@ fn meaning(index: u8) -> &'static str {
     }
 }
 
-fn kind(kind: FenceKind) -> &'static str {
+/// A kind of fence as options name it.
+pub fn kind(kind: FenceKind) -> &'static str {
     match kind {
         FenceKind::None => "none",
         FenceKind::Solo => "solo",

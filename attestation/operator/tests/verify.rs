@@ -144,7 +144,7 @@ fn expectations_decide() {
     // Keys can only be told by a statement.
     std::fs::write(made.file("keys"), "ab".repeat(48)).unwrap();
     let (exit, told) = judged(&["--public-keys", &made.file("keys")]);
-    assert!(exit == 1 && told.contains("no statement came with the document"), "{told}");
+    assert!(exit == 1 && told.contains("public_keys expected, but no statement came with the document"), "{told}");
 }
 
 #[test]
@@ -160,11 +160,20 @@ fn debug_images_are_accepted_only_by_name() {
         let (exit, told, _) = judged(more);
         assert!(exit == 1 && told.contains("debug mode"), "{told}");
     }
-    let (exit, told, text) = judged(&["--allow-debug"]);
-    assert_eq!((exit, told.as_str()), (0, "ACCEPTED"));
+    // By name alone it is not enough: zeros must be expected, for they say nothing about what runs.
+    let (exit, told, _) = judged(&["--allow-debug"]);
+    assert!(exit == 1 && told.contains("nothing was expected of PCR0, PCR1 and PCR2"), "{told}");
+    assert!(told.contains("expect zeros"), "{told}");
+    let (exit, told, text) = judged(&["--allow-debug", "--pcr0", &zeros, "--pcr1", &zeros, "--pcr2", &zeros]);
+    assert!(exit == 0 && told.starts_with("ACCEPTED in debug mode"), "{told}");
     assert!(text.contains("IN DEBUG MODE"), "{text}");
-    // What is expected all the same is compared.
-    assert_eq!(judged(&["--allow-debug", "--pcr0", &"33".repeat(48)]).0, 1);
+    let (exit, told, _) = judged(&["--allow-debug", "--pcr0", &"33".repeat(48), "--pcr1", &zeros, "--pcr2", &zeros]);
+    assert!(exit == 1 && told.contains("PCR0 is"), "{told}");
+    // Shown without being accepted.
+    let (exit, told, text) = judged(&["--describe-only"]);
+    assert!(exit == 0 && told.starts_with("DESCRIBED, not accepted"), "{told}");
+    assert!(text.contains("IN DEBUG MODE"), "{text}");
+    assert_eq!(judged(&["--describe-only", "--nonce", "00"]).0, 1);
 }
 
 #[test]
@@ -172,6 +181,7 @@ fn unusable_input_is_2_and_says_what_to_do() {
     let made = Made::good();
     std::fs::write(made.file("empty"), b"").unwrap();
     std::fs::write(made.file("text"), b"hello, world!").unwrap();
+    std::fs::write(made.file("blank"), b" \n").unwrap();
     std::fs::write(made.file("large"), vec![0x84; (1 << 20) + 1]).unwrap();
     let file = |name: &str| made.file(name);
     for (options, words) in [
@@ -188,7 +198,11 @@ fn unusable_input_is_2_and_says_what_to_do() {
         (vec![file("root.der"), "--nonce".to_owned(), String::new()], "--nonce is 0 bytes long"),
         (vec![file("root.der"), "--at".to_owned(), "yesterday".to_owned()], "neither now, document"),
         (vec![file("root.der"), "--max-age=-1".to_owned()], "max-age"),
-        (vec![file("root.der"), "--measurements".to_owned(), file("text")], "not a JSON object"),
+        (vec![file("root.der"), "--measurements".to_owned(), file("text")], "not a file of measurements"),
+        (vec![file("root.der")], "neither CBOR nor PEM"),
+        (vec![file("root.der"), "--max-age=5".to_owned(), "--at=document".to_owned()], "--max-age says nothing"),
+        (vec![file("root.der"), "--public-keys".to_owned(), file("blank")], "there is no key in it"),
+        (vec![file("root.der"), "--fence".to_owned(), "wall".to_owned()], "wall"),
         (vec![file("root.der"), "--unknown".to_owned()], "--unknown"),
         (vec![], "FILE"),
     ] {
@@ -198,8 +212,8 @@ fn unusable_input_is_2_and_says_what_to_do() {
         assert!(told.contains(words), "{options:?}: {told}");
         assert!(output.stdout.is_empty());
     }
-    // Bytes that are something, but no document, are refused.
-    let output = casemate(&[&file("root.der")], &[]);
+    // What could be a document and is none is refused.
+    let output = casemate(&["-"], &[0x84, 0x44]);
     assert_eq!(code(&output), 1, "{output:?}");
     assert!(verdict(&output).starts_with("REFUSED: malformed CBOR"), "{output:?}");
 }

@@ -76,6 +76,8 @@ pub enum Refusal {
     TooManyAttestations { seconds: u64 },
     #[error("the NSM gave no attestation document")]
     NsmFailed,
+    #[error("another attestation document is being made; ask again")]
+    NsmBusy,
 }
 
 /// What was wrong with a frame.
@@ -117,7 +119,7 @@ impl Refusal {
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
             Self::NotSaved | Self::NsmFailed => Kind::Unavailable,
-            Self::TooManyAttestations { .. } => Kind::TooMany,
+            Self::TooManyAttestations { .. } | Self::NsmBusy => Kind::TooMany,
             Self::NoHistory
             | Self::OtherNetwork { .. }
             | Self::OtherGenesisVersion { .. }

@@ -481,6 +481,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::BadText,
         Refusal::TooManyAttestations { seconds: 1 },
         Refusal::NsmFailed,
+        Refusal::NsmBusy,
     ];
     let mut replies = vec![
         Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),

@@ -1,6 +1,6 @@
 //! Attestation documents for whoever asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
 
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::agreement::{PrivateKey, X25519};
@@ -35,6 +35,8 @@ pub struct Attestor {
     hpke: HpkeKey,
     statement: Vec<u8>,
     bucket: Mutex<Bucket>,
+    /// Held while a document is made.
+    making: Mutex<()>,
 }
 
 /// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared by aws-lc when dropped.
@@ -65,17 +67,18 @@ impl Attestor {
         );
         let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
         let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
-        Ok(Self { nsm, hpke, statement: statement.encode(), bucket })
+        Ok(Self { nsm, hpke, statement: statement.encode(), bucket, making: Mutex::new(()) })
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
     pub(crate) fn attest(&self, nonce: &Nonce) -> Result<Reply, Refusal> {
-        let mut bucket = match self.bucket.try_lock() {
-            Ok(bucket) => bucket,
-            Err(TryLockError::WouldBlock) => return Err(Refusal::TooManyAttestations { seconds: 1 }),
+        // No second worker waits for the NSM: it would not sign meanwhile. The proxy asks one at a time anyway.
+        let _making = match self.making.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::WouldBlock) => return Err(Refusal::NsmBusy),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
-        bucket.take(Instant::now())?;
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
         let user_data = digest(&SHA256, &self.statement);
         let document = self
             .nsm

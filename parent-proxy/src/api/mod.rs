@@ -44,6 +44,7 @@ pub struct App {
     /// Held while the keys are listed: pages are the largest replies there are, and one listing at a time is quick.
     listing: tokio::sync::Mutex<()>,
     reload: Reload,
+    attestations: attestation::Turns,
     ids: AtomicU64,
 }
 
@@ -56,6 +57,7 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         listing: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
+        attestations: attestation::Turns::new(),
         // Ids of one process differ; where two start at once, the time tells them apart.
         ids: AtomicU64::new(start_of_ids()),
     });
@@ -64,7 +66,8 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         .route("/api/v1/eth2/ext/sign/{identifier}", post(ext::sign))
         .route("/api/v1/eth2/publicKeys", get(keys::public_keys))
         .route("/api/v1/eth2/highWatermark", get(keys::high_watermark))
-        .route("/attestation", get(attestation::attestation))
+        // A document for HEAD would be made and thrown away.
+        .route("/attestation", get(attestation::attestation).head(status::no_such_method))
         .route("/upcheck", get(status::upcheck))
         .route("/healthcheck", get(status::healthcheck))
         .route("/reload", get(reload::status).post(reload::start))

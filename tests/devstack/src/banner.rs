@@ -24,6 +24,7 @@ pub struct Running<'a> {
     pub data_dir: String,
     /// Folder of the software NSM's root and measurements.
     pub nsm: String,
+    pub mutual_tls: bool,
 }
 
 /// The text.
@@ -77,8 +78,21 @@ pub fn text(running: &Running) -> String {
 fn attest(running: &Running) -> String {
     let Running { url, nsm, .. } = running;
     // The document proves itself; TLS only has to be passable.
-    let tls = if url.starts_with("https") { " \\\n  --tls-ca THE-PROXYS-AUTHORITY.pem" } else { "" };
-    format!("casemate attest fetch {url} \\\n  --root {nsm}/root.pem \\\n  --measurements {nsm}/measurements.json{tls}")
+    let mut tls = String::new();
+    if url.starts_with("https") {
+        tls.push_str(" \\\n  --tls-ca AUTHORITY-OF-THE-PROXYS-CERTIFICATE.pem");
+    }
+    if running.mutual_tls {
+        tls.push_str(" \\\n  --tls-certificate YOUR-CERTIFICATE.pem --tls-key YOUR-KEY.pem");
+    }
+    let (root, measurements) = (quoted(&format!("{nsm}/root.pem")), quoted(&format!("{nsm}/measurements.json")));
+    format!("casemate attest fetch {url} \\\n  --root {root} \\\n  --measurements {measurements}{tls}")
+}
+
+/// For a shell: as it is, or in quotes.
+fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 fn curl(running: &Running, key: PublicKey, epoch: Epoch) -> String {

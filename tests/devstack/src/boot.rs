@@ -24,8 +24,11 @@ pub struct Boot {
 /// The software NSM, and what it measured.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct BootNsm {
-    /// Folder with the development root.
+    /// Folder with the development root, for whoever verifies.
     pub folder: PathBuf,
+    /// The root's certificate and key, PEM: a vault that starts again uses the same, whatever became of the files.
+    pub root: String,
+    pub root_key: SecretHex,
     /// PCR0, PCR1 and PCR2, hex.
     pub pcrs: [String; 3],
     /// SHA-256 of the configuration, hex.
@@ -40,7 +43,7 @@ pub struct BootKey {
     pub history: Option<BootHistory>,
 }
 
-/// A secret key as hex; cleared when dropped.
+/// A secret key as text; cleared when dropped.
 #[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 pub struct SecretHex(pub String);
 

@@ -12,11 +12,19 @@ use casemate_vault::{Attestor, Clock, Identity, Keys, Nsm, SystemClock};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::boot::BootNsm;
+use crate::boot::{BootNsm, SecretHex};
 
 /// The instance that this machine plays, as PCR4 measures it.
 const INSTANCE: &str = "i-0ca5e0ca5e0ca5e00";
 const GROUP: &str = "dev";
+
+/// What of the command line is measured with the network.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    pub proof_of_validation: bool,
+    /// A clock that stands still is no signer's clock: it must not be measured as one.
+    pub fixed_time_ms: Option<u64>,
+}
 
 struct Device(SoftwareNsm);
 
@@ -28,13 +36,15 @@ impl Nsm for Device {
 
 /// Measures what is about to run. As in an image: PCR1 is what boots (this program), PCR2 what it is told (the
 /// configuration), PCR0 both. Leaves root and measurements in `folder`, for `casemate attest`.
-pub fn measure(folder: PathBuf, executable: &Path, network: &str, proof_of_validation: bool) -> Result<BootNsm> {
+pub fn measure(folder: PathBuf, executable: &Path, network: &str, policy: Policy) -> Result<BootNsm> {
     let program = fs::read(executable).with_context(|| format!("reading {}", executable.display()))?;
-    let configuration = format!("{network}\n[policy]\nproof_of_validation = {proof_of_validation}\n");
+    let Policy { proof_of_validation, fixed_time_ms } = policy;
+    let clock = fixed_time_ms.map(|ms| format!("fixed_time_ms = {ms}\n")).unwrap_or_default();
+    let configuration = format!("{network}\n[policy]\nproof_of_validation = {proof_of_validation}\n{clock}");
     let Pcrs(measured) = Pcrs::measure(&program, configuration.as_bytes(), INSTANCE);
     let pcr = |index| measured.get(&index).map(const_hex::encode).unwrap_or_default();
     let pcrs = [pcr(0), pcr(1), pcr(2)];
-    Authority::keep_root(&folder)?;
+    let root = Authority::keep_root(&folder)?;
     let [whole, boots, runs] = &pcrs;
     // As nitro-cli and the EIF builder write them.
     let measurements = json!({ "Measurements": {
@@ -43,12 +53,13 @@ pub fn measure(folder: PathBuf, executable: &Path, network: &str, proof_of_valid
     let path = folder.join("measurements.json");
     fs::write(&path, format!("{measurements:#}\n")).with_context(|| format!("writing {}", path.display()))?;
     let configuration_sha256 = const_hex::encode(Sha256::digest(configuration.as_bytes()));
-    Ok(BootNsm { folder, pcrs, configuration_sha256 })
+    let root_key = SecretHex(root.key.serialize_pem());
+    Ok(BootNsm { folder, root: root.pem(), root_key, pcrs, configuration_sha256 })
 }
 
 /// The vault's side: an NSM in the vault's process, and the statement of what this is.
 pub fn attestor(boot: &BootNsm, fixed_time_ms: Option<u64>, network: &Network, keys: &Keys) -> Result<Attestor> {
-    let root = Authority::keep_root(&boot.folder)?;
+    let root = Authority::read_root(&boot.root, &boot.root_key.0).context("the development root")?;
     let mut pcrs = Pcrs::measure(&[], &[], INSTANCE);
     for (index, value) in (0..).zip(&boot.pcrs) {
         pcrs.0.insert(index, const_hex::decode_to_array(value).context("a PCR")?);

@@ -60,8 +60,10 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let count = keys.len();
     let workers = options.workers.or(std::thread::available_parallelism().ok()).map_or(1, usize::from);
     let configuration = toml_of(&options)?;
-    let executable = std::env::current_exe().context("the path of this program")?;
-    let nsm = nsm::measure(data_dir.join("nsm"), &executable, &configuration, options.proof_of_validation)?;
+    // Every part is this very program, whatever lies at its path by then; and this is what is measured.
+    let executable = PathBuf::from("/proc/self/exe");
+    let policy = nsm::Policy { proof_of_validation: options.proof_of_validation, fixed_time_ms: options.fixed_time_ms };
+    let nsm = nsm::measure(data_dir.join("nsm"), &executable, &configuration, policy)?;
     let boot = Boot {
         network: configuration,
         keys,
@@ -208,6 +210,7 @@ impl Stack {
             ],
             data_dir: data_dir.display().to_string(),
             nsm: self.boot.nsm.folder.display().to_string(),
+            mutual_tls: self.options.proxy.iter().any(|o| o.starts_with("--tls-client-ca")),
         })
     }
 

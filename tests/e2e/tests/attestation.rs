@@ -5,12 +5,15 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate::Exit;
 use casemate_e2e::Stack;
+use casemate_e2e::stack::eventually;
 use casemate_e2e::tls::Authority;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_casemate-e2e-stack");
@@ -51,7 +54,16 @@ fn casemate<S: AsRef<str>>(arguments: &[S]) -> Told {
 fn line(stack: &Stack) -> Vec<String> {
     let line = stack.banner.split("casemate attest fetch").nth(1).expect("the banner has the line");
     let line = line.split("\n\n").next().unwrap().replace('\\', " ");
-    ["attest", "fetch"].into_iter().chain(line.split_whitespace()).map(ToOwned::to_owned).collect()
+    let mut words = vec!["attest".to_owned(), "fetch".to_owned()];
+    for (number, part) in line.split('\'').enumerate() {
+        // What stands in quotes is one word.
+        if number % 2 == 1 {
+            words.push(part.to_owned());
+        } else {
+            words.extend(part.split_whitespace().map(ToOwned::to_owned));
+        }
+    }
+    words
 }
 
 fn with(line: &[String], more: &[&str]) -> Vec<String> {
@@ -236,11 +248,16 @@ fn answers_of_a_hostile_proxy_are_unusable_and_bounded() {
         ("ftp://127.0.0.1:1".to_owned(), "not of the form"),
         ("https://127.0.0.1:1".to_owned(), "needs --tls-ca"),
         ("127.0.0.1:9000".to_owned(), ""),
-        ("http://127.0.0.1:1/?nonce=1".to_owned(), "has a query"),
+        ("http://127.0.0.1:1/?nonce=1".to_owned(), "has more in it"),
+        ("http://127.0.0.1:1/#x".to_owned(), "has more in it"),
+        ("http://me:secret@127.0.0.1:1".to_owned(), "has more in it"),
+        (lie("{\"message\": \"\u{202e}DETPECCA\"}", 500), "u{202e}DETPECCA"),
+        (lie(&format!("\"{}\"", "x".repeat(1_000_000)), 200), "not an answer"),
     ] {
         let told = fetch(&url);
         assert_eq!(told.exit, Exit::Unusable, "{url}: {}", told.out);
         assert!(told.out.is_empty(), "{}", told.out);
+        assert!(!told.err.contains("secret"), "{}", told.err);
         assert!(told.err.contains(words) && told.err.len() < 1000, "{words}: {}", told.err);
         assert!(!told.err.contains('\u{1b}'), "{:?}", told.err);
     }
@@ -266,23 +283,116 @@ fn nonces_are_checked_and_documents_are_rate_limited() {
         assert!(answer.error().contains(words), "{query}: {answer:?}");
     }
     assert_eq!(client.post("/attestation?nonce=0011223344556677", "").status, 405);
-    let mut given = 0;
-    let limited = loop {
-        let answer = client.get("/attestation?nonce=0011223344556677", &[]);
-        if answer.status != 200 {
-            break answer;
-        }
-        given += 1;
-        assert!(given < 1000, "no limit");
-    };
-    assert!(given >= 8, "{given}");
-    assert_eq!(limited.status, 429);
-    assert!(limited.error().contains("too many attestation documents"), "{limited:?}");
-    assert_eq!(limited.header("retry-after"), Some("1"));
-    // Signing goes on meanwhile.
+    // A document for HEAD would be made and thrown away.
+    let mut head = std::net::TcpStream::connect(stack.address).unwrap();
+    let request = b"HEAD /attestation?nonce=0011223344556677 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    head.write_all(request).unwrap();
+    let mut answer = String::new();
+    head.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+
+    // Eight at once; then each waits for its turn, and is not refused.
+    let begun = Instant::now();
+    for _ in 0..12 {
+        assert_eq!(stack.client().get("/attestation?nonce=0011223344556677", &[]).status, 200);
+    }
+    assert!(begun.elapsed() > Duration::from_millis(900), "{:?}", begun.elapsed());
+
+    // More than the queue takes: the rest hears 429 at once, and an operator still gets through.
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..40).map(|_| scope.spawn(|| stack.client().get("/attestation?nonce=0011223344556677", &[]))).collect();
+        let operator = scope.spawn(|| casemate(&line(&stack)));
+        let answers = all.into_iter().map(|one| one.join().unwrap()).collect();
+        let told = operator.join().unwrap();
+        assert_eq!(told.exit, Exit::Accepted, "{}{}", told.out, told.err);
+        answers
+    });
+    let limited: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
+    assert!(answers.len() - limited.len() >= 8, "{} of 40", answers.len() - limited.len());
+    assert!(!limited.is_empty());
+    for answer in limited {
+        assert_eq!(answer.status, 429, "{answer:?}");
+        assert!(answer.error().contains("too many attestation documents"), "{answer:?}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    // Signing goes on meanwhile, and what was refused is in the log.
     assert_eq!(client.get("/upcheck", &[]).status, 200);
-    // The operator's tool waits its turn.
-    assert_eq!(casemate(&line(&stack)).exit, Exit::Accepted);
+    eventually("the log", || stack.log().contains("not attested"));
+}
+
+/// A proxy in front of another proxy, which lists keys of its own.
+fn relay(to: std::net::SocketAddr, keys: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut head = [0; 4096];
+            let len = stream.read(&mut head).unwrap_or(0);
+            let head = String::from_utf8_lossy(&head[..len]).into_owned();
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let body = if path.starts_with("/attestation") {
+                casemate_e2e::Client::connect(to).get(path, &[]).body
+            } else {
+                keys.clone()
+            };
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_proxy_of_another_enclave_is_found_out() {
+    let stack = Stack::start(PROGRAM, &["--interop-keys", "2"]);
+    let keys = stack.client().get("/api/v1/eth2/publicKeys", &[]).body;
+    let mut line = line(&stack);
+    line[2] = relay(stack.address, keys.clone());
+    assert_eq!(casemate(&line).exit, Exit::Accepted, "a relay that changes nothing");
+    let one: Vec<String> = serde_json::from_str::<Vec<String>>(&keys).unwrap()[..1].to_vec();
+    line[2] = relay(stack.address, json!(one).to_string());
+    casemate(&line).refused("the proxy lists other keys (1) than the enclave states (2)");
+    line[2] = relay(stack.address, "nonsense".to_owned());
+    assert!(casemate(&line).out.contains("the proxy does not list them"));
+    // What the statement must say.
+    let root = stack.client().get("/healthcheck", &[]).body;
+    assert!(root.contains("hoodi"), "{root}");
+    for (options, words) in [
+        (["--network", "mainnet"], "the network is hoodi"),
+        (["--group", "alpha"], "the group is dev; alpha was expected"),
+        (["--fence", "etcd"], "the fence is of kind none; etcd was expected"),
+    ] {
+        casemate(&with(&line, &options)).refused(words);
+    }
+    let good = ["--network", "0x212f13fc4df078b6cb7db228f1c8307566dcecf900867401a92023d7ba99cb5f", "--group", "dev"];
+    assert_eq!(casemate(&with(&line, &good)).exit, Exit::Accepted);
+}
+
+#[test]
+fn what_runs_is_what_was_measured() {
+    // A program whose file is exchanged while it runs: a vault that starts again is still the one that was measured.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("program");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    let program: &'static str = Box::leak(program.to_str().unwrap().to_owned().into_boxed_str());
+    let stack = Stack::start_in(program, &folder.path().join("my data"), &["--interop-keys", "1"]);
+    std::fs::rename(program, folder.path().join("old")).unwrap();
+    std::fs::write(program, b"another program").unwrap();
+    let vault = stack.pids["vault"];
+    let inode = |pid: u32| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(format!("/proc/{pid}/exe")).unwrap());
+    let before = inode(vault);
+    Stack::signal(vault, Signal::KILL);
+    eventually("another vault", || stack.processes("vault").iter().any(|pid| *pid != vault));
+    eventually("a document", || stack.client().get("/attestation?nonce=0011223344556677", &[]).status == 200);
+    let vault = stack.processes("vault")[0];
+    assert_eq!(inode(vault), before);
+    // Its data lies in a folder with a space in its name, which the line quotes.
+    let told = casemate(&line(&stack));
+    assert_eq!(told.exit, Exit::Accepted, "{}{}", told.out, told.err);
 }
 
 #[test]
@@ -313,7 +423,8 @@ fn documents_come_over_tls_too() {
         ],
     );
     assert!(stack.banner.contains("--tls-ca"), "{}", stack.banner);
-    let mut line = without(&line(&stack), "--tls-ca");
+    let mut line =
+        ["--tls-ca", "--tls-certificate", "--tls-key"].iter().fold(line(&stack), |l, option| without(&l, option));
     line[2] = format!("https://localhost:{}", stack.address.port());
     let told = casemate(&with(&line, &["--tls-ca", &servers, "--tls-certificate", &own, "--tls-key", &own_key]));
     assert_eq!(told.exit, Exit::Accepted, "{}{}", told.out, told.err);

@@ -1,11 +1,11 @@
 //! Certificates as Nitro's: root, region, zone, instance, leaf; P-384 all the way down.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
@@ -35,6 +35,11 @@ impl Authority {
         Ok(Self { params, key, der })
     }
 
+    /// The certificate as PEM.
+    pub fn pem(&self) -> String {
+        pem::encode(&pem::Pem::new("CERTIFICATE", self.der.as_slice()))
+    }
+
     /// Signs a certificate for a new P-384 key.
     pub fn issue(&self, params: CertificateParams) -> Result<Self> {
         self.issue_for(params, KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384)?)
@@ -47,23 +52,59 @@ impl Authority {
     }
 
     /// The root that is kept in `folder`, made there where there is none: `root.pem` for verifiers, `root-key.pem` for
-    /// this program alone.
+    /// this program alone. Half a root, or one that does not fit, is never replaced in silence: somebody may have pinned it.
     pub fn keep_root(folder: &Path) -> Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| said("making", folder))?;
         let (certificate, key) = (folder.join("root.pem"), folder.join("root-key.pem"));
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        let params = root_params();
-        if let (Ok(key), Ok(pem)) = (fs::read_to_string(&key), fs::read(&certificate)) {
-            let key = KeyPair::from_pem(&key).with_context(|| format!("the key in {}", folder.display()))?;
-            let pem = pem::parse(pem).with_context(|| format!("no certificate in {}", certificate.display()))?;
-            return Ok(Self { params, key, der: pem.into_contents() });
+        let remedy = || format!("remove root.pem and root-key.pem in {} to have a new root made", folder.display());
+        match (present(&certificate)?, present(&key)?) {
+            (None, None) => {
+                let root = Self::root(root_params())?;
+                write_new(&key, root.key.serialize_pem().as_bytes(), 0o600)?;
+                write_new(&certificate, root.pem().as_bytes(), 0o644)?;
+                Ok(root)
+            }
+            (Some(pem), Some(secret)) => Self::read_root(&pem, &secret).with_context(remedy),
+            (None, Some(_)) => Err(anyhow!("root.pem is missing")).with_context(remedy),
+            (Some(_), None) => Err(anyhow!("root-key.pem is missing")).with_context(remedy),
         }
-        let root = Self::root(params)?;
-        let mut secret = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&key)?;
-        secret.write_all(root.key.serialize_pem().as_bytes())?;
-        fs::write(&certificate, pem::encode(&pem::Pem::new("CERTIFICATE", root.der.as_slice())))
-            .with_context(|| format!("writing {}", certificate.display()))?;
-        Ok(root)
     }
+
+    /// A root from its two files.
+    pub fn read_root(pem: &str, secret: &str) -> Result<Self> {
+        let key = KeyPair::from_pem(secret).context("root-key.pem holds no key")?;
+        if !key.is_compatible(&PKCS_ECDSA_P384_SHA384) {
+            bail!("root-key.pem holds no P-384 key");
+        }
+        let der = pem::parse(pem).context("root.pem holds no certificate")?.into_contents();
+        // The certificate's own key stands in it as it is.
+        if !der.windows(key.public_key_raw().len()).any(|window| window == key.public_key_raw()) {
+            bail!("root.pem and root-key.pem do not belong together");
+        }
+        Ok(Self { params: root_params(), key, der })
+    }
+}
+
+/// A file's text; `None` where there is no file.
+fn present(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => Ok(None),
+        Err(error) => Err(error).with_context(|| said("reading", path)),
+    }
+}
+
+/// Writes a file that is not there yet, whole or not at all.
+fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let part = path.with_extension("part");
+    let _ = fs::remove_file(&part);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
+    file.write_all(content).and_then(|()| file.sync_all()).with_context(|| said("writing", &part))?;
+    fs::rename(&part, path).with_context(|| said("writing", path))
+}
+
+fn said(doing: &str, path: &Path) -> String {
+    format!("{doing} {}", path.display())
 }
 
 /// Everything below a root, made anew.
@@ -132,4 +173,44 @@ fn params(name: &str, from: OffsetDateTime, valid: Duration) -> CertificateParam
     params.not_before = from;
     params.not_after = from.saturating_add(valid);
     params
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_made_once_and_half_a_root_is_never_replaced() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join("nsm").join(name);
+        let root = Authority::keep_root(&folder.path().join("nsm"))?;
+        let again = || Authority::keep_root(&folder.path().join("nsm"));
+        assert_eq!(again()?.der, root.der);
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path("root-key.pem"))?.permissions()) & 0o777,
+            0o600
+        );
+        let told = || again().err().map(|e| format!("{e:#}")).unwrap_or_default();
+        let (pem, key) = (fs::read(path("root.pem"))?, fs::read(path("root-key.pem"))?);
+        for (name, content) in [("root.pem", &pem), ("root-key.pem", &key)] {
+            fs::remove_file(path(name))?;
+            assert!(
+                told().contains(&format!("{name} is missing")) && told().contains("to have a new root made"),
+                "{}",
+                told()
+            );
+            for garbage in [&b""[..], b"-----BEGIN X-----", &[0xff, 0xfe]] {
+                fs::write(path(name), garbage)?;
+                assert!(again().is_err(), "{name} {garbage:?}");
+            }
+            fs::write(path(name), content)?;
+            assert_eq!(again()?.der, root.der);
+        }
+        let other = Authority::root(root_params())?;
+        fs::write(path("root-key.pem"), other.key.serialize_pem())?;
+        assert!(told().contains("do not belong together"), "{}", told());
+        fs::write(path("root-key.pem"), KeyPair::generate()?.serialize_pem())?;
+        assert!(told().contains("no P-384 key"), "{}", told());
+        Ok(())
+    }
 }
