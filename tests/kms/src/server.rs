@@ -1,0 +1,146 @@
+//! HTTP, with or without TLS.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use casemate_document::Timestamp;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::api::{Failure, Kms};
+use crate::sigv4::{self, Signed};
+
+const MAX_BODY_LEN: usize = 1024 * 1024;
+
+/// Who may ask, and where.
+pub struct Access {
+    /// In the scope of every signature.
+    pub region: String,
+    /// Secrets by access key.
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// A certificate for this server under a root made for it; the root's PEM is for clients.
+pub struct Tls {
+    /// For clients to trust.
+    pub root_pem: String,
+    config: Arc<rustls::ServerConfig>,
+}
+
+impl Tls {
+    /// For these host names.
+    pub fn new(names: &[String]) -> Result<Self> {
+        let key = rcgen::KeyPair::generate()?;
+        let mut params = rcgen::CertificateParams::new([])?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "casemate-local-kms");
+        let root = params.self_signed(&key)?;
+        let issuer = rcgen::Issuer::new(params, key);
+        let leaf_key = rcgen::KeyPair::generate()?;
+        let leaf = rcgen::CertificateParams::new(names.to_vec())?.signed_by(&leaf_key, &issuer)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let chain = vec![CertificateDer::from(leaf.der().to_vec())];
+        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)?;
+        Ok(Self { root_pem: root.pem(), config: Arc::new(config) })
+    }
+}
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    kms: Arc<Mutex<Kms>>,
+    access: Arc<Access>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Server {
+    /// Listens.
+    pub async fn bind(address: SocketAddr, kms: Kms, access: Access, tls: Option<&Tls>) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+        let tls = tls.map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
+        Ok(Self { listener, kms: Arc::new(Mutex::new(kms)), access: Arc::new(access), tls })
+    }
+
+    /// Where.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.listener.local_addr().context("the listener's address")
+    }
+
+    /// Serves until the process ends.
+    pub async fn serve(self) -> Result<()> {
+        loop {
+            let (stream, _) = self.listener.accept().await.context("accepting")?;
+            let (kms, access, tls) = (Arc::clone(&self.kms), Arc::clone(&self.access), self.tls.clone());
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let (kms, access) = (Arc::clone(&kms), Arc::clone(&access));
+                    async move { Ok::<_, std::convert::Infallible>(answer(request, &kms, &access).await) }
+                });
+                let http = hyper::server::conn::http1::Builder::new();
+                // A client that breaks off ends its own connection.
+                let _ = match tls {
+                    None => http.serve_connection(TokioIo::new(stream), service).await.is_ok(),
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => http.serve_connection(TokioIo::new(stream), service).await.is_ok(),
+                        Err(_) => false,
+                    },
+                };
+            });
+        }
+    }
+}
+
+async fn answer(request: Request<Incoming>, kms: &Mutex<Kms>, access: &Access) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let Ok(body) = Limited::new(body, MAX_BODY_LEN).collect().await else {
+        return failed(&Failure { code: "SerializationException", message: "the body cannot be read".to_owned() });
+    };
+    let body = body.to_bytes();
+    let headers: BTreeMap<String, String> = head
+        .headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .collect();
+    let now = Timestamp(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+    );
+    let signed = Signed { method: head.method.as_str(), path: head.uri.path(), headers: &headers, body: &body };
+    let seconds = i64::try_from(now.seconds()).unwrap_or(i64::MAX);
+    if let Err(refused) = sigv4::check(&signed, &access.region, &access.secrets, seconds) {
+        return failed(&Failure { code: refused.code, message: refused.message });
+    }
+    let target = headers.get("x-amz-target").map(String::as_str).unwrap_or_default();
+    let answer = kms.lock().unwrap_or_else(PoisonError::into_inner).handle(target, &body, now);
+    match answer {
+        Ok(value) => response(StatusCode::OK, &value.to_string()),
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn failed(failure: &Failure) -> Response<Full<Bytes>> {
+    response(StatusCode::BAD_REQUEST, &json!({ "__type": failure.code, "message": failure.message }).to_string())
+}
+
+fn response(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *response.status_mut() = status;
+    let json = hyper::header::HeaderValue::from_static("application/x-amz-json-1.1");
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+    response
+}
