@@ -17,6 +17,7 @@
 pub mod api;
 pub mod enclave;
 pub mod json;
+pub mod outward;
 pub mod request;
 pub mod server;
 pub mod settings;

@@ -251,7 +251,7 @@ fn decode<T: DeserializeOwned + Serialize>(frame: &[u8], version: impl Fn(&T) ->
     if exact { Ok(value) } else { Err(FrameError(MalformedFrame::Encoding)) }
 }
 
-fn encode<T: Serialize>(value: &T, channel: Option<u64>, out: &mut Vec<u8>) {
+pub(crate) fn encode<T: Serialize>(value: &T, channel: Option<u64>, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_LEN]);
     if let Some(channel) = channel {

@@ -12,6 +12,7 @@ pub mod cbor;
 pub mod duty;
 pub mod frame;
 pub mod network;
+pub mod outward;
 pub mod refusal;
 pub mod statement;
 pub mod time;
@@ -20,6 +21,7 @@ pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signatur
 pub use duty::{AttestationData, BeaconBlockHeader, Checkpoint, Duty, ForkInfo};
 pub use frame::{FrameError, Reply, ReplyFrame, Request, RequestFrame, SignRequest};
 pub use network::{Fork, ForkName, Network, NetworkError, Preset};
+pub use outward::{OutwardReply, OutwardRequest};
 pub use refusal::Refusal;
 pub use statement::Statement;
 pub use time::{Epoch, Slot};

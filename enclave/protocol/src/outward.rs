@@ -1,0 +1,129 @@
+//! What the enclave's broker asks of the parent, over a connection of its own: a way out, credentials, and a disk.
+//!
+//! The parent is trusted with none of it: TLS begins behind [`OutwardRequest::Connect`] and ends inside the enclave, credentials
+//! that do not work refuse service, and blobs are sealed. One frame asks, one answers; after `Connected` the connection
+//! carries bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::BoundedBytes;
+use crate::cbor::{self, Form};
+use crate::frame::{self, FrameError};
+use crate::refusal::MalformedFrame;
+
+/// The one version.
+pub const VERSION: u64 = 1;
+/// Longest frame, in bytes: a sealed blob and its envelope.
+pub const MAX_OUTWARD_LEN: usize = MAX_BLOB_LEN + 4096;
+/// Longest sealed blob, in bytes.
+pub const MAX_BLOB_LEN: usize = 64 * 1024 * 1024;
+/// Longest request but for a blob to store: what is read before it is known what is asked.
+pub const MAX_TEXT_LEN: usize = 4096;
+
+/// A blob as the parent keeps it.
+pub type BlobBytes = BoundedBytes<1, MAX_BLOB_LEN>;
+
+/// What the broker asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum OutwardRequest {
+    /// Open TCP to a host that is on the parent's list, and carry bytes from then on.
+    Connect {
+        /// A DNS name, resolved on the parent.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// The parent's AWS credentials.
+    Credentials,
+    /// The blobs that are kept for a group, the newest first.
+    ListBlobs {
+        /// The group.
+        group: String,
+    },
+    /// One of them.
+    LoadBlob {
+        /// The group.
+        group: String,
+        /// Its generation.
+        generation: u64,
+    },
+    /// Keep a blob; answered once it is on the disk.
+    StoreBlob {
+        /// The group.
+        group: String,
+        /// Its generation.
+        generation: u64,
+        /// The blob.
+        blob: BlobBytes,
+    },
+}
+
+/// What the parent answers.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum OutwardReply {
+    /// Bytes from here on.
+    Connected,
+    /// To [`OutwardRequest::Credentials`].
+    Credentials {
+        /// Access key id.
+        access_key: String,
+        /// Its secret.
+        secret_key: String,
+        /// For temporary ones.
+        session_token: Option<String>,
+        /// Unix seconds.
+        expires: Option<u64>,
+    },
+    /// Generations, the newest first.
+    Blobs {
+        /// At most 1,000.
+        generations: Vec<u64>,
+    },
+    /// To [`OutwardRequest::LoadBlob`].
+    Blob {
+        /// The blob.
+        blob: BlobBytes,
+    },
+    /// To [`OutwardRequest::StoreBlob`].
+    Stored,
+    /// No; with a sentence for the log.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Frame<T> {
+    version: u64,
+    content: T,
+}
+
+/// Appends a request with its length.
+pub fn encode_request(request: &OutwardRequest, out: &mut Vec<u8>) {
+    frame::encode(&Frame { version: VERSION, content: request }, None, out);
+}
+
+/// Appends a reply with its length.
+pub fn encode_reply(reply: &OutwardReply, out: &mut Vec<u8>) {
+    frame::encode(&Frame { version: VERSION, content: reply }, None, out);
+}
+
+/// Reads the one request in `frame` (without its length).
+pub fn decode_request(frame: &[u8]) -> Result<OutwardRequest, FrameError> {
+    decode(frame)
+}
+
+/// Reads the one reply in `frame` (without its length).
+pub fn decode_reply(frame: &[u8]) -> Result<OutwardReply, FrameError> {
+    decode(frame)
+}
+
+fn decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    let encoding = FrameError(MalformedFrame::Encoding);
+    let frame: Frame<T> = cbor::decode(bytes, Form::Numbered).ok_or(encoding)?;
+    if frame.version == VERSION { Ok(frame.content) } else { Err(FrameError(MalformedFrame::Version(frame.version))) }
+}

@@ -1,0 +1,281 @@
+//! The parent's side of what the enclave's broker asks: a way out to an allow-list, credentials, and a disk for sealed blobs.
+//!
+//! Nothing here is trusted by the enclave. The allow-list protects the parent and its network from a broker that was taken over:
+//! there is no way out but to the hosts that the configuration names.
+
+pub mod blobs;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::BytesMut;
+use casemate_protocol::address::Address;
+use casemate_protocol::frame;
+use casemate_protocol::outward::{self, MAX_OUTWARD_LEN, OutwardReply, OutwardRequest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tracing::{debug, info, warn};
+
+pub use blobs::BlobStore;
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+/// Longest wait for a request, and for a host to accept.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest a relayed connection lives: a request to KMS takes seconds.
+const MAX_RELAY: Duration = Duration::from_mins(10);
+
+/// A host and port that the enclave may reach.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// A DNS name or an address, in lower case.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (host, port) = text.rsplit_once(':').with_context(|| format!("{text:?} is not of the form HOST:PORT"))?;
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().ok().filter(|port| *port != 0).with_context(|| format!("{text:?} has no port"))?;
+        if host.is_empty() {
+            bail!("{text:?} has no host");
+        }
+        Ok(Self { host: host.to_ascii_lowercase(), port })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// AWS credentials, handed to the enclave. They can at most refuse service.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Access key id.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: String,
+    /// For temporary ones.
+    pub session_token: Option<String>,
+    /// Unix seconds.
+    pub expires: Option<u64>,
+}
+
+/// Where credentials come from.
+pub trait CredentialSource: Send + Sync {
+    /// The ones in force.
+    fn credentials(&self) -> impl Future<Output = Result<Credentials>> + Send;
+}
+
+/// Credentials that never change: for tests, and for the development stack.
+#[derive(Clone)]
+pub struct Static(pub Credentials);
+
+impl CredentialSource for Static {
+    async fn credentials(&self) -> Result<Credentials> {
+        Ok(self.0.clone())
+    }
+}
+
+/// What was done so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections to a target.
+    pub connected: AtomicU64,
+    /// Requests for a target that is not on the list.
+    pub refused: AtomicU64,
+    /// Targets that could not be reached.
+    pub failed: AtomicU64,
+}
+
+/// The parent's services for one enclave.
+pub struct Outward<C> {
+    allowed: BTreeSet<Target>,
+    credentials: C,
+    blobs: BlobStore,
+    /// For metrics.
+    pub counters: Counters,
+}
+
+impl<C: CredentialSource + 'static> Outward<C> {
+    /// Serves these and nothing else.
+    pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: BlobStore) -> Self {
+        Self { allowed: allowed.into_iter().collect(), credentials, blobs, counters: Counters::default() }
+    }
+
+    /// Listens where the enclave dials out, until the process ends.
+    ///
+    /// `vsock:CID:PORT` listens for any CID; `hybrid:PATH:PORT` on the Unix socket `PATH_PORT`, where vhost-device-vsock and
+    /// Firecracker connect for a guest that dials PORT.
+    pub async fn serve(self: Arc<Self>, listen: &Address) -> Result<()> {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let unix = match listen {
+            Address::Unix(path) => Some(path.clone()),
+            Address::Hybrid { path, port } => {
+                let mut name = path.clone().into_os_string();
+                name.push(format!("_{port}"));
+                Some(name.into())
+            }
+            Address::Vsock { .. } => None,
+        };
+        if let Some(path) = unix {
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
+            info!(path = %path.display(), "listening for the enclave's way out");
+            loop {
+                let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
+                self.spawn(stream, &places);
+            }
+        }
+        let Address::Vsock { port, .. } = listen else { bail!("{listen} cannot be listened on") };
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, *port))
+            .with_context(|| format!("listening on {listen}"))?;
+        info!(%listen, "listening for the enclave's way out");
+        loop {
+            let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
+            self.spawn(stream, &places);
+        }
+    }
+
+    fn spawn<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self: &Arc<Self>, stream: S, places: &Arc<Semaphore>) {
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            warn!(max = MAX_CONNECTIONS, "the enclave has too many connections out");
+            return;
+        };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = this.connection(stream).await {
+                debug!(%error, "a connection of the enclave has ended");
+            }
+        });
+    }
+
+    async fn connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) -> io::Result<()> {
+        let mut buffer = BytesMut::new();
+        loop {
+            let Some(request) = timeout(TIMEOUT, read_request(&mut stream, &mut buffer)).await?? else { return Ok(()) };
+            if let OutwardRequest::Connect { host, port } = request {
+                return self.relay(stream, &buffer, Target { host: host.to_ascii_lowercase(), port }).await;
+            }
+            let reply = self.answer(request).await.unwrap_or_else(|error| {
+                warn!(error = format!("{error:#}"), "the enclave's request failed");
+                OutwardReply::Refused { reason: short(&format!("{error:#}")) }
+            });
+            write(&mut stream, &reply).await?;
+        }
+    }
+
+    async fn answer(&self, request: OutwardRequest) -> Result<OutwardReply> {
+        match request {
+            OutwardRequest::Credentials => {
+                let Credentials { access_key, secret_key, session_token, expires } =
+                    timeout(TIMEOUT, self.credentials.credentials()).await.context("credentials took too long")??;
+                Ok(OutwardReply::Credentials { access_key, secret_key, session_token, expires })
+            }
+            OutwardRequest::ListBlobs { group } => {
+                let generations = self.on_disk(move |blobs| blobs.list(&group)).await?;
+                Ok(OutwardReply::Blobs { generations })
+            }
+            OutwardRequest::LoadBlob { group, generation } => {
+                let blob = self.on_disk(move |blobs| blobs.load(&group, generation)).await?;
+                Ok(OutwardReply::Blob { blob })
+            }
+            OutwardRequest::StoreBlob { group, generation, blob } => {
+                let bytes = blob.as_ref().len();
+                let shown = group.clone();
+                self.on_disk(move |blobs| blobs.store(&group, generation, blob.as_ref())).await?;
+                info!(group = shown, generation, bytes, "a sealed blob is on the disk");
+                Ok(OutwardReply::Stored)
+            }
+            OutwardRequest::Connect { .. } => bail!("a connection is no question"),
+        }
+    }
+
+    /// Disks block: not on a thread that serves others.
+    async fn on_disk<T: Send + 'static>(&self, op: impl FnOnce(&BlobStore) -> Result<T> + Send + 'static) -> Result<T> {
+        let blobs = self.blobs.clone();
+        tokio::task::spawn_blocking(move || op(&blobs)).await.context("the disk")?
+    }
+
+    async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut stream: S,
+        early: &[u8],
+        target: Target,
+    ) -> io::Result<()> {
+        if !self.allowed.contains(&target) {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            let shown = short(&target.to_string());
+            warn!(target = shown, "refused: the enclave asked for a host that is not on the list");
+            let reason = format!("{shown} is not on the parent's list");
+            return write(&mut stream, &OutwardReply::Refused { reason }).await;
+        }
+        // A name may have addresses of both families: each is tried.
+        let connecting = TcpStream::connect((target.host.as_str(), target.port));
+        let mut tcp = match timeout(TIMEOUT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                warn!(%target, %error, "the enclave's target cannot be reached");
+                return write(&mut stream, &OutwardReply::Refused { reason: short(&format!("{target}: {error}")) })
+                    .await;
+            }
+        };
+        let _ = tcp.set_nodelay(true);
+        self.counters.connected.fetch_add(1, Ordering::Relaxed);
+        debug!(%target, "the enclave is connected");
+        write(&mut stream, &OutwardReply::Connected).await?;
+        tcp.write_all(early).await?;
+        timeout(MAX_RELAY, copy_bidirectional(&mut stream, &mut tcp)).await??;
+        Ok(())
+    }
+}
+
+async fn read_request<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    buffer: &mut BytesMut,
+) -> io::Result<Option<OutwardRequest>> {
+    loop {
+        if let Some((frame, used)) = frame::split(buffer, MAX_OUTWARD_LEN).map_err(invalid)? {
+            let request = outward::decode_request(frame).map_err(invalid)?;
+            let _ = buffer.split_to(used);
+            return Ok(Some(request));
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return if buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+    }
+}
+
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, reply: &OutwardReply) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    outward::encode_reply(reply, &mut bytes);
+    stream.write_all(&bytes).await?;
+    stream.flush().await
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// For a log line or a frame.
+fn short(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(200).collect()
+}

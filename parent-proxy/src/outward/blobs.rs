@@ -1,0 +1,156 @@
+//! Sealed blobs in a directory: `DIR/GROUP/GENERATION.sealed`. Written aside, synced, renamed, and the directory synced: a blob
+//! is whole on the disk before it counts as stored. The newest generations are kept, the older ones removed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::BoundedBytes;
+use casemate_protocol::outward::{BlobBytes, MAX_BLOB_LEN};
+
+/// Generations that are kept.
+pub const KEPT: usize = 8;
+const SUFFIX: &str = ".sealed";
+const MAX_GROUP_LEN: usize = 64;
+
+/// A directory of blobs. Another store (S3) would have the same three verbs.
+#[derive(Clone, Debug)]
+pub struct BlobStore {
+    folder: PathBuf,
+}
+
+impl BlobStore {
+    /// In this directory, which is made when it is needed.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// The generations of a group, the newest first.
+    pub fn list(&self, group: &str) -> Result<Vec<u64>> {
+        let folder = self.group(group)?;
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("listing {}", folder.display())),
+        };
+        let mut generations: Vec<u64> =
+            entries.filter_map(|entry| generation(entry.ok()?.file_name().to_str()?)).collect();
+        generations.sort_unstable_by(|a, b| b.cmp(a));
+        generations.truncate(1000);
+        Ok(generations)
+    }
+
+    /// A blob.
+    pub fn load(&self, group: &str, generation: u64) -> Result<BlobBytes> {
+        let path = self.group(group)?.join(name(generation));
+        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(MAX_BLOB_LEN).unwrap_or(u64::MAX).saturating_add(1);
+        file.take(limit).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+        let len = bytes.len();
+        BoundedBytes::new(bytes)
+            .with_context(|| format!("{} is {len} bytes long; 1 to {MAX_BLOB_LEN} are allowed", path.display()))
+    }
+
+    /// Keeps a blob. What is there already under this generation is never written over: another enclave may have it.
+    pub fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()> {
+        let folder = self.group(group)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
+        let path = folder.join(name(generation));
+        let part = folder.join(format!("{}.{}.part", name(generation), std::process::id()));
+        let _ = fs::remove_file(&part);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&part)
+            .with_context(|| said("making", &part))?;
+        file.write_all(blob).and_then(|()| file.sync_all()).with_context(|| said("writing", &part))?;
+        // A hard link fails where the name is taken; a rename would replace it.
+        let linked = fs::hard_link(&part, &path);
+        let _ = fs::remove_file(&part);
+        linked.with_context(|| format!("storing {}", path.display()))?;
+        File::open(&folder).and_then(|folder| folder.sync_all()).with_context(|| said("syncing", &folder))?;
+        for old in self.list(group)?.into_iter().skip(KEPT) {
+            let _ = fs::remove_file(folder.join(name(old)));
+        }
+        Ok(())
+    }
+
+    /// A group's folder. Its name comes from the enclave, which may have been taken over: no way out of the directory.
+    fn group(&self, group: &str) -> Result<PathBuf> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if group.is_empty() || group.len() > MAX_GROUP_LEN || !group.bytes().all(plain) {
+            bail!("a group's name has 1 to {MAX_GROUP_LEN} letters, digits, - and _");
+        }
+        Ok(self.folder.join(group))
+    }
+}
+
+/// Twenty digits, so that names sort as numbers do.
+fn name(generation: u64) -> String {
+    format!("{generation:020}{SUFFIX}")
+}
+
+fn generation(file: &str) -> Option<u64> {
+    let generation = file.strip_suffix(SUFFIX)?.parse().ok()?;
+    (name(generation) == file).then_some(generation)
+}
+
+fn said(doing: &str, path: &Path) -> String {
+    format!("{doing} {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_are_kept_by_generation_and_never_written_over() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let store = BlobStore::new(folder.path().join("blobs"));
+        assert_eq!(store.list("alpha")?, Vec::<u64>::new());
+        for generation in [1, 2, u64::MAX] {
+            store.store("alpha", generation, &generation.to_be_bytes())?;
+        }
+        assert_eq!(store.list("alpha")?, [u64::MAX, 2, 1]);
+        assert_eq!(store.load("alpha", 2)?.as_ref(), 2_u64.to_be_bytes());
+        assert!(store.store("alpha", 2, b"another").is_err());
+        assert_eq!(store.load("alpha", 2)?.as_ref(), 2_u64.to_be_bytes());
+        assert_eq!(store.list("beta")?, Vec::<u64>::new());
+        assert!(store.load("alpha", 3).is_err());
+        // What a kill left behind, and what else lies there, is no blob.
+        let group = folder.path().join("blobs/alpha");
+        for junk in ["00000000000000000009.sealed.7.part", "9.sealed", "x.sealed", "00000000000000000009.seale"] {
+            fs::write(group.join(junk), b"junk")?;
+        }
+        assert_eq!(store.list("alpha")?.len(), 3);
+        fs::write(group.join(name(8)), b"")?;
+        assert!(store.load("alpha", 8).is_err(), "an empty file is no blob");
+        Ok(())
+    }
+
+    #[test]
+    fn the_newest_generations_are_kept() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let store = BlobStore::new(folder.path());
+        let all = u64::try_from(KEPT)? + 3;
+        for generation in 1..=all {
+            store.store("alpha", generation, b"blob")?;
+        }
+        assert_eq!(store.list("alpha")?, (4..=all).rev().collect::<Vec<_>>());
+        Ok(())
+    }
+
+    #[test]
+    fn a_groups_name_leads_nowhere_else() {
+        let store = BlobStore::new("/nowhere");
+        for group in ["", ".", "..", "../x", "a/b", "/etc", "a\0b", "ä", &"x".repeat(65)] {
+            assert!(store.list(group).is_err(), "{group:?}");
+            assert!(store.load(group, 1).is_err(), "{group:?}");
+            assert!(store.store(group, 1, b"blob").is_err(), "{group:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The enclave's way out: to the list and nowhere else.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use casemate_protocol::address::Address;
+use casemate_protocol::outward::{self, OutwardReply, OutwardRequest};
+use casemate_protocol::{BoundedBytes, frame};
+use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
+
+struct Bench {
+    folder: tempfile::TempDir,
+    outward: Arc<Outward<Static>>,
+    echo: std::net::SocketAddr,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let echo = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                });
+            }
+        });
+        let credentials = Credentials {
+            access_key: "AKID".into(),
+            secret_key: "secret".into(),
+            session_token: None,
+            expires: Some(7),
+        };
+        // The echo server by address and by name, and a port where nobody listens.
+        let allowed =
+            [format!("127.0.0.1:{}", echo.port()), format!("localhost:{}", echo.port()), "127.0.0.1:1".into()];
+        let allowed = allowed.map(|target| target.parse::<Target>().unwrap());
+        let outward = Arc::new(Outward::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
+        let bench = Self { folder, outward, echo };
+        let (serving, address) = (Arc::clone(&bench.outward), Address::Unix(bench.path()));
+        tokio::spawn(async move { serving.serve(&address).await });
+        bench
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("out.sock")
+    }
+
+    async fn connect(&self) -> UnixStream {
+        for _ in 0..200 {
+            if let Ok(stream) = UnixStream::connect(self.path()).await {
+                return stream;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("nobody listens")
+    }
+
+    async fn ask(&self, request: OutwardRequest) -> (OutwardReply, UnixStream) {
+        let mut stream = self.connect().await;
+        let reply = ask(&mut stream, request).await;
+        (reply, stream)
+    }
+
+    async fn connect_to(&self, host: &str, port: u16) -> (OutwardReply, UnixStream) {
+        self.ask(OutwardRequest::Connect { host: host.into(), port }).await
+    }
+}
+
+async fn ask(stream: &mut UnixStream, request: OutwardRequest) -> OutwardReply {
+    let mut bytes = Vec::new();
+    outward::encode_request(&request, &mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    let mut buffer = bytes::BytesMut::new();
+    loop {
+        if let Some((frame, _)) = frame::split(&buffer, outward::MAX_OUTWARD_LEN).unwrap() {
+            return outward::decode_reply(frame).unwrap();
+        }
+        assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "closed without an answer");
+    }
+}
+
+fn reason(reply: &OutwardReply) -> &str {
+    let OutwardReply::Refused { reason } = reply else { panic!("it was not refused") };
+    reason
+}
+
+#[tokio::test]
+async fn bytes_go_to_the_list_and_nowhere_else() {
+    let bench = Bench::new().await;
+    let port = bench.echo.port();
+    for host in ["127.0.0.1", "localhost", "LOCALHOST"] {
+        let (reply, mut stream) = bench.connect_to(host, port).await;
+        assert!(reply == OutwardReply::Connected, "{host}");
+        stream.write_all(b"hello").await.unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"hello");
+    }
+    assert_eq!(bench.outward.counters.connected.load(Ordering::Relaxed), 3);
+    // The same machine by another name, another port, another host, what is no host.
+    for (host, port) in [
+        ("127.0.0.2", port),
+        ("127.0.0.1", port ^ 1),
+        ("example.com", 443),
+        ("127.0.0.1.", port),
+        ("", port),
+        ("localhost\n", port),
+        ("::1", port),
+    ] {
+        let (reply, mut stream) = bench.connect_to(host, port).await;
+        assert!(reason(&reply).contains("not on the parent's list"), "{host:?}");
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "closed");
+    }
+    assert_eq!(bench.outward.counters.refused.load(Ordering::Relaxed), 7);
+    let (reply, _) = bench.connect_to("127.0.0.1", 1).await;
+    assert!(reason(&reply).contains("127.0.0.1:1: "), "{}", reason(&reply));
+    assert_eq!(bench.outward.counters.failed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn bytes_that_come_with_the_request_are_not_lost() {
+    let bench = Bench::new().await;
+    let mut stream = bench.connect().await;
+    let mut bytes = Vec::new();
+    outward::encode_request(&OutwardRequest::Connect { host: "127.0.0.1".into(), port: bench.echo.port() }, &mut bytes);
+    bytes.extend_from_slice(b"early");
+    stream.write_all(&bytes).await.unwrap();
+    let mut connected = Vec::new();
+    outward::encode_reply(&OutwardReply::Connected, &mut connected);
+    let mut back = vec![0; connected.len() + 5];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(back, [connected.as_slice(), b"early"].concat());
+}
+
+#[tokio::test]
+async fn credentials_and_blobs_over_one_connection() {
+    let bench = Bench::new().await;
+    let (reply, mut stream) = bench.ask(OutwardRequest::Credentials).await;
+    let OutwardReply::Credentials { access_key, expires, .. } = reply else { panic!("no credentials") };
+    assert_eq!((access_key.as_str(), expires), ("AKID", Some(7)));
+    let group = || "alpha".to_owned();
+    assert!(
+        ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
+            == OutwardReply::Blobs { generations: vec![] }
+    );
+    let blob = BoundedBytes::new(vec![9; 3_000_000]).unwrap();
+    let store = OutwardRequest::StoreBlob { group: group(), generation: 4, blob: blob.clone() };
+    assert!(ask(&mut stream, store.clone()).await == OutwardReply::Stored);
+    assert!(
+        ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
+            == OutwardReply::Blobs { generations: vec![4] }
+    );
+    let load = |generation| OutwardRequest::LoadBlob { group: group(), generation };
+    assert!(ask(&mut stream, load(4)).await == OutwardReply::Blob { blob });
+    assert!(matches!(ask(&mut stream, load(5)).await, OutwardReply::Refused { .. }));
+    assert!(matches!(ask(&mut stream, store).await, OutwardReply::Refused { .. }), "never written over");
+    let outside = OutwardRequest::LoadBlob { group: "../alpha".into(), generation: 4 };
+    assert!(matches!(ask(&mut stream, outside).await, OutwardReply::Refused { .. }));
+}
+
+#[tokio::test]
+async fn frames_that_are_none_end_their_connection() {
+    let bench = Bench::new().await;
+    for bytes in [&[0, 0, 0, 0][..], &[0xff; 8], &[0, 0, 0, 3, 1, 2, 3], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stream = bench.connect().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        // Closed, with or without what was not read.
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "{bytes:02x?}");
+    }
+    assert!(matches!(bench.ask(OutwardRequest::Credentials).await.0, OutwardReply::Credentials { .. }));
+}
+
+#[test]
+fn targets_are_hosts_with_ports() {
+    let good = |text: &str| text.parse::<Target>().unwrap().to_string();
+    assert_eq!(good("KMS.eu-central-1.amazonaws.com:443"), "kms.eu-central-1.amazonaws.com:443");
+    assert_eq!(good("[::1]:8899"), "[::1]:8899");
+    for bad in ["", "host", "host:", ":443", "host:0", "host:65536", "host:x"] {
+        assert!(bad.parse::<Target>().is_err(), "{bad}");
+    }
+}
