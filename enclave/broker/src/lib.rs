@@ -9,6 +9,9 @@
 //! unread is closed.
 #![forbid(unsafe_code)]
 
+pub mod kms;
+pub mod outward;
+
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,156 @@
+//! The broker's KMS client, through the parent's way out, over TLS, against the local KMS; the vault's key opens what comes back.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use casemate_broker::kms::{Kms, KmsError, KmsSettings};
+use casemate_broker::outward::Parent;
+use casemate_document::{Anchor, Timestamp};
+use casemate_local_kms::api;
+use casemate_local_kms::server::{Access, Server, Tls};
+use casemate_local_kms::state::State;
+use casemate_nsm::{Authority, Pcrs, Request, Response, SoftwareNsm, root_params};
+use casemate_protocol::address::Address;
+use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use casemate_vault::cms::RecipientKey;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_bytes::ByteBuf;
+use serde_json::json;
+
+const MODULE_ID: &str = "i-0123456789abcdef0-enc0123456789abcdef";
+const REGION: &str = "eu-central-1";
+
+struct Bench {
+    folder: tempfile::TempDir,
+    nsm: SoftwareNsm,
+    recipient: RecipientKey,
+    key_arn: String,
+    other_arn: String,
+    port: u16,
+    roots: RootCertStore,
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+fn store_of(pem: &str) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    roots
+}
+
+impl Bench {
+    async fn new(secret: &str, listed: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Authority::root(root_params()).unwrap();
+        let anchor = Anchor::from_der(&root.der).unwrap();
+        let measured = Pcrs::measure(b"boot", b"application", MODULE_ID);
+        let pcr0 = const_hex::encode(measured.0[&0]);
+        let nsm = SoftwareNsm::new(root, MODULE_ID, &measured, Box::new(now_ms));
+        let state = State::open(&folder.path().join("kms.json"), REGION, "123456789012").unwrap();
+        let mut kms = api::Kms { state, anchor: Some(anchor) };
+        let mut key = |pcr0: &str| {
+            let policy = json!({ "Statement": { "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*",
+                "Condition": { "StringEqualsIgnoreCase": { "kms:RecipientAttestation:PCR0": pcr0 } } } });
+            let body = json!({ "Policy": policy.to_string() }).to_string();
+            let made = kms.handle("TrentService.CreateKey", body.as_bytes(), Timestamp(now_ms())).unwrap();
+            made["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
+        };
+        let (key_arn, other_arn) = (key(&pcr0), key(&"11".repeat(48)));
+        let tls = Tls::new(&["localhost".to_owned()]).unwrap();
+        let access =
+            Access { region: REGION.into(), secrets: BTreeMap::from([("AKID".to_owned(), "right".to_owned())]) };
+        let server = Server::bind("127.0.0.1:0".parse().unwrap(), kms, access, Some(&tls)).await.unwrap();
+        let port = server.address().unwrap().port();
+        tokio::spawn(server.serve());
+
+        let credentials =
+            Credentials { access_key: "AKID".into(), secret_key: secret.into(), session_token: None, expires: None };
+        let allowed = listed.then(|| format!("localhost:{port}").parse::<Target>().unwrap());
+        let outward = Arc::new(Outward::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
+        let address = Address::Unix(folder.path().join("out.sock"));
+        tokio::spawn(async move { outward.serve(&address).await });
+        while !folder.path().join("out.sock").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let recipient = RecipientKey::generate().unwrap();
+        Self { roots: store_of(&tls.root_pem), folder, nsm, recipient, key_arn, other_arn, port }
+    }
+
+    fn kms(&self, roots: RootCertStore) -> Kms {
+        let parent = Parent::new(Address::Unix(self.folder.path().join("out.sock")));
+        Kms::new(parent, KmsSettings { region: REGION.into(), host: "localhost".into(), port: self.port, roots })
+    }
+
+    fn document(&self) -> Vec<u8> {
+        let public_key = Some(ByteBuf::from(self.recipient.spki()));
+        match self.nsm.process(Request::Attestation { user_data: None, nonce: None, public_key }) {
+            Response::Attestation { document } => document,
+            _ => panic!("no document"),
+        }
+    }
+
+    async fn error(&self, roots: RootCertStore, key_arn: &str) -> KmsError {
+        self.kms(roots).generate_data_key(key_arn, self.document(), context()).await.unwrap_err()
+    }
+}
+
+fn context() -> Vec<(String, String)> {
+    vec![("group".into(), "alpha".into()), ("network".into(), "0x01".into())]
+}
+
+#[tokio::test]
+async fn a_data_key_is_made_and_unwrapped_for_the_vault_alone() {
+    let bench = Bench::new("right", true).await;
+    let kms = bench.kms(bench.roots.clone());
+    let made = kms.generate_data_key(&bench.key_arn, bench.document(), context()).await.unwrap();
+    assert_eq!(made.key_arn, bench.key_arn);
+    let data_key = bench.recipient.open(&made.for_recipient).unwrap();
+    assert_eq!(data_key.len(), 32);
+    let again = kms.decrypt(&bench.key_arn, made.wrapped.clone(), bench.document(), context()).await.unwrap();
+    assert_eq!(bench.recipient.open(&again.for_recipient).unwrap().to_vec(), data_key.to_vec());
+    // Another context, another key: KMS itself says no.
+    let other = vec![("group".to_owned(), "beta".to_owned())];
+    let error = kms.decrypt(&bench.key_arn, made.wrapped.clone(), bench.document(), other).await.unwrap_err();
+    assert!(matches!(&error, KmsError::Refused(told) if told.contains("InvalidCiphertextException")), "{error}");
+    let error = kms.decrypt(&bench.other_arn, made.wrapped, bench.document(), context()).await.unwrap_err();
+    assert!(matches!(&error, KmsError::Refused(told) if told.contains("IncorrectKeyException")), "{error}");
+}
+
+#[tokio::test]
+async fn each_failure_says_where_to_look() {
+    let bench = Bench::new("right", true).await;
+    // The policy wants other PCRs.
+    let error = bench.error(bench.roots.clone(), &bench.other_arn).await;
+    assert!(matches!(&error, KmsError::Denied(told) if told.contains("AccessDeniedException")), "{error}");
+    // Another's certificate: a KMS of the parent's own.
+    let foreign = store_of(&Tls::new(&["localhost".to_owned()]).unwrap().root_pem);
+    let error = bench.error(foreign, &bench.key_arn).await;
+    assert!(matches!(&error, KmsError::Tls(told) if told.contains("invalid peer certificate")), "{error}");
+    let error = bench.error(casemate_broker::kms::amazon_roots(), &bench.key_arn).await;
+    assert!(matches!(&error, KmsError::Tls(_)), "{error}");
+    // No such key.
+    let error = bench.error(bench.roots.clone(), "arn:aws:kms:eu-central-1:123456789012:key/none").await;
+    assert!(matches!(&error, KmsError::Refused(told) if told.contains("NotFoundException")), "{error}");
+
+    let wrong_secret = Bench::new("wrong", true).await;
+    let error = wrong_secret.error(wrong_secret.roots.clone(), &wrong_secret.key_arn).await;
+    assert!(matches!(&error, KmsError::Credentials(told) if told.contains("InvalidSignatureException")), "{error}");
+}
+
+#[tokio::test]
+async fn a_parent_that_refuses_or_is_gone_is_away() {
+    let unlisted = Bench::new("right", false).await;
+    let error = unlisted.error(unlisted.roots.clone(), &unlisted.key_arn).await;
+    assert!(matches!(&error, KmsError::Away(told) if told.contains("not on the parent's list")), "{error}");
+
+    let bench = Bench::new("right", true).await;
+    std::fs::remove_file(bench.folder.path().join("out.sock")).unwrap();
+    let error = bench.error(bench.roots.clone(), &bench.key_arn).await;
+    assert!(matches!(&error, KmsError::Credentials(told) if told.contains("the parent is away")), "{error}");
+}
