@@ -19,6 +19,7 @@ pub mod attest;
 pub mod bls;
 pub mod clock;
 pub mod cms;
+pub mod custody;
 pub mod journal;
 pub mod keys;
 pub mod nsm;

@@ -1,0 +1,167 @@
+//! Where a group's keys come from and go to: sealed blobs on the parent's disk, data keys from KMS for this enclave alone.
+//!
+//! Everything that crosses [`Services`] passes through the broker and the parent, and is trusted with nothing: what KMS answers
+//! is for a key that was made at this start; the ARN that it names is compared; a blob is bound to its header, its header to the
+//! measured configuration, its keys to their public keys.
+
+use std::sync::Arc;
+
+use casemate_protocol::Root;
+use zeroize::Zeroizing;
+
+use crate::cms::{CmsError, RecipientKey};
+use crate::nsm::{Nsm, NsmError};
+use crate::seal::{self, Contents, DATA_KEY_LEN, Place, SealError};
+
+/// A data key, as KMS hands it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsAnswer {
+    /// ARN of the KMS key that answered.
+    pub key_arn: String,
+    /// `CiphertextBlob`; empty where one was unwrapped.
+    pub wrapped: Vec<u8>,
+    /// `CiphertextForRecipient`.
+    pub for_recipient: Vec<u8>,
+}
+
+/// What binds a data key to its use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptionContext {
+    /// The group.
+    pub group: String,
+    /// The chain's genesis validators root.
+    pub network: Root,
+}
+
+/// Why a service gave nothing. The broker's log says more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum ServiceError {
+    #[error("KMS or the parent is away")]
+    Away,
+    #[error("the parent's AWS credentials do not work")]
+    Credentials,
+    #[error("KMS denies it: the key policy wants other PCRs, or these credentials have no right")]
+    Denied,
+    #[error("the service refused")]
+    Refused,
+}
+
+/// What the vault needs of the world, carried by the broker.
+pub trait Services: Send + Sync {
+    /// KMS `GenerateDataKey` (AES-256) with a `Recipient`.
+    fn generate_data_key(
+        &self,
+        key_arn: &str,
+        document: &[u8],
+        context: &EncryptionContext,
+    ) -> Result<KmsAnswer, ServiceError>;
+
+    /// KMS `Decrypt` with a `Recipient`.
+    fn decrypt(
+        &self,
+        key_arn: &str,
+        wrapped: &[u8],
+        document: &[u8],
+        context: &EncryptionContext,
+    ) -> Result<KmsAnswer, ServiceError>;
+
+    /// The generations that the parent keeps for a group, the newest first.
+    fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError>;
+
+    /// One of them.
+    fn load_blob(&self, group: &str, generation: u64) -> Result<Vec<u8>, ServiceError>;
+
+    /// Keeps a blob; returns once it is on the disk.
+    fn store_blob(&self, group: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError>;
+}
+
+/// Why keys could not be unsealed or sealed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum CustodyError {
+    #[error(transparent)]
+    Nsm(#[from] NsmError),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Cms(#[from] CmsError),
+    #[error("KMS answered with the key {found}; the configuration names {expected}")]
+    OtherKey { found: String, expected: String },
+    #[error("KMS gave a data key of {len} bytes, not {DATA_KEY_LEN}")]
+    DataKeyLength { len: usize },
+    #[error("the parent keeps a blob of generation {kept}; generation {asked} would not be newer")]
+    NotNewer { asked: u64, kept: u64 },
+    #[error("no RSA key could be made")]
+    NoKey,
+}
+
+/// Seals and unseals for one group.
+pub struct Custody {
+    services: Arc<dyn Services>,
+    nsm: Arc<dyn Nsm>,
+    recipient: RecipientKey,
+    place: Place,
+}
+
+impl Custody {
+    /// With a key of its own, made now, to which alone KMS's answers are encrypted.
+    pub fn new(services: Arc<dyn Services>, nsm: Arc<dyn Nsm>, place: Place) -> Result<Self, CustodyError> {
+        let recipient = RecipientKey::generate().ok_or(CustodyError::NoKey)?;
+        Ok(Self { services, nsm, recipient, place })
+    }
+
+    /// The newest state that the parent keeps, with its generation; `None` where it keeps none.
+    ///
+    /// The parent can withhold the newest and offer an older one: `oldest` is what the fence says is the oldest that may be
+    /// loaded. It is always the newest offered that is opened; one that is broken is an error, not a reason to go back.
+    pub fn unseal(&self, oldest: u64) -> Result<Option<(u64, Contents)>, CustodyError> {
+        let Some(newest) = self.services.list_blobs(&self.place.group)?.into_iter().max() else { return Ok(None) };
+        let blob = self.services.load_blob(&self.place.group, newest)?;
+        let header = seal::header(&blob, &self.place, oldest.max(newest))?;
+        let document = self.document()?;
+        let wrapped = header.wrapped_key.as_ref();
+        let answer = self.services.decrypt(&self.place.key_arn, wrapped, &document, &self.context())?;
+        let data_key = self.data_key(&answer)?;
+        let contents = seal::open(&blob, &data_key, &self.place, oldest.max(newest))?;
+        Ok(Some((header.generation, contents)))
+    }
+
+    /// Seals a state under a fresh data key and has the parent keep it. When this returns, it is on the disk.
+    pub fn seal(&self, contents: &Contents, generation: u64) -> Result<(), CustodyError> {
+        if let Some(kept) = self.services.list_blobs(&self.place.group)?.into_iter().max().filter(|k| *k >= generation)
+        {
+            return Err(CustodyError::NotNewer { asked: generation, kept });
+        }
+        let document = self.document()?;
+        let answer = self.services.generate_data_key(&self.place.key_arn, &document, &self.context())?;
+        let data_key = self.data_key(&answer)?;
+        let blob = seal::seal(contents, &data_key, answer.wrapped, &self.place, generation)?;
+        Ok(self.services.store_blob(&self.place.group, generation, &blob)?)
+    }
+
+    /// A document that carries the key for KMS's answer. It needs no nonce: KMS looks at its age.
+    fn document(&self) -> Result<Vec<u8>, CustodyError> {
+        Ok(self.nsm.attestation(None, None, Some(self.recipient.spki()))?)
+    }
+
+    fn context(&self) -> EncryptionContext {
+        EncryptionContext { group: self.place.group.clone(), network: self.place.network }
+    }
+
+    fn data_key(&self, answer: &KmsAnswer) -> Result<Zeroizing<[u8; DATA_KEY_LEN]>, CustodyError> {
+        if answer.key_arn != self.place.key_arn {
+            let (found, expected) = (answer.key_arn.clone(), self.place.key_arn.clone());
+            return Err(CustodyError::OtherKey { found, expected });
+        }
+        let opened = self.recipient.open(&answer.for_recipient)?;
+        let mut data_key = Zeroizing::new([0; DATA_KEY_LEN]);
+        if opened.len() != data_key.len() {
+            return Err(CustodyError::DataKeyLength { len: opened.len() });
+        }
+        data_key.copy_from_slice(&opened);
+        Ok(data_key)
+    }
+}
