@@ -11,6 +11,7 @@
 
 pub mod kms;
 pub mod outward;
+pub mod services;
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
+use casemate_protocol::calls::{self, CHANNEL, Numbered};
 use casemate_protocol::frame::{self, CHANNEL_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -29,6 +31,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
+
+use crate::services::Services;
 
 /// Requests that one connection may have outstanding.
 pub const IN_FLIGHT: usize = 2048;
@@ -43,8 +47,8 @@ const BATCH: u32 = 512;
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
-/// Serves connections on `listen` until the vault closes `vault`.
-pub async fn run(listen: &Address, vault: StdUnixStream) -> Result<()> {
+/// Serves connections on `listen` until the vault closes `vault`. Without services, the vault's calls fail.
+pub async fn run(listen: &Address, vault: StdUnixStream, services: Option<Arc<Services>>) -> Result<()> {
     vault.set_nonblocking(true).context("the socket to the vault")?;
     let vault = tokio::net::UnixStream::from_std(vault).context("the socket to the vault")?;
     let (from_vault, to_vault) = vault.into_split();
@@ -52,7 +56,8 @@ pub async fn run(listen: &Address, vault: StdUnixStream) -> Result<()> {
     let (requests, queued) = mpsc::channel(VAULT_QUEUE);
 
     let writing = tokio::spawn(write_to_vault(to_vault, queued));
-    let reading = tokio::spawn(read_from_vault(from_vault, Arc::clone(&connections)));
+    let calls = VaultCalls { services, answers: requests.clone() };
+    let reading = tokio::spawn(read_from_vault(from_vault, Arc::clone(&connections), calls));
     let accepting = accept(listen, connections, requests);
     tokio::select! {
         ended = accepting => ended,
@@ -283,7 +288,36 @@ async fn write_to_vault(mut vault: impl AsyncWrite + Unpin, mut queued: mpsc::Re
     }
 }
 
-async fn read_from_vault(mut vault: impl AsyncRead + Unpin, connections: Arc<Connections>) -> Result<()> {
+/// What the vault asks for on channel 0.
+struct VaultCalls {
+    services: Option<Arc<Services>>,
+    /// To the vault, like the parent's requests.
+    answers: mpsc::Sender<Vec<u8>>,
+}
+
+impl VaultCalls {
+    /// Each in a task of its own: KMS takes its time, and the vault's replies must not wait for it.
+    fn carry_out(&self, frame: &[u8]) -> Result<(), FrameError> {
+        let Numbered { id, content: call, .. } = calls::decode_call(frame)?;
+        let (services, answers) = (self.services.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let answer = match services {
+                Some(services) => services.answer(call).await,
+                None => calls::Answer::Failed(calls::Failure::Refused),
+            };
+            let mut bytes = Vec::new();
+            calls::encode(id, &answer, &mut bytes);
+            let _ = answers.send(bytes).await;
+        });
+        Ok(())
+    }
+}
+
+async fn read_from_vault(
+    mut vault: impl AsyncRead + Unpin,
+    connections: Arc<Connections>,
+    vault_calls: VaultCalls,
+) -> Result<()> {
     let mut buffer = BytesMut::with_capacity(READ_LEN);
     let mut by_channel: HashMap<u64, Replies> = HashMap::new();
     loop {
@@ -295,6 +329,11 @@ async fn read_from_vault(mut vault: impl AsyncRead + Unpin, connections: Arc<Con
             frame::split(&buffer, CHANNEL_LEN + MAX_FRAME_LEN).context("the vault broke the framing")?
         {
             let (channel, frame) = frame::split_channel(inner).context("the vault broke the framing")?;
+            if channel == CHANNEL {
+                vault_calls.carry_out(frame).context("the vault broke the framing")?;
+                buffer.advance(len);
+                continue;
+            }
             let replies = by_channel.entry(channel).or_default();
             if frame.is_empty() {
                 replies.close = true;

@@ -29,5 +29,5 @@ fn main() -> Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(casemate_broker::run(&options.listen, UnixStream::from(vault)))
+        .block_on(casemate_broker::run(&options.listen, UnixStream::from(vault), None))
 }

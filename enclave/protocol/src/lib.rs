@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod bytes;
+pub mod calls;
 pub mod cbor;
 pub mod duty;
 pub mod frame;

@@ -78,6 +78,8 @@ pub enum Refusal {
     NsmFailed,
     #[error("another attestation document is being made; ask again")]
     NsmBusy,
+    #[error("the enclave is starting: its keys are being unsealed")]
+    Starting,
 }
 
 /// What was wrong with a frame.
@@ -118,7 +120,7 @@ impl Refusal {
             | Self::TooLong { .. }
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
-            Self::NotSaved | Self::NsmFailed => Kind::Unavailable,
+            Self::NotSaved | Self::NsmFailed | Self::Starting => Kind::Unavailable,
             Self::TooManyAttestations { .. } | Self::NsmBusy => Kind::TooMany,
             Self::NoHistory
             | Self::OtherNetwork { .. }

@@ -482,6 +482,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::TooManyAttestations { seconds: 1 },
         Refusal::NsmFailed,
         Refusal::NsmBusy,
+        Refusal::Starting,
     ];
     let mut replies = vec![
         Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),

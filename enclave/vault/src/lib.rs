@@ -17,6 +17,7 @@
 
 pub mod attest;
 pub mod bls;
+pub mod calls;
 pub mod clock;
 pub mod cms;
 pub mod custody;

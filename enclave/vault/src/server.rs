@@ -9,12 +9,15 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
+use casemate_protocol::calls::CHANNEL;
 use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_FRAME_LEN};
-use casemate_protocol::{Refusal, Reply, ReplyFrame};
+use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked};
 
 use crate::Vault;
+use crate::calls::Calls;
 
 /// Bytes of requests that wait for a worker, about: a duty takes 300 to 700.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -25,16 +28,58 @@ const READ_LEN: usize = 256 * 1024;
 
 /// Serves until the broker closes its end.
 pub fn serve(vault: &Vault, stream: &UnixStream, workers: NonZeroUsize) -> io::Result<()> {
-    let queue = Queue::default();
-    let output = Mutex::new(stream);
-    std::thread::scope(|scope| {
-        for _ in 0..workers.get() {
-            scope.spawn(|| work(vault, &queue, &output, workers.get()));
+    // The workers come at once: requests wait for them.
+    Link::start(stream, true)?.serve(vault, workers)
+}
+
+/// The socket to the broker, being read. The vault can call out before it serves: it has to unseal its keys first.
+pub struct Link {
+    queue: Arc<Queue>,
+    output: Arc<Mutex<UnixStream>>,
+    calls: Arc<Calls>,
+    reader: JoinHandle<io::Result<()>>,
+}
+
+impl Link {
+    /// Starts to read. Until [`Self::serve`], requests are answered with [`Refusal::Starting`].
+    pub fn open(stream: &UnixStream) -> io::Result<Self> {
+        Self::start(stream, false)
+    }
+
+    fn start(stream: &UnixStream, served: bool) -> io::Result<Self> {
+        let output = Arc::new(Mutex::new(stream.try_clone()?));
+        let (queue, calls) = (Arc::new(Queue::default()), Arc::new(Calls::new(Arc::clone(&output))));
+        if served {
+            queue.open();
         }
-        let ended = read(stream, &queue);
-        queue.close();
-        ended
-    })
+        let reader = {
+            let (stream, queue) = (stream.try_clone()?, Arc::clone(&queue));
+            let (output, calls) = (Arc::clone(&output), Arc::clone(&calls));
+            std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
+                let ended = read(&stream, &queue, &output, &calls);
+                queue.close();
+                calls.close();
+                ended
+            })?
+        };
+        Ok(Self { queue, output, calls, reader })
+    }
+
+    /// The vault's calls to the broker.
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
+    }
+
+    /// Serves until the broker closes its end.
+    pub fn serve(self, vault: &Vault, workers: NonZeroUsize) -> io::Result<()> {
+        self.queue.open();
+        std::thread::scope(|scope| {
+            for _ in 0..workers.get() {
+                scope.spawn(|| work(vault, &self.queue, &self.output, workers.get()));
+            }
+        });
+        self.reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader has panicked")))
+    }
 }
 
 struct Request {
@@ -61,6 +106,8 @@ struct State {
     waiting: VecDeque<Request>,
     waiting_bytes: usize,
     idle_workers: usize,
+    /// Somebody takes requests.
+    served: bool,
     closed: bool,
 }
 
@@ -108,6 +155,14 @@ impl Queue {
         true
     }
 
+    fn open(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).served = true;
+    }
+
+    fn is_served(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).served
+    }
+
     fn close(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.filled.notify_all();
@@ -115,7 +170,7 @@ impl Queue {
     }
 }
 
-fn read(mut stream: &UnixStream, queue: &Queue) -> io::Result<()> {
+fn read(mut stream: &UnixStream, queue: &Queue, output: &Mutex<UnixStream>, calls: &Calls) -> io::Result<()> {
     let mut buffer = vec![0; READ_LEN];
     let mut held = 0;
     let mut requests = Vec::new();
@@ -133,11 +188,23 @@ fn read(mut stream: &UnixStream, queue: &Queue) -> io::Result<()> {
             frame::split(buffer.get(used..held).unwrap_or_default(), CHANNEL_LEN + MAX_FRAME_LEN).map_err(broken)?
         {
             let (channel, frame) = frame::split_channel(inner).map_err(broken)?;
-            requests.push(Request { channel, frame: frame.to_vec() });
+            if channel == CHANNEL {
+                calls.deliver(frame).map_err(broken)?;
+            } else {
+                requests.push(Request { channel, frame: frame.to_vec() });
+            }
             used = used.saturating_add(len);
         }
         buffer.copy_within(used..held, 0);
         held = held.saturating_sub(used);
+        // Answers to calls come over this socket too: nothing may wait here for workers that are not there yet.
+        if !requests.is_empty() && !queue.is_served() {
+            let mut replies = Vec::new();
+            for request in requests.drain(..) {
+                starting(&request, &mut replies);
+            }
+            output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&replies)?;
+        }
         if !requests.is_empty() && !queue.push(&mut requests) {
             return Ok(());
         }
@@ -152,7 +219,7 @@ fn broken(error: frame::FrameError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-fn work(vault: &Vault, queue: &Queue, output: &Mutex<&UnixStream>, workers: usize) {
+fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut replies = Vec::new();
     while queue.pop(&mut batch, workers) {
@@ -170,9 +237,17 @@ fn work(vault: &Vault, queue: &Queue, output: &Mutex<&UnixStream>, workers: usiz
 }
 
 fn answer(vault: &Vault, request: &Request, replies: &mut Vec<u8>) {
+    answer_with(|asked| vault.handle(asked), request, replies);
+}
+
+fn starting(request: &Request, replies: &mut Vec<u8>) {
+    answer_with(|_| Reply::Refused(Refusal::Starting), request, replies);
+}
+
+fn answer_with(handle: impl FnOnce(&Asked) -> Reply, request: &Request, replies: &mut Vec<u8>) {
     match frame::decode_request(&request.frame) {
         Ok(asked) => {
-            let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));
+            let reply = ReplyFrame::new(asked.id, handle(&asked.request));
             frame::encode_channel_reply(request.channel, &reply, replies);
         }
         Err(error) => {

@@ -61,10 +61,11 @@ fn broker(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(casemate_broker::run(&listen, vault.into()))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(casemate_broker::run(
+        &listen,
+        vault.into(),
+        None,
+    ))
 }
 
 /// A part ends with its stack, even where the stack was killed.

@@ -1,0 +1,159 @@
+//! The vault's calls, carried out: KMS through the parent, and the parent's disk.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use casemate_protocol::calls::{Answer, Call, Failure, PART_LEN};
+use casemate_protocol::outward::MAX_BLOB_LEN;
+use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest, Root};
+use tracing::{info, warn};
+
+use crate::kms::{DataKey, EncryptionContext, Kms, KmsError};
+use crate::outward::{Parent, ParentError};
+
+/// Blobs that are on their way in parts, at once: the vault sends one after the other.
+const MAX_UNFINISHED: usize = 4;
+
+/// A blob by group and generation.
+type Name = (String, u64);
+
+/// KMS and the parent.
+pub struct Services {
+    kms: Kms,
+    parent: Parent,
+    /// The blob that was last loaded: its other parts are asked for next.
+    loaded: Mutex<Option<(Name, Arc<Vec<u8>>)>>,
+    /// Blobs of which parts have come.
+    unfinished: Mutex<HashMap<Name, Vec<u8>>>,
+}
+
+impl Services {
+    /// These two.
+    pub fn new(kms: Kms, parent: Parent) -> Self {
+        Self { kms, parent, loaded: Mutex::default(), unfinished: Mutex::default() }
+    }
+
+    /// Carries out a call. What went wrong goes into the log; the vault hears its kind.
+    pub async fn answer(&self, call: Call) -> Answer {
+        self.carry_out(call).await.unwrap_or_else(|error| {
+            warn!(%error, "a call of the vault failed");
+            Answer::Failed(error.failure())
+        })
+    }
+
+    async fn carry_out(&self, call: Call) -> Result<Answer, CallError> {
+        match call {
+            Call::GenerateDataKey { key_arn, group, network, document } => {
+                let context = context(group, network);
+                data_key(self.kms.generate_data_key(&key_arn, document.into_vec(), context).await?)
+            }
+            Call::Decrypt { key_arn, group, network, document, wrapped } => {
+                let context = context(group, network);
+                data_key(self.kms.decrypt(&key_arn, wrapped.into_vec(), document.into_vec(), context).await?)
+            }
+            Call::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
+                OutwardReply::Blobs { mut generations } => {
+                    generations.truncate(1000);
+                    Ok(Answer::Blobs { generations })
+                }
+                _ => Err(ParentError::Unexpected.into()),
+            },
+            Call::LoadBlob { group, generation, offset } => self.load((group, generation), offset).await,
+            Call::StoreBlob { group, generation, offset, total, part } => {
+                self.store((group, generation), offset, total, part.as_ref()).await
+            }
+        }
+    }
+
+    async fn load(&self, name: Name, offset: u64) -> Result<Answer, CallError> {
+        let cached = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let blob = if let Some((_, blob)) = cached.filter(|(loaded, _)| offset > 0 && *loaded == name) {
+            blob
+        } else {
+            let request = OutwardRequest::LoadBlob { group: name.0.clone(), generation: name.1 };
+            let OutwardReply::Blob { blob } = self.parent.ask(&request).await? else {
+                return Err(ParentError::Unexpected.into());
+            };
+            let blob = Arc::new(blob.into_vec());
+            *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some((name, Arc::clone(&blob)));
+            blob
+        };
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = blob.get(offset..).map(|rest| rest.get(..PART_LEN).unwrap_or(rest).to_vec());
+        let part = part.and_then(BoundedBytes::new).ok_or(CallError::Part)?;
+        if offset.saturating_add(part.as_ref().len()) == blob.len() {
+            *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(Answer::Part { total: u64::try_from(blob.len()).unwrap_or(u64::MAX), part })
+    }
+
+    async fn store(&self, name: Name, offset: u64, total: u64, part: &[u8]) -> Result<Answer, CallError> {
+        let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN).ok_or(CallError::Part)?;
+        let whole = {
+            let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+            if offset == 0 {
+                if unfinished.len() >= MAX_UNFINISHED && !unfinished.contains_key(&name) {
+                    unfinished.clear();
+                }
+                unfinished.insert(name.clone(), Vec::new());
+            }
+            let held = unfinished.get_mut(&name).ok_or(CallError::Part)?;
+            let in_order = usize::try_from(offset) == Ok(held.len());
+            if !in_order || held.len().saturating_add(part.len()) > total {
+                unfinished.remove(&name);
+                return Err(CallError::Part);
+            }
+            held.extend_from_slice(part);
+            if held.len() < total {
+                return Ok(Answer::Taken);
+            }
+            unfinished.remove(&name).unwrap_or_default()
+        };
+        let (group, generation) = name;
+        let blob = BoundedBytes::new(whole).ok_or(CallError::Part)?;
+        let request = OutwardRequest::StoreBlob { group: group.clone(), generation, blob };
+        match self.parent.ask(&request).await? {
+            OutwardReply::Stored => {
+                info!(group, generation, bytes = total, "the vault's state is sealed and stored");
+                Ok(Answer::Stored)
+            }
+            _ => Err(ParentError::Unexpected.into()),
+        }
+    }
+}
+
+fn context(group: String, network: Root) -> EncryptionContext {
+    vec![("casemate:group".to_owned(), group), ("casemate:network".to_owned(), network.to_string())]
+}
+
+fn data_key(key: DataKey) -> Result<Answer, CallError> {
+    Ok(Answer::DataKey {
+        key_arn: key.key_arn,
+        wrapped: BoundedBytes::new(key.wrapped).ok_or(KmsError::Incomplete("a CiphertextBlob of 1 to 6,144 bytes"))?,
+        for_recipient: BoundedBytes::new(key.for_recipient)
+            .ok_or(KmsError::Incomplete("a CiphertextForRecipient of 1 to 8,192 bytes"))?,
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    #[error(transparent)]
+    Parent(#[from] ParentError),
+    #[error("a part of a blob that does not follow the last one")]
+    Part,
+}
+
+impl CallError {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Kms(KmsError::Away(_) | KmsError::Tls(_)) | Self::Parent(ParentError::Away(_)) => Failure::Away,
+            Self::Kms(KmsError::Credentials(_)) => Failure::Credentials,
+            Self::Kms(KmsError::Denied(_)) => Failure::Denied,
+            Self::Kms(KmsError::Refused(_) | KmsError::Incomplete(_)) | Self::Parent(_) | Self::Part => {
+                Failure::Refused
+            }
+        }
+    }
+}
