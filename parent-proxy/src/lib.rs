@@ -12,6 +12,7 @@
 //! | [`request`] | one JSON body in, one duty out |
 //! | [`ssz`] | hash tree roots of what JSON carries |
 //! | [`enclave`] | connections to the enclave, re-made when it restarts |
+//! | [`outward`] | what the enclave asks of the parent: a way out, credentials, a disk for sealed blobs |
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -25,8 +26,11 @@ pub mod ssz;
 pub mod tls;
 
 use std::ffi::OsString;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use outward::{BlobStore, Outward, Source};
+use settings::CredentialsFrom;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use settings::Settings;
@@ -49,6 +53,15 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            server::run(&settings, shutdown).await
+            let Some(outward) = settings.outward.clone() else { return server::run(&settings, shutdown).await };
+            let source = match outward.credentials {
+                CredentialsFrom::Imds => Source::imds(None)?,
+                CredentialsFrom::Environment => Source::environment()?,
+            };
+            let services = Arc::new(Outward::new(outward.allowed, source, BlobStore::new(outward.blobs)));
+            tokio::select! {
+                ended = server::run(&settings, shutdown) => ended,
+                ended = services.serve(&outward.address) => ended.context("serving the enclave's way out"),
+            }
         })
 }

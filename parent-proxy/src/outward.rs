@@ -4,6 +4,7 @@
 //! there is no way out but to the hosts that the configuration names.
 
 pub mod blobs;
+pub mod credentials;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,6 +27,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
 
 pub use blobs::BlobStore;
+pub use credentials::Source;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 64;

@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+use crate::outward::Target;
 use crate::tls::TlsFiles;
 
 const LISTEN: &str = "127.0.0.1:9000";
@@ -22,6 +23,7 @@ const MAX_IN_FLIGHT: usize = 2000;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
 const MAX_CONNECTIONS: usize = 2048;
+const BLOBS: &str = "blobs";
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 const LOG_LEVEL: &str = "info";
 
@@ -75,6 +77,20 @@ struct Options {
     /// Serve only clients with a certificate of these authorities (PEM): mutual TLS
     #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_TLS_CLIENT_CA")]
     tls_client_ca: Option<PathBuf>,
+    /// Where the enclave dials out for KMS, credentials and its sealed blobs: vsock:3:PORT, unix:PATH or
+    /// hybrid:PATH:PORT. Without it, none of this is served
+    #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_OUTWARD")]
+    outward: Option<String>,
+    /// Hosts that the enclave may reach through this one, as HOST:PORT, with commas
+    #[arg(long, value_name = "TARGETS", env = "CASEMATE_PROXY_OUTWARD_ALLOW")]
+    outward_allow: Option<String>,
+    /// Folder that keeps the enclave's sealed blobs [default: blobs]
+    #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_BLOBS")]
+    blobs: Option<PathBuf>,
+    /// Whose AWS credentials the enclave gets: the instance's role, or those in AWS_ACCESS_KEY_ID and its kin
+    /// [default: imds]
+    #[arg(long, value_name = "SOURCE", env = "CASEMATE_PROXY_CREDENTIALS")]
+    credentials: Option<CredentialsFrom>,
     /// On SIGTERM, wait this long for requests in flight, in seconds [default: 30]
     #[arg(long, value_name = "S", env = "CASEMATE_PROXY_SHUTDOWN_TIMEOUT_S")]
     shutdown_timeout_s: Option<u64>,
@@ -98,6 +114,27 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+/// Where the parent's AWS credentials come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CredentialsFrom {
+    /// The instance's metadata service (IMDSv2).
+    #[default]
+    Imds,
+    /// The environment.
+    Environment,
+}
+
+/// The services for the enclave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "documented on the flags")]
+pub struct OutwardSettings {
+    pub address: Address,
+    pub allowed: Vec<Target>,
+    pub blobs: PathBuf,
+    pub credentials: CredentialsFrom,
 }
 
 /// What and how to log. Nothing secret ever reaches the proxy.
@@ -132,6 +169,7 @@ pub struct Settings {
     pub max_connections: usize,
     pub http_host_allowlist: String,
     pub tls: Option<TlsFiles>,
+    pub outward: Option<OutwardSettings>,
     pub shutdown_timeout: Duration,
     pub threads: NonZeroUsize,
     pub log: Log,
@@ -174,6 +212,10 @@ impl Options {
             tls_certificate: self.tls_certificate.or(other.tls_certificate),
             tls_key: self.tls_key.or(other.tls_key),
             tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
+            outward: self.outward.or(other.outward),
+            outward_allow: self.outward_allow.or(other.outward_allow),
+            blobs: self.blobs.or(other.blobs),
+            credentials: self.credentials.or(other.credentials),
             shutdown_timeout_s: self.shutdown_timeout_s.or(other.shutdown_timeout_s),
             threads: self.threads.or(other.threads),
             log_level: self.log_level.or(other.log_level),
@@ -188,6 +230,22 @@ impl Options {
             (None, None, Some(_)) => bail!("--tls-client-ca needs --tls-certificate and --tls-key"),
             _ => bail!("--tls-certificate and --tls-key go together"),
         };
+        let others = [self.outward_allow.is_some(), self.blobs.is_some(), self.credentials.is_some()];
+        let outward = match &self.outward {
+            Some(address) => {
+                let listed = self.outward_allow.iter().flat_map(|list| list.split(','));
+                let allowed =
+                    listed.map(|target| target.trim().parse()).collect::<Result<_>>().context("--outward-allow")?;
+                Some(OutwardSettings {
+                    address: address.parse().context("--outward")?,
+                    allowed,
+                    blobs: self.blobs.unwrap_or_else(|| BLOBS.into()),
+                    credentials: self.credentials.unwrap_or_default(),
+                })
+            }
+            None if others.contains(&true) => bail!("--outward-allow, --blobs and --credentials need --outward"),
+            None => None,
+        };
         let level = self.log_level.unwrap_or_else(|| LOG_LEVEL.into());
         EnvFilter::try_new(&level).with_context(|| format!("--log-level {level}"))?;
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -201,6 +259,7 @@ impl Options {
             max_connections: self.max_connections.map_or(MAX_CONNECTIONS, NonZeroUsize::get),
             http_host_allowlist: self.http_host_allowlist.unwrap_or_else(|| HOSTS.into()),
             tls,
+            outward,
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout_s.unwrap_or(SHUTDOWN_TIMEOUT_S)),
             threads: self.threads.unwrap_or(cores),
             log: Log { level, format: self.log_format.unwrap_or_default() },
@@ -237,6 +296,11 @@ mod tests {
         assert!(parse(&["--tls-client-ca", "ca.pem"]).is_err());
         assert!(parse(&["--enclave", "tcp:1:2"]).is_err());
         assert!(parse(&["--log-level", "a=b=c"]).is_err());
+        assert!(parse(&["--outward-allow", "host:443"]).is_err());
+        assert!(parse(&["--outward", "unix:/x", "--outward-allow", "host"]).is_err());
+        let outward = parse(&["--outward", "vsock:3:7000", "--outward-allow", "a:1, b:2"]).unwrap().outward.unwrap();
+        assert_eq!(outward.allowed, ["a:1", "b:2"].map(|target| target.parse().unwrap()));
+        assert_eq!(outward.credentials, CredentialsFrom::Imds);
     }
 
     #[test]

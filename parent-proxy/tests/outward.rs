@@ -188,3 +188,96 @@ fn targets_are_hosts_with_ports() {
         assert!(bad.parse::<Target>().is_err(), "{bad}");
     }
 }
+
+/// The metadata service as an instance has it: a token first, then the role, then its credentials.
+async fn imds(with_role: bool) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let len = stream.read(&mut head).await.unwrap_or(0);
+                let head = String::from_utf8_lossy(&head[..len]).to_ascii_lowercase();
+                let has_token = head.contains("x-aws-ec2-metadata-token: the-token");
+                let role = "/latest/meta-data/iam/security-credentials/";
+                let (status, body) = if head.starts_with("put /latest/api/token") {
+                    ("200 OK", "the-token".to_owned())
+                } else if !has_token {
+                    ("401 Unauthorized", String::new())
+                } else if !with_role {
+                    ("404 Not Found", String::new())
+                } else if head.starts_with(&format!("get {role} ")) {
+                    ("200 OK", "signer".to_owned())
+                } else if head.starts_with(&format!("get {role}signer ")) {
+                    let json = r#"{"Code": "Success", "LastUpdated": "2026-11-21T00:00:00Z", "Type": "AWS-HMAC",
+                        "AccessKeyId": "ASIA", "SecretAccessKey": "secret", "Token": "session",
+                        "Expiration": "2100-01-01T00:00:00Z"}"#;
+                    ("200 OK", json.to_owned())
+                } else {
+                    ("404 Not Found", String::new())
+                };
+                let ttl = "x-aws-ec2-metadata-token-ttl-seconds: 21600\r\n";
+                let length = body.len();
+                let answer =
+                    format!("HTTP/1.1 {status}\r\n{ttl}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn the_instances_role_gives_credentials_that_end() {
+    use casemate_proxy::outward::{CredentialSource, Source};
+
+    let source = Source::imds(Some(&imds(true).await)).unwrap();
+    let given = source.credentials().await.unwrap();
+    assert_eq!((given.access_key.as_str(), given.secret_key.as_str()), ("ASIA", "secret"));
+    assert_eq!(given.session_token.as_deref(), Some("session"));
+    assert!(given.expires.is_some());
+    let without_role = Source::imds(Some(&imds(false).await)).unwrap();
+    let error = without_role.credentials().await.map(|_| ()).unwrap_err();
+    assert!(format!("{error:#}").contains("metadata service gives no credentials"), "{error:#}");
+    let nobody = Source::imds(Some("http://127.0.0.1:1")).unwrap();
+    assert!(nobody.credentials().await.is_err());
+}
+
+/// The program serves the way out when it is told to, and ends with it.
+#[test]
+fn the_program_serves_the_enclaves_way_out() {
+    use std::io::{Read as _, Write as _};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.sock");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-proxy"))
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--enclave", "unix:/nowhere", "--log-level", "error"])
+        .args(["--outward", &format!("unix:{}", path.display()), "--credentials", "environment"])
+        .args(["--outward-allow", "kms.eu-central-1.amazonaws.com:443"])
+        .env("AWS_ACCESS_KEY_ID", "AKID")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env_remove("AWS_SESSION_TOKEN")
+        .spawn()
+        .unwrap();
+    let mut stream = (0..1000)
+        .find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::os::unix::net::UnixStream::connect(&path).ok()
+        })
+        .expect("nobody listens");
+    let mut bytes = Vec::new();
+    outward::encode_request(&OutwardRequest::Credentials, &mut bytes);
+    stream.write_all(&bytes).unwrap();
+    let mut len = [0; 4];
+    stream.read_exact(&mut len).unwrap();
+    let mut reply = vec![0; usize::try_from(u32::from_be_bytes(len)).unwrap()];
+    stream.read_exact(&mut reply).unwrap();
+    let OutwardReply::Credentials { access_key, session_token, .. } = outward::decode_reply(&reply).unwrap() else {
+        panic!("no credentials")
+    };
+    assert_eq!((access_key.as_str(), session_token), ("AKID", None));
+    program.kill().unwrap();
+    program.wait().unwrap();
+}
