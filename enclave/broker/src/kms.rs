@@ -1,12 +1,13 @@
-//! KMS through the parent: TLS begins here, inside the enclave, and ends at KMS.
+//! KMS by AWS's client, through the parent and the vault.
 //!
-//! No default chain of the SDK is used: nothing is read from files or the environment. The endpoint and the roots are given;
-//! credentials come from the parent and can at most fail. The broker sees ciphertext alone: what KMS answers to a `Recipient`
-//! only the vault's key opens.
+//! No default chain of the SDK is used: nothing is read from files or the environment. The client writes the request, signs it
+//! with the parent's credentials, which can at most fail, and tries again; its connector gives the request to the vault, which
+//! checks it and speaks TLS ([`Conversation`]). What passes here is ciphertext for KMS and for the vault.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -24,60 +25,37 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
-use bytes::Bytes;
+use casemate_protocol::BoundedBytes;
+use casemate_protocol::calls::{self, Answer, Call, NoResponse, PART_LEN};
 use casemate_protocol::outward::{OutwardReply, OutwardRequest};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
-use tokio_rustls::TlsConnector;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Mutex, mpsc};
 
 use crate::outward::{Parent, ParentError};
 
-/// Longest answer of KMS: 6 KiB of ciphertext twice in base64, with room.
-const MAX_ANSWER_LEN: usize = 64 * 1024;
 const ATTEMPTS: u32 = 4;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Where KMS is, and who may claim to be it.
-#[derive(Clone)]
+/// Where KMS is.
+#[derive(Clone, Debug)]
 pub struct KmsSettings {
     /// The region in signatures.
     pub region: String,
-    /// The host; TLS must be for this name.
+    /// The host.
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// Roots under which its certificate must be.
-    pub roots: RootCertStore,
 }
 
 impl KmsSettings {
-    /// AWS's own endpoint of a region, under Amazon's roots.
+    /// AWS's own endpoint of a region.
     pub fn aws(region: &str) -> Self {
-        let host = format!("kms.{region}.amazonaws.com");
-        Self { region: region.to_owned(), host, port: 443, roots: amazon_roots() }
+        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        Self { region: region.to_owned(), host: format!("kms.{region}.{suffix}"), port: 443 }
     }
-}
-
-/// Amazon's trust anchors alone, out of webpki-roots: whoever else the web trusts has no business with KMS.
-pub fn amazon_roots() -> RootCertStore {
-    let names: [&[u8]; 2] = [b"Amazon Root CA", b"Starfield Services Root Certificate Authority - G2"];
-    let ours = |subject: &[u8]| names.iter().any(|name| subject.windows(name.len()).any(|window| window == *name));
-    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.iter().filter(|root| ours(&root.subject)).cloned().collect() }
-}
-
-/// A data key, twice encrypted: for keeping, and for the vault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataKey {
-    /// `CiphertextBlob`: under the KMS key.
-    pub wrapped: Vec<u8>,
-    /// `CiphertextForRecipient`: CMS for the key in the document.
-    pub for_recipient: Vec<u8>,
-    /// ARN of the KMS key, as KMS says; the vault compares it.
-    pub key_arn: String,
 }
 
 /// What binds a data key to its use; KMS refuses to decrypt with another.
@@ -101,33 +79,30 @@ pub enum KmsError {
     /// Anything else that KMS said.
     #[error("KMS refused: {0}")]
     Refused(String),
-    /// An answer without the fields that belong there.
-    #[error("KMS answered without {0}")]
-    Incomplete(&'static str),
+    /// The vault did not let the request through.
+    #[error("the vault refused the request: it is not the one that it has asked for")]
+    OtherRequest,
 }
 
 /// KMS.
 #[derive(Clone, Debug)]
 pub struct Kms {
-    client: aws_sdk_kms::Client,
+    config: aws_sdk_kms::Config,
+    parent: Parent,
+    host: String,
+    port: u16,
 }
 
 impl Kms {
     /// KMS as the settings have it, through the parent.
     pub fn new(parent: Parent, settings: KmsSettings) -> Self {
-        let KmsSettings { region, host, port, roots } = settings;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let KmsSettings { region, host, port } = settings;
         let endpoint = if port == 443 { format!("https://{host}") } else { format!("https://{host}:{port}") };
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map(|builder| Arc::new(builder.with_root_certificates(roots).with_no_client_auth()));
-        let way = Way { parent: parent.clone(), tls: tls.ok(), host, port };
         let config = aws_sdk_kms::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(region))
             .endpoint_url(endpoint)
-            .credentials_provider(ParentsCredentials { parent })
-            .http_client(Client(SharedHttpConnector::new(way)))
+            .credentials_provider(ParentsCredentials { parent: parent.clone() })
             .sleep_impl(TokioSleep::new())
             // Exponential, with jitter.
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
@@ -138,50 +113,50 @@ impl Kms {
                     .build(),
             )
             .build();
-        Self { client: aws_sdk_kms::Client::from_conf(config) }
+        Self { config, parent, host, port }
+    }
+
+    /// AWS's client, whose requests go through the vault in this conversation.
+    pub fn client(&self, conversation: Conversation) -> aws_sdk_kms::Client {
+        let Self { config, parent, host, port } = self.clone();
+        let way = Way { parent, host, port, conversation: Arc::new(conversation) };
+        let config = config.to_builder().http_client(Client(SharedHttpConnector::new(way))).build();
+        aws_sdk_kms::Client::from_conf(config)
     }
 
     /// Has KMS make a data key, for the holder of the key in the attestation document.
     pub async fn generate_data_key(
         &self,
+        conversation: Conversation,
         key_arn: &str,
         document: Vec<u8>,
         context: EncryptionContext,
-    ) -> Result<DataKey, KmsError> {
-        let request = self.client.generate_data_key().key_id(key_arn).key_spec(DataKeySpec::Aes256);
-        let answer = request
+    ) -> Result<(), KmsError> {
+        let request = self.client(conversation).generate_data_key().key_id(key_arn).key_spec(DataKeySpec::Aes256);
+        let sent = request
             .set_encryption_context(Some(context.into_iter().collect()))
             .recipient(recipient(document))
             .send()
-            .await
-            .map_err(|error| explain(&error))?;
-        Ok(DataKey {
-            wrapped: bytes(answer.ciphertext_blob, "CiphertextBlob")?,
-            for_recipient: bytes(answer.ciphertext_for_recipient, "CiphertextForRecipient")?,
-            key_arn: answer.key_id.ok_or(KmsError::Incomplete("KeyId"))?,
-        })
+            .await;
+        sent.map(drop).map_err(|error| explain(&error))
     }
 
     /// Has KMS unwrap a data key, for the holder of the key in the attestation document.
     pub async fn decrypt(
         &self,
+        conversation: Conversation,
         key_arn: &str,
         wrapped: Vec<u8>,
         document: Vec<u8>,
         context: EncryptionContext,
-    ) -> Result<DataKey, KmsError> {
-        let request = self.client.decrypt().key_id(key_arn).ciphertext_blob(Blob::new(wrapped.clone()));
-        let answer = request
+    ) -> Result<(), KmsError> {
+        let request = self.client(conversation).decrypt().key_id(key_arn).ciphertext_blob(Blob::new(wrapped));
+        let sent = request
             .set_encryption_context(Some(context.into_iter().collect()))
             .recipient(recipient(document))
             .send()
-            .await
-            .map_err(|error| explain(&error))?;
-        Ok(DataKey {
-            wrapped,
-            for_recipient: bytes(answer.ciphertext_for_recipient, "CiphertextForRecipient")?,
-            key_arn: answer.key_id.ok_or(KmsError::Incomplete("KeyId"))?,
-        })
+            .await;
+        sent.map(drop).map_err(|error| explain(&error))
     }
 }
 
@@ -192,12 +167,8 @@ fn recipient(document: Vec<u8>) -> RecipientInfo {
         .build()
 }
 
-fn bytes(blob: Option<Blob>, name: &'static str) -> Result<Vec<u8>, KmsError> {
-    blob.map(Blob::into_inner).ok_or(KmsError::Incomplete(name))
-}
-
-/// A wrong root store, stale credentials and a policy that says no look alike from afar: say which it was.
-fn explain<E>(error: &SdkError<E>) -> KmsError
+/// What went wrong. A wrong root store, stale credentials and a policy that says no look alike from afar: say which it was.
+pub fn explain<E>(error: &SdkError<E>) -> KmsError
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
     SdkError<E>: std::error::Error,
@@ -226,7 +197,9 @@ where
         told.push_str(&inner.to_string());
         source = inner.source();
     }
-    if told.contains(TLS_FAILED) {
+    if told.contains(OTHER_REQUEST) {
+        KmsError::OtherRequest
+    } else if told.contains(TLS_FAILED) {
         KmsError::Tls(told)
     } else if told.contains(NO_CREDENTIALS) {
         KmsError::Credentials(told)
@@ -236,6 +209,7 @@ where
 }
 
 const TLS_FAILED: &str = "TLS to KMS";
+const OTHER_REQUEST: &str = "another request than the vault has asked for";
 const NO_CREDENTIALS: &str = "the parent's credentials";
 
 /// Asks the parent whenever the SDK's cache is about to run out.
@@ -276,13 +250,34 @@ impl HttpClient for Client {
     }
 }
 
-/// The way to KMS: through the parent, with TLS from here. A connection for each request: there are few.
+/// One call of the vault, in which it sends the requests of the client.
+pub struct Conversation {
+    id: u64,
+    to_vault: mpsc::Sender<Vec<u8>>,
+    from_vault: Mutex<mpsc::UnboundedReceiver<Call>>,
+    attempts: AtomicU64,
+}
+
+impl Conversation {
+    /// The call of this number; what the vault says in it comes from `from_vault`.
+    pub fn new(id: u64, to_vault: mpsc::Sender<Vec<u8>>, from_vault: mpsc::UnboundedReceiver<Call>) -> Self {
+        Self { id, to_vault, from_vault: Mutex::new(from_vault), attempts: AtomicU64::new(1) }
+    }
+
+    async fn say(&self, answer: &Answer) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        calls::encode(self.id, answer, &mut bytes);
+        self.to_vault.send(bytes).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// The way to KMS: TCP through the parent, TLS from the vault. A connection for each request: there are few.
 #[derive(Clone)]
 struct Way {
     parent: Parent,
-    tls: Option<Arc<ClientConfig>>,
     host: String,
     port: u16,
+    conversation: Arc<Conversation>,
 }
 
 impl fmt::Debug for Way {
@@ -300,57 +295,65 @@ impl HttpConnector for Way {
 
 impl Way {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
-        let io_error = |error: io::Error| ConnectorError::io(error.into());
-        let away = |error: ParentError| ConnectorError::io(error.into());
-        let stream = self.parent.connect(&self.host, self.port).await.map_err(away)?;
-        let tls = self.tls.clone().ok_or_else(|| io_error(io::Error::other("no usable TLS version")))?;
-        let name = ServerName::try_from(self.host.clone()).map_err(|e| io_error(io::Error::other(e)))?;
-        let failed = |error: io::Error| {
-            // Whoever answers with another certificate will do so again.
-            ConnectorError::user(format!("{TLS_FAILED} ({}): {error}", self.host).into())
-        };
-        let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(failed)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| ConnectorError::io(e.into()))?;
-        let driver = tokio::spawn(connection);
-        let answer = self.exchange(&mut sender, request).await;
-        driver.abort();
-        answer
-    }
-
-    async fn exchange(
-        &self,
-        sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-        request: HttpRequest,
-    ) -> Result<HttpResponse, ConnectorError> {
         let other = |error: Box<dyn std::error::Error + Send + Sync>| ConnectorError::other(error, None);
-        let (head, body) = request.try_into_http1x().map_err(|e| other(e.into()))?.into_parts();
-        let body = body.bytes().map(Bytes::copy_from_slice).ok_or_else(|| other("a body in pieces".into()))?;
-        let mut request = hyper::Request::from_parts(head, Full::new(body));
-        // The SDK gives the whole URL; HTTP/1.1 to a server wants the path, and its name beside it.
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let authority = request.uri().authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
-        *request.uri_mut() = path.parse().map_err(|e: hyper::http::uri::InvalidUri| other(e.into()))?;
-        if let (false, Ok(host)) = (request.headers().contains_key("host"), authority.parse()) {
-            request.headers_mut().insert("host", host);
-        }
-        let response = sender.send_request(request).await.map_err(|e| ConnectorError::io(e.into()))?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_LEN).collect().await.map_err(ConnectorError::io)?.to_bytes();
-        let response = hyper::Response::from_parts(head, SdkBody::from(body.to_vec()));
-        HttpResponse::try_from(response).map_err(|e| other(e.into()))
+        let stream = self.parent.connect(&self.host, self.port).await.map_err(|e| ConnectorError::io(e.into()))?;
+        let attempt = self.conversation.attempts.fetch_add(1, Ordering::Relaxed);
+        // The vault writes these two itself.
+        let ours = |(name, _): &(&str, &str)| !matches!(*name, "host" | "content-length");
+        let headers = request.headers().iter().filter(ours);
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let body = request.body().bytes().map(<[u8]>::to_vec).and_then(BoundedBytes::new);
+        let body = body.ok_or_else(|| other("a body in pieces, or longer than the vault takes".into()))?;
+        let request = Answer::Request { attempt, headers, body };
+        self.conversation.say(&request).await.map_err(|e| ConnectorError::io(e.into()))?;
+        let (status, body) = match self.carry(attempt, stream).await.map_err(|e| ConnectorError::io(e.into()))? {
+            Ok(response) => response,
+            Err(NoResponse::Closed) => {
+                return Err(ConnectorError::io("the connection ended before KMS had answered".into()));
+            }
+            Err(NoResponse::Tls(why)) => {
+                // Whoever answers with another certificate will do so again.
+                return Err(ConnectorError::user(format!("{TLS_FAILED} ({}): {why}", self.host).into()));
+            }
+            Err(NoResponse::Malformed) => return Err(ConnectorError::io("KMS's response is not HTTP".into())),
+            Err(NoResponse::OtherRequest) => return Err(ConnectorError::user(OTHER_REQUEST.into())),
+        };
+        let status = StatusCode::try_from(status).map_err(|e| other(e.into()))?;
+        let mut response = HttpResponse::new(status, SdkBody::from(body));
+        response.headers_mut().insert("content-type", "application/x-amz-json-1.1");
+        Ok(response)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn amazons_roots_are_few_and_the_webs_are_not_among_them() {
-        let roots = amazon_roots().roots;
-        assert_eq!(roots.len(), 5, "Amazon Root CA 1 to 4 and Starfield's");
-        assert!(roots.len() < webpki_roots::TLS_SERVER_ROOTS.len());
+    /// Carries bytes between KMS and the vault until the vault has its response, or none.
+    async fn carry(
+        &self,
+        attempt: u64,
+        mut stream: crate::outward::Stream,
+    ) -> io::Result<Result<(u16, Vec<u8>), NoResponse>> {
+        let mut from_vault = self.conversation.from_vault.lock().await;
+        let mut buffer = vec![0; PART_LEN];
+        let mut open = true;
+        loop {
+            tokio::select! {
+                said = from_vault.recv() => match said.ok_or(io::ErrorKind::BrokenPipe)? {
+                    Call::Carry { attempt: of, bytes } if of == attempt => {
+                        // Where KMS takes no more, it will say so by ending the connection.
+                        let _ = stream.write_all(bytes.as_ref()).await;
+                    }
+                    Call::Response { attempt: of, status, body } if of == attempt => {
+                        return Ok(Ok((status, body.into_vec())));
+                    }
+                    Call::NoResponse { attempt: of, why } if of == attempt => return Ok(Err(why)),
+                    // Of an attempt that was given up.
+                    _ => {}
+                },
+                read = stream.read(&mut buffer), if open => {
+                    let len = read.unwrap_or(0);
+                    open = len > 0;
+                    let bytes = buffer.get(..len).map(<[u8]>::to_vec).and_then(BoundedBytes::new);
+                    self.conversation.say(&Answer::Carried { attempt, bytes }).await?;
+                }
+            }
+        }
     }
 }

@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
 
+use crate::kms::Conversation;
 use crate::services::Services;
 
 /// Requests that one connection may have outstanding.
@@ -56,7 +57,7 @@ pub async fn run(listen: &Address, vault: StdUnixStream, services: Option<Arc<Se
     let (requests, queued) = mpsc::channel(VAULT_QUEUE);
 
     let writing = tokio::spawn(write_to_vault(to_vault, queued));
-    let calls = VaultCalls { services, answers: requests.clone() };
+    let calls = VaultCalls { services, answers: requests.clone(), conversations: Arc::default() };
     let reading = tokio::spawn(read_from_vault(from_vault, Arc::clone(&connections), calls));
     let accepting = accept(listen, connections, requests);
     tokio::select! {
@@ -293,23 +294,42 @@ struct VaultCalls {
     services: Option<Arc<Services>>,
     /// To the vault, like the parent's requests.
     answers: mpsc::Sender<Vec<u8>>,
+    /// Calls under way, in which the vault may say more.
+    conversations: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<calls::Call>>>>,
 }
 
 impl VaultCalls {
     /// Each in a task of its own: KMS takes its time, and the vault's replies must not wait for it.
     fn carry_out(&self, frame: &[u8]) -> Result<(), FrameError> {
+        use calls::Call::{Carry, NoResponse, Response};
+
         let Numbered { id, content: call, .. } = calls::decode_call(frame)?;
+        if matches!(call, Carry { .. } | Response { .. } | NoResponse { .. }) {
+            // To a call that has ended nothing more is said.
+            if let Some(conversation) = self.lock().get(&id) {
+                let _ = conversation.send(call);
+            }
+            return Ok(());
+        }
         let (services, answers) = (self.services.clone(), self.answers.clone());
+        let (says, said) = mpsc::unbounded_channel();
+        self.lock().insert(id, says);
+        let conversations = Arc::clone(&self.conversations);
         tokio::spawn(async move {
             let answer = match services {
-                Some(services) => services.answer(call).await,
+                Some(services) => services.answer(call, Conversation::new(id, answers.clone(), said)).await,
                 None => calls::Answer::Failed(calls::Failure::Refused),
             };
+            conversations.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             let mut bytes = Vec::new();
             calls::encode(id, &answer, &mut bytes);
             let _ = answers.send(bytes).await;
         });
         Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<calls::Call>>> {
+        self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,7 +8,7 @@ use casemate_protocol::outward::MAX_BLOB_LEN;
 use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest, Root};
 use tracing::{info, warn};
 
-use crate::kms::{DataKey, EncryptionContext, Kms, KmsError};
+use crate::kms::{Conversation, EncryptionContext, Kms, KmsError};
 use crate::outward::{Parent, ParentError};
 
 /// Blobs that are on their way in parts, at once: the vault sends one after the other.
@@ -34,23 +34,27 @@ impl Services {
     }
 
     /// Carries out a call. What went wrong goes into the log; the vault hears its kind.
-    pub async fn answer(&self, call: Call) -> Answer {
-        self.carry_out(call).await.unwrap_or_else(|error| {
+    pub async fn answer(&self, call: Call, conversation: Conversation) -> Answer {
+        self.carry_out(call, conversation).await.unwrap_or_else(|error| {
             warn!(%error, "a call of the vault failed");
             Answer::Failed(error.failure())
         })
     }
 
-    async fn carry_out(&self, call: Call) -> Result<Answer, CallError> {
+    async fn carry_out(&self, call: Call, conversation: Conversation) -> Result<Answer, CallError> {
         match call {
             Call::GenerateDataKey { key_arn, group, network, document } => {
                 let context = context(group, network);
-                data_key(self.kms.generate_data_key(&key_arn, document.into_vec(), context).await?)
+                self.kms.generate_data_key(conversation, &key_arn, document.into_vec(), context).await?;
+                Ok(Answer::Done)
             }
             Call::Decrypt { key_arn, group, network, document, wrapped } => {
                 let context = context(group, network);
-                data_key(self.kms.decrypt(&key_arn, wrapped.into_vec(), document.into_vec(), context).await?)
+                let (wrapped, document) = (wrapped.into_vec(), document.into_vec());
+                self.kms.decrypt(conversation, &key_arn, wrapped, document, context).await?;
+                Ok(Answer::Done)
             }
+            Call::Carry { .. } | Call::Response { .. } | Call::NoResponse { .. } => Err(CallError::Part),
             Call::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
                 OutwardReply::Blobs { mut generations } => {
                     generations.truncate(1000);
@@ -126,22 +130,13 @@ fn context(group: String, network: Root) -> EncryptionContext {
     vec![("casemate:group".to_owned(), group), ("casemate:network".to_owned(), network.to_string())]
 }
 
-fn data_key(key: DataKey) -> Result<Answer, CallError> {
-    Ok(Answer::DataKey {
-        key_arn: key.key_arn,
-        wrapped: BoundedBytes::new(key.wrapped).ok_or(KmsError::Incomplete("a CiphertextBlob of 1 to 6,144 bytes"))?,
-        for_recipient: BoundedBytes::new(key.for_recipient)
-            .ok_or(KmsError::Incomplete("a CiphertextForRecipient of 1 to 8,192 bytes"))?,
-    })
-}
-
 #[derive(Debug, thiserror::Error)]
 enum CallError {
     #[error(transparent)]
     Kms(#[from] KmsError),
     #[error(transparent)]
     Parent(#[from] ParentError),
-    #[error("a part of a blob that does not follow the last one")]
+    #[error("a part that does not follow the last one")]
     Part,
 }
 
@@ -151,9 +146,7 @@ impl CallError {
             Self::Kms(KmsError::Away(_) | KmsError::Tls(_)) | Self::Parent(ParentError::Away(_)) => Failure::Away,
             Self::Kms(KmsError::Credentials(_)) => Failure::Credentials,
             Self::Kms(KmsError::Denied(_)) => Failure::Denied,
-            Self::Kms(KmsError::Refused(_) | KmsError::Incomplete(_)) | Self::Parent(_) | Self::Part => {
-                Failure::Refused
-            }
+            Self::Kms(KmsError::Refused(_) | KmsError::OtherRequest) | Self::Parent(_) | Self::Part => Failure::Refused,
         }
     }
 }

@@ -22,7 +22,9 @@ use casemate_protocol::{Bytes, Refusal, Reply, Request, RequestFrame, frame};
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::bls::SecretKey;
-use casemate_vault::custody::{Custody, CustodyError, ServiceError};
+use casemate_vault::calls::Outside;
+use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _};
+use casemate_vault::kms::Endpoint;
 use casemate_vault::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
 use casemate_vault::{Nsm, server};
 use rustls::RootCertStore;
@@ -52,6 +54,7 @@ struct Bench {
     nsm: Arc<Soft>,
     place: Place,
     settings: KmsSettings,
+    roots: RootCertStore,
 }
 
 impl Bench {
@@ -79,9 +82,9 @@ impl Bench {
         runtime.spawn(server.serve());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(tls.root_pem.as_bytes()).unwrap()).unwrap();
-        let settings = KmsSettings { region: REGION.into(), host: "localhost".into(), port, roots };
+        let settings = KmsSettings { region: REGION.into(), host: "localhost".into(), port };
         let place = Place { key_arn, group: "alpha".into(), network: Bytes([5; 32]) };
-        let bench = Self { runtime, folder, nsm, place, settings };
+        let bench = Self { runtime, folder, nsm, place, settings, roots };
         bench.parent();
         bench
     }
@@ -111,8 +114,13 @@ impl Bench {
         server::Link::open(&ours).unwrap()
     }
 
+    fn outside(&self, link: &server::Link) -> Arc<Outside> {
+        let endpoint = Endpoint::new("localhost", self.settings.port, self.roots.clone()).unwrap();
+        Arc::new(Outside::new(link.calls(), endpoint))
+    }
+
     fn custody(&self, link: &server::Link) -> Custody {
-        Custody::new(link.calls() as _, Arc::clone(&self.nsm) as _, self.place.clone()).unwrap()
+        Custody::new(self.outside(link) as _, Arc::clone(&self.nsm) as _, self.place.clone()).unwrap()
     }
 }
 
@@ -203,7 +211,8 @@ fn failures_cross_as_their_kind() {
     let custody = bench.custody(&link);
     custody.seal(&contents(1), 1).unwrap();
     let other = Place { key_arn: bench.place.key_arn.replace("key/", "key/0"), ..bench.place.clone() };
-    let error = Custody::new(link.calls() as _, Arc::clone(&bench.nsm) as _, other).unwrap().seal(&contents(1), 2);
+    let error =
+        Custody::new(bench.outside(&link) as _, Arc::clone(&bench.nsm) as _, other).unwrap().seal(&contents(1), 2);
     assert_eq!(error, Err(CustodyError::Service(ServiceError::Refused)), "no such key");
     std::fs::remove_file(bench.path("out.sock")).unwrap();
     assert_eq!(custody.unseal(0).map(|_| ()), Err(CustodyError::Service(ServiceError::Away)));
@@ -222,4 +231,24 @@ fn without_a_broker_calls_fail_at_once() {
     let begun = std::time::Instant::now();
     assert_eq!(custody.unseal(0).map(|_| ()), Err(CustodyError::Service(ServiceError::Away)));
     assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+}
+
+/// A broker that was taken over, and answers in KMS's place: without KMS's certificate it gets nowhere.
+#[test]
+fn a_forged_answer_of_kms_is_no_answer() {
+    use casemate_protocol::calls::{self, Answer};
+
+    let bench = Bench::new();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let link = server::Link::open(&ours).unwrap();
+    let outside = bench.outside(&link);
+    let context = EncryptionContext { group: "alpha".into(), network: Bytes([5; 32]) };
+    let asking = std::thread::spawn(move || outside.generate_data_key("arn", b"document", &context));
+    let mut head = [0; 4];
+    theirs.read_exact(&mut head).unwrap();
+    // The call is the first: number 1. Done, and nothing came over the vault's TLS.
+    let mut bytes = Vec::new();
+    calls::encode(1, &Answer::Done, &mut bytes);
+    theirs.write_all(&bytes).unwrap();
+    assert_eq!(asking.join().unwrap(), Err(ServiceError::Refused));
 }

@@ -1,10 +1,15 @@
-//! The broker's KMS client, through the parent's way out, over TLS, against the local KMS; the vault's key opens what comes back.
+//! The broker's KMS client, through the parent's way out and over the vault's TLS, against the local KMS; the vault's key opens
+//! what comes back.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use casemate_broker::kms::{Kms, KmsError, KmsSettings};
 use casemate_broker::outward::Parent;
 use casemate_document::{Anchor, Timestamp};
@@ -15,6 +20,8 @@ use casemate_nsm::{Authority, Pcrs, Request, Response, SoftwareNsm, root_params}
 use casemate_protocol::address::Address;
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
 use casemate_vault::cms::RecipientKey;
+use casemate_vault::kms::{Endpoint, amazon_roots};
+use common::{Question, conversation};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -82,9 +89,30 @@ impl Bench {
         Self { roots: store_of(&tls.root_pem), folder, nsm, recipient, key_arn, other_arn, port }
     }
 
-    fn kms(&self, roots: RootCertStore) -> Kms {
+    fn kms(&self) -> Kms {
         let parent = Parent::new(Address::Unix(self.folder.path().join("out.sock")));
-        Kms::new(parent, KmsSettings { region: REGION.into(), host: "localhost".into(), port: self.port, roots })
+        Kms::new(parent, KmsSettings { region: REGION.into(), host: "localhost".into(), port: self.port })
+    }
+
+    fn question(&self, roots: RootCertStore, key_arn: &str, wrapped: Option<&[u8]>) -> Question {
+        Question {
+            endpoint: Endpoint::new("localhost", self.port, roots).unwrap(),
+            key_arn: key_arn.to_owned(),
+            group: "alpha".to_owned(),
+            document: self.document(),
+            wrapped: wrapped.map(<[u8]>::to_vec),
+        }
+    }
+
+    /// What KMS answers to the broker's client, over the vault's TLS.
+    async fn ask(&self, question: Question) -> Result<serde_json::Value, KmsError> {
+        let (talk, mut responses) = conversation(question.clone());
+        let (arn, document, context) = (&question.key_arn, question.document.clone(), question.context());
+        match question.wrapped {
+            None => self.kms().generate_data_key(talk, arn, document, context).await?,
+            Some(wrapped) => self.kms().decrypt(talk, arn, wrapped, document, context).await?,
+        }
+        Ok(serde_json::from_slice(responses.recv().await.unwrap().body.as_ref()).unwrap())
     }
 
     fn document(&self) -> Vec<u8> {
@@ -96,30 +124,52 @@ impl Bench {
     }
 
     async fn error(&self, roots: RootCertStore, key_arn: &str) -> KmsError {
-        self.kms(roots).generate_data_key(key_arn, self.document(), context()).await.unwrap_err()
+        self.ask(self.question(roots, key_arn, None)).await.unwrap_err()
     }
-}
 
-fn context() -> Vec<(String, String)> {
-    vec![("group".into(), "alpha".into()), ("network".into(), "0x01".into())]
+    fn open(&self, answer: &serde_json::Value) -> Vec<u8> {
+        let cms = BASE64_STANDARD.decode(answer["CiphertextForRecipient"].as_str().unwrap()).unwrap();
+        self.recipient.open(&cms).unwrap().to_vec()
+    }
 }
 
 #[tokio::test]
 async fn a_data_key_is_made_and_unwrapped_for_the_vault_alone() {
     let bench = Bench::new("right", true).await;
-    let kms = bench.kms(bench.roots.clone());
-    let made = kms.generate_data_key(&bench.key_arn, bench.document(), context()).await.unwrap();
-    assert_eq!(made.key_arn, bench.key_arn);
-    let data_key = bench.recipient.open(&made.for_recipient).unwrap();
+    let ask = |key_arn: &str, wrapped: Option<&[u8]>| bench.question(bench.roots.clone(), key_arn, wrapped);
+    let made = bench.ask(ask(&bench.key_arn, None)).await.unwrap();
+    assert_eq!(made["KeyId"], *bench.key_arn);
+    let data_key = bench.open(&made);
     assert_eq!(data_key.len(), 32);
-    let again = kms.decrypt(&bench.key_arn, made.wrapped.clone(), bench.document(), context()).await.unwrap();
-    assert_eq!(bench.recipient.open(&again.for_recipient).unwrap().to_vec(), data_key.to_vec());
+    let wrapped = BASE64_STANDARD.decode(made["CiphertextBlob"].as_str().unwrap()).unwrap();
+    let again = bench.ask(ask(&bench.key_arn, Some(&wrapped))).await.unwrap();
+    assert_eq!(bench.open(&again), data_key);
     // Another context, another key: KMS itself says no.
-    let other = vec![("group".to_owned(), "beta".to_owned())];
-    let error = kms.decrypt(&bench.key_arn, made.wrapped.clone(), bench.document(), other).await.unwrap_err();
+    let other = Question { group: "beta".to_owned(), ..ask(&bench.key_arn, Some(&wrapped)) };
+    let error = bench.ask(other).await.unwrap_err();
     assert!(matches!(&error, KmsError::Refused(told) if told.contains("InvalidCiphertextException")), "{error}");
-    let error = kms.decrypt(&bench.other_arn, made.wrapped, bench.document(), context()).await.unwrap_err();
+    let error = bench.ask(ask(&bench.other_arn, Some(&wrapped))).await.unwrap_err();
     assert!(matches!(&error, KmsError::Refused(told) if told.contains("IncorrectKeyException")), "{error}");
+}
+
+#[tokio::test]
+async fn the_vault_sends_nothing_but_what_it_has_asked_for() {
+    let bench = Bench::new("right", true).await;
+    let question = bench.question(bench.roots.clone(), &bench.key_arn, None);
+    // A broker that asks KMS for something else: another key, another context, another document, another call.
+    let (talk, _responses) = conversation(Question { key_arn: bench.other_arn.clone(), ..question.clone() });
+    let (document, context) = (question.document.clone(), question.context());
+    let sent = bench.kms().generate_data_key(talk, &bench.key_arn, document.clone(), context.clone()).await;
+    assert_eq!(sent, Err(KmsError::OtherRequest));
+    let (talk, _responses) = conversation(question.clone());
+    let sent = bench.kms().generate_data_key(talk, &bench.key_arn, document.clone(), vec![]).await;
+    assert_eq!(sent, Err(KmsError::OtherRequest));
+    let (talk, _responses) = conversation(question.clone());
+    let sent = bench.kms().generate_data_key(talk, &bench.key_arn, vec![1], context.clone()).await;
+    assert_eq!(sent, Err(KmsError::OtherRequest));
+    let (talk, _responses) = conversation(question);
+    let sent = bench.kms().decrypt(talk, &bench.key_arn, vec![1], document, context).await;
+    assert_eq!(sent, Err(KmsError::OtherRequest));
 }
 
 #[tokio::test]
@@ -132,7 +182,7 @@ async fn each_failure_says_where_to_look() {
     let foreign = store_of(&Tls::new(&["localhost".to_owned()]).unwrap().root_pem);
     let error = bench.error(foreign, &bench.key_arn).await;
     assert!(matches!(&error, KmsError::Tls(told) if told.contains("invalid peer certificate")), "{error}");
-    let error = bench.error(casemate_broker::kms::amazon_roots(), &bench.key_arn).await;
+    let error = bench.error(amazon_roots(), &bench.key_arn).await;
     assert!(matches!(&error, KmsError::Tls(_)), "{error}");
     // No such key.
     let error = bench.error(bench.roots.clone(), "arn:aws:kms:eu-central-1:123456789012:key/none").await;

@@ -1,7 +1,10 @@
 //! What the vault asks of the broker, on channel 0 of the socket between them: KMS, and the parent's disk.
 //!
-//! The broker carries it and is trusted with nothing: what KMS hands out is encrypted to the vault's key, blobs are sealed. Blobs
-//! cross in parts, so that frames stay small.
+//! The broker carries it and is trusted with nothing: blobs are sealed, and TLS to KMS begins in the vault. A call of KMS is a
+//! conversation under one number: the broker writes and signs the request ([`Answer::Request`]), the vault checks it, sends it
+//! over TLS of its own ([`Call::Carry`], [`Answer::Carried`]) and tells the broker what came ([`Call::Response`]), so that its
+//! client can explain and try again. What KMS handed out the vault takes from its own TLS, never from the broker.
+//! Blobs cross in parts, so that frames stay small.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +22,12 @@ pub const CHANNEL: u64 = 0;
 pub const PART_LEN: usize = 32 * 1024;
 /// Longest wrapped data key, in bytes.
 pub const MAX_WRAPPED_LEN: usize = 6144;
-/// Longest `CiphertextForRecipient`, in bytes.
-pub const MAX_RECIPIENT_LEN: usize = 8192;
+/// Longest request and response of KMS, without heads, in bytes.
+pub const MAX_KMS_BODY_LEN: usize = 48 * 1024;
+/// Most headers of a request.
+pub const MAX_HEADERS: usize = 24;
+/// Longest value of a header, in bytes: session tokens are long.
+pub const MAX_HEADER_LEN: usize = 8192;
 
 /// An attestation document.
 pub type Document = BoundedBytes<1, MAX_DOCUMENT_LEN>;
@@ -82,21 +89,70 @@ pub enum Call {
         /// The part.
         part: Part,
     },
+    /// Within a KMS call: TLS for KMS.
+    Carry {
+        /// Of which request.
+        attempt: u64,
+        /// Bytes as they go out.
+        bytes: Part,
+    },
+    /// Within a KMS call: what KMS answered.
+    Response {
+        /// To which request.
+        attempt: u64,
+        /// HTTP status.
+        status: u16,
+        /// JSON.
+        body: BoundedBytes<0, MAX_KMS_BODY_LEN>,
+    },
+    /// Within a KMS call: nothing came.
+    NoResponse {
+        /// To which request.
+        attempt: u64,
+        /// Why.
+        why: NoResponse,
+    },
 }
+
+/// Why a request to KMS had no response.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum NoResponse {
+    /// Whoever answered is not KMS under the vault's roots, or broke TLS; with rustls's sentence.
+    Tls(String),
+    /// The connection ended before the response did.
+    Closed,
+    /// What came is not the HTTP that KMS speaks.
+    Malformed,
+    /// The broker's request is not what the vault has asked for.
+    OtherRequest,
+}
+
+/// A header of a request: name in lower case, value.
+pub type Header = (String, String);
 
 /// What the broker answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Answer {
-    /// To the KMS calls.
-    DataKey {
-        /// ARN of the KMS key that answered.
-        key_arn: String,
-        /// `CiphertextBlob`.
-        wrapped: BoundedBytes<1, MAX_WRAPPED_LEN>,
-        /// `CiphertextForRecipient`.
-        for_recipient: BoundedBytes<1, MAX_RECIPIENT_LEN>,
+    /// Within a KMS call: the signed request. The vault opens TLS for it and checks it first.
+    Request {
+        /// Its number within the call: a client that was left without a response tries again.
+        attempt: u64,
+        /// Headers, without `host` and `content-length`.
+        headers: Vec<Header>,
+        /// JSON.
+        body: BoundedBytes<1, MAX_KMS_BODY_LEN>,
     },
+    /// Within a KMS call: TLS from KMS; nothing where the connection has ended.
+    Carried {
+        /// Of which request.
+        attempt: u64,
+        /// Bytes as they came in.
+        bytes: Option<Part>,
+    },
+    /// To the KMS calls: the last response was a success.
+    Done,
     /// The newest first, at most 1,000.
     Blobs {
         /// Generations.

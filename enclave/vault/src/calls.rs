@@ -4,24 +4,41 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casemate_protocol::calls::{self, Answer, Call, Failure, PART_LEN};
+use casemate_protocol::calls::{self, Answer, Call, Failure, NoResponse, PART_LEN};
 use casemate_protocol::{BoundedBytes, FrameError};
 
 use crate::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
+use crate::kms::{Asked, Endpoint, Exchange};
 use crate::seal::MAX_BLOB_LEN;
 
 /// Longest wait for an answer: the broker gives KMS 45 s, with all attempts.
 const TIMEOUT: Duration = Duration::from_mins(2);
+/// Answers of the broker that may wait to be taken: what KMS sends is a few parts.
+const UNREAD: usize = 64;
 
 /// The vault's side of channel 0. Frames go out under the lock that replies go out under too.
 pub struct Calls {
     output: Arc<Mutex<UnixStream>>,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, SyncSender<Answer>>>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    calls: HashMap<u64, SyncSender<Answer>>,
+    closed: bool,
+}
+
+/// A call that is under way.
+struct Conversation<'a> {
+    calls: &'a Calls,
+    id: u64,
+    answers: Receiver<Answer>,
+    deadline: Instant,
 }
 
 impl Calls {
@@ -32,32 +49,104 @@ impl Calls {
     /// An answer from the broker. One to a number that nobody waits for any more is dropped.
     pub(crate) fn deliver(&self, frame: &[u8]) -> Result<(), FrameError> {
         let answer = calls::decode_answer(frame)?;
-        let asker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.id);
-        if let Some(asker) = asker {
-            // There is room for one, and one is sent.
-            let _ = asker.try_send(answer.content);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // The reader must not wait. A broker that says more than is taken has ended the call.
+        if waiting.calls.get(&answer.id).is_some_and(|asker| asker.try_send(answer.content).is_err()) {
+            waiting.calls.remove(&answer.id);
         }
         Ok(())
     }
 
     /// Nobody will answer any more.
     pub(crate) fn close(&self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.closed = true;
+        waiting.calls.clear();
+    }
+
+    fn begin(&self, call: &Call) -> Result<Conversation<'_>, ServiceError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (asker, answers) = sync_channel(UNREAD);
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.closed {
+                return Err(ServiceError::Away);
+            }
+            waiting.calls.insert(id, asker);
+        }
+        let now = Instant::now();
+        let conversation = Conversation { calls: self, id, answers, deadline: now.checked_add(TIMEOUT).unwrap_or(now) };
+        conversation.say(call)?;
+        Ok(conversation)
     }
 
     fn call(&self, call: &Call) -> Result<Answer, ServiceError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (asker, answer) = sync_channel(1);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asker);
+        self.begin(call)?.hear()
+    }
+
+    /// A call of KMS: the broker writes the request, the vault sends it over TLS of its own.
+    fn kms(&self, endpoint: &Endpoint, call: &Call, asked: &Asked<'_>) -> Result<KmsAnswer, ServiceError> {
+        let conversation = self.begin(call)?;
+        let (mut exchange, mut answer) = (None, None);
+        loop {
+            match conversation.hear()? {
+                Answer::Request { attempt, headers, body } => {
+                    answer = None;
+                    exchange = match Exchange::begin(endpoint, asked, &headers, body.as_ref()) {
+                        Ok(mut begun) => {
+                            conversation.carry(attempt, &begun.outgoing())?;
+                            Some((attempt, begun))
+                        }
+                        Err(why) => {
+                            conversation.say(&Call::NoResponse { attempt, why })?;
+                            None
+                        }
+                    };
+                }
+                Answer::Carried { attempt, bytes } => {
+                    // What belongs to an attempt that was given up is not looked at.
+                    let Some((_, running)) = exchange.as_mut().filter(|(running, _)| *running == attempt) else {
+                        continue;
+                    };
+                    let came = match &bytes {
+                        Some(bytes) => running.incoming(bytes.as_ref()),
+                        None => Err(NoResponse::Closed),
+                    };
+                    // An alert too, where TLS was broken.
+                    conversation.carry(attempt, &running.outgoing())?;
+                    let told = match came {
+                        Ok(None) => continue,
+                        Ok(Some(response)) => {
+                            answer = asked.read(&response);
+                            Call::Response { attempt, status: response.status, body: response.body }
+                        }
+                        Err(why) => Call::NoResponse { attempt, why },
+                    };
+                    exchange = None;
+                    conversation.say(&told)?;
+                }
+                Answer::Done => return answer.ok_or(ServiceError::Refused),
+                _ => return Err(ServiceError::Refused),
+            }
+        }
+    }
+}
+
+impl Conversation<'_> {
+    fn say(&self, call: &Call) -> Result<(), ServiceError> {
         let mut bytes = Vec::new();
-        calls::encode(id, call, &mut bytes);
-        let written = self.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
-        let answered = match written {
-            Ok(()) => answer.recv_timeout(TIMEOUT).map_err(|_| ServiceError::Away),
-            Err(_) => Err(ServiceError::Away),
-        };
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        match answered? {
+        calls::encode(self.id, call, &mut bytes);
+        let written = self.calls.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
+        written.map_err(|_| ServiceError::Away)
+    }
+
+    fn carry(&self, attempt: u64, bytes: &[u8]) -> Result<(), ServiceError> {
+        bytes.chunks(PART_LEN).try_for_each(|part| self.say(&Call::Carry { attempt, bytes: bounded(part)? }))
+    }
+
+    fn hear(&self) -> Result<Answer, ServiceError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.answers.recv_timeout(left).map_err(|_| ServiceError::Away)? {
             Answer::Failed(Failure::Away) => Err(ServiceError::Away),
             Answer::Failed(Failure::Credentials) => Err(ServiceError::Credentials),
             Answer::Failed(Failure::Denied) => Err(ServiceError::Denied),
@@ -65,14 +154,24 @@ impl Calls {
             answer => Ok(answer),
         }
     }
+}
 
-    fn data_key(&self, call: &Call) -> Result<KmsAnswer, ServiceError> {
-        match self.call(call)? {
-            Answer::DataKey { key_arn, wrapped, for_recipient } => {
-                Ok(KmsAnswer { key_arn, wrapped: wrapped.into_vec(), for_recipient: for_recipient.into_vec() })
-            }
-            _ => Err(ServiceError::Refused),
-        }
+impl Drop for Conversation<'_> {
+    fn drop(&mut self) {
+        self.calls.waiting.lock().unwrap_or_else(PoisonError::into_inner).calls.remove(&self.id);
+    }
+}
+
+/// KMS and the parent's disk, through the broker.
+pub struct Outside {
+    calls: Arc<Calls>,
+    kms: Endpoint,
+}
+
+impl Outside {
+    /// With KMS at this endpoint.
+    pub fn new(calls: Arc<Calls>, kms: Endpoint) -> Self {
+        Self { calls, kms }
     }
 }
 
@@ -84,19 +183,21 @@ fn offset(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-impl Services for Calls {
+impl Services for Outside {
     fn generate_data_key(
         &self,
         key_arn: &str,
         document: &[u8],
         context: &EncryptionContext,
     ) -> Result<KmsAnswer, ServiceError> {
-        self.data_key(&Call::GenerateDataKey {
+        let EncryptionContext { group, network } = context;
+        let call = Call::GenerateDataKey {
             key_arn: key_arn.to_owned(),
-            group: context.group.clone(),
-            network: context.network,
+            group: group.clone(),
+            network: *network,
             document: bounded(document)?,
-        })
+        };
+        self.calls.kms(&self.kms, &call, &Asked { key_arn, group, network: *network, document, wrapped: None })
     }
 
     fn decrypt(
@@ -106,17 +207,19 @@ impl Services for Calls {
         document: &[u8],
         context: &EncryptionContext,
     ) -> Result<KmsAnswer, ServiceError> {
-        self.data_key(&Call::Decrypt {
+        let EncryptionContext { group, network } = context;
+        let call = Call::Decrypt {
             key_arn: key_arn.to_owned(),
-            group: context.group.clone(),
-            network: context.network,
+            group: group.clone(),
+            network: *network,
             document: bounded(document)?,
             wrapped: bounded(wrapped)?,
-        })
+        };
+        self.calls.kms(&self.kms, &call, &Asked { key_arn, group, network: *network, document, wrapped: Some(wrapped) })
     }
 
     fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError> {
-        match self.call(&Call::ListBlobs { group: group.to_owned() })? {
+        match self.calls.call(&Call::ListBlobs { group: group.to_owned() })? {
             Answer::Blobs { generations } => Ok(generations),
             _ => Err(ServiceError::Refused),
         }
@@ -126,7 +229,7 @@ impl Services for Calls {
         let mut blob = Vec::new();
         loop {
             let call = Call::LoadBlob { group: group.to_owned(), generation, offset: offset(blob.len()) };
-            let Answer::Part { total, part } = self.call(&call)? else { return Err(ServiceError::Refused) };
+            let Answer::Part { total, part } = self.calls.call(&call)? else { return Err(ServiceError::Refused) };
             blob.extend_from_slice(part.as_ref());
             let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN && blob.len() <= *total);
             // Every part has at least one byte, so this ends.
@@ -150,7 +253,7 @@ impl Services for Calls {
                 part: bounded(part)?,
             };
             sent = sent.saturating_add(part.len());
-            match self.call(&call)? {
+            match self.calls.call(&call)? {
                 Answer::Taken if sent < blob.len() => {}
                 Answer::Stored if sent == blob.len() => return Ok(()),
                 _ => return Err(ServiceError::Refused),

@@ -23,6 +23,7 @@ pub mod cms;
 pub mod custody;
 pub mod journal;
 pub mod keys;
+pub mod kms;
 pub mod nsm;
 pub mod points;
 pub mod seal;

@@ -1,0 +1,447 @@
+//! KMS, over TLS that begins in the vault.
+//!
+//! KMS does not sign its answers. Whoever ends TLS can therefore answer `GenerateDataKey` with a data key of its own, and read
+//! what is sealed with it; so TLS ends here and not in the broker. The broker's client writes and signs the request, for which it
+//! has the credentials; [`Asked::check`] lets it through only if it is the request that the vault has asked for. Bytes go in and
+//! out through [`Exchange`]: there is no socket here.
+
+use std::io::{ErrorKind, Read, Write};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, MAX_KMS_BODY_LEN, NoResponse};
+use casemate_protocol::{BoundedBytes, Root};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use serde::{Deserialize, Serialize};
+
+use crate::custody::KmsAnswer;
+
+/// Longest head of a response, in bytes.
+const MAX_HEAD_LEN: usize = 8192;
+/// Headers that a request may have besides `host` and `content-length`, which the vault writes itself.
+const HEADERS: &[&str] = &[
+    "accept",
+    "amz-sdk-invocation-id",
+    "amz-sdk-request",
+    "authorization",
+    "content-type",
+    "user-agent",
+    "x-amz-content-sha256",
+    "x-amz-date",
+    "x-amz-security-token",
+    "x-amz-target",
+    "x-amz-user-agent",
+];
+
+/// Where KMS is, and who may claim to be it.
+#[derive(Clone)]
+pub struct Endpoint {
+    name: ServerName<'static>,
+    /// As the `host` header has it.
+    authority: String,
+    tls: Arc<ClientConfig>,
+}
+
+impl Endpoint {
+    /// AWS's endpoint in the region that a key's ARN names, under Amazon's roots.
+    pub fn of_key(key_arn: &str) -> Option<Self> {
+        Self::new(&host_of_key(key_arn)?, 443, amazon_roots())
+    }
+
+    /// A host under roots of one's own. Which constructor a program calls is decided when it is built.
+    pub fn new(host: &str, port: u16, roots: RootCertStore) -> Option<Self> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .ok()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from(host.to_owned()).ok()?;
+        let authority = if port == 443 { host.to_owned() } else { format!("{host}:{port}") };
+        Some(Self { name, authority, tls: Arc::new(tls) })
+    }
+}
+
+/// `kms.REGION.amazonaws.com` of `arn:aws:kms:REGION:ACCOUNT:key/ID`; nothing where that is no such ARN.
+pub fn host_of_key(key_arn: &str) -> Option<String> {
+    let parts: Vec<&str> = key_arn.split(':').collect();
+    let ["arn", partition, "kms", region, account, resource] = parts.as_slice() else { return None };
+    let suffix = match *partition {
+        "aws" | "aws-us-gov" => "amazonaws.com",
+        "aws-cn" => "amazonaws.com.cn",
+        _ => return None,
+    };
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let id = resource.strip_prefix("key/")?;
+    let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    let lower = region.bytes().all(|b| !b.is_ascii_uppercase());
+    (plain(region) && lower && digits && plain(id)).then(|| format!("kms.{region}.{suffix}"))
+}
+
+/// Amazon's trust anchors alone, out of webpki-roots: whoever else the web trusts has no business with KMS.
+pub fn amazon_roots() -> RootCertStore {
+    let names: [&[u8]; 2] = [b"Amazon Root CA", b"Starfield Services Root Certificate Authority - G2"];
+    let ours = |subject: &[u8]| names.iter().any(|name| subject.windows(name.len()).any(|window| window == *name));
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.iter().filter(|root| ours(&root.subject)).cloned().collect() }
+}
+
+/// What the vault has asked KMS for.
+pub struct Asked<'a> {
+    /// ARN of the KMS key.
+    pub key_arn: &'a str,
+    /// For the encryption context.
+    pub group: &'a str,
+    /// For the encryption context.
+    pub network: Root,
+    /// With the key for the answer.
+    pub document: &'a [u8],
+    /// What is to be decrypted; where there is nothing, a data key is to be generated.
+    pub wrapped: Option<&'a [u8]>,
+}
+
+/// The body of a request; another field, or one twice, is no request of ours.
+#[derive(PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Body {
+    key_id: String,
+    encryption_context: Context,
+    key_spec: Option<String>,
+    ciphertext_blob: Option<String>,
+    recipient: Recipient,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Context {
+    #[serde(rename = "casemate:group")]
+    group: String,
+    #[serde(rename = "casemate:network")]
+    network: String,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Recipient {
+    key_encryption_algorithm: String,
+    attestation_document: String,
+}
+
+/// The body of an answer. KMS may say more.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    key_id: String,
+    ciphertext_blob: Option<String>,
+    ciphertext_for_recipient: String,
+}
+
+impl Asked<'_> {
+    fn target(&self) -> &'static str {
+        match self.wrapped {
+            Some(_) => "TrentService.Decrypt",
+            None => "TrentService.GenerateDataKey",
+        }
+    }
+
+    fn body(&self) -> Body {
+        Body {
+            key_id: self.key_arn.to_owned(),
+            encryption_context: Context { group: self.group.to_owned(), network: self.network.to_string() },
+            key_spec: self.wrapped.is_none().then(|| "AES_256".to_owned()),
+            ciphertext_blob: self.wrapped.map(|wrapped| BASE64_STANDARD.encode(wrapped)),
+            recipient: Recipient {
+                key_encryption_algorithm: "RSAES_OAEP_SHA_256".to_owned(),
+                attestation_document: BASE64_STANDARD.encode(self.document),
+            },
+        }
+    }
+
+    /// The request's bytes, if it is what was asked for and can be read in one way only.
+    fn check(&self, authority: &str, headers: &[Header], body: &[u8]) -> Option<Vec<u8>> {
+        if serde_json::from_slice::<Body>(body).ok()? != self.body() || headers.len() > MAX_HEADERS {
+            return None;
+        }
+        let mut request = format!("POST / HTTP/1.1\r\nhost: {authority}\r\n");
+        for (number, (name, value)) in headers.iter().enumerate() {
+            let twice = headers.iter().take(number).any(|(other, _)| other == name);
+            let plain = value.len() <= MAX_HEADER_LEN && value.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+            if twice || !plain || !HEADERS.contains(&name.as_str()) {
+                return None;
+            }
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let has = |name: &str, value: &str| headers.iter().any(|(n, v)| n == name && v == value);
+        if !has("x-amz-target", self.target()) || !has("content-type", "application/x-amz-json-1.1") {
+            return None;
+        }
+        request.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+        let mut request = request.into_bytes();
+        request.extend_from_slice(body);
+        Some(request)
+    }
+
+    /// What KMS handed out, from a response that came over the vault's TLS.
+    pub(crate) fn read(&self, response: &Response) -> Option<KmsAnswer> {
+        if response.status != 200 {
+            return None;
+        }
+        let answer: Answer = serde_json::from_slice(response.body.as_ref()).ok()?;
+        let wrapped = match self.wrapped {
+            // Whatever is said to have been decrypted: it is what was asked for that counts.
+            Some(_) => Vec::new(),
+            None => BASE64_STANDARD.decode(answer.ciphertext_blob?).ok()?,
+        };
+        let for_recipient = BASE64_STANDARD.decode(answer.ciphertext_for_recipient).ok()?;
+        Some(KmsAnswer { key_arn: answer.key_id, wrapped, for_recipient })
+    }
+}
+
+/// A response.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status.
+    pub status: u16,
+    /// Body.
+    pub body: BoundedBytes<0, MAX_KMS_BODY_LEN>,
+}
+
+/// One request over one TLS connection.
+pub struct Exchange {
+    tls: ClientConnection,
+    received: Vec<u8>,
+}
+
+impl Exchange {
+    /// Begins, where the broker's request is what was asked for.
+    pub fn begin(endpoint: &Endpoint, asked: &Asked<'_>, headers: &[Header], body: &[u8]) -> Result<Self, NoResponse> {
+        let request = asked.check(&endpoint.authority, headers, body).ok_or(NoResponse::OtherRequest)?;
+        let mut tls = ClientConnection::new(Arc::clone(&endpoint.tls), endpoint.name.clone()).map_err(tls_error)?;
+        tls.set_buffer_limit(None);
+        // Kept until the handshake is through.
+        tls.writer().write_all(&request).map_err(|_| NoResponse::Malformed)?;
+        Ok(Self { tls, received: Vec::new() })
+    }
+
+    /// What is to go out now.
+    pub fn outgoing(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        while self.tls.wants_write() {
+            // Writing to memory does not fail.
+            if self.tls.write_tls(&mut out).is_err() {
+                break;
+            }
+        }
+        out
+    }
+
+    /// Takes what came in; the response once it is whole.
+    pub fn incoming(&mut self, mut bytes: &[u8]) -> Result<Option<Response>, NoResponse> {
+        while !bytes.is_empty() {
+            self.tls.read_tls(&mut bytes).map_err(|_| NoResponse::Malformed)?;
+            self.tls.process_new_packets().map_err(tls_error)?;
+            let mut chunk = [0; 4096];
+            loop {
+                match self.tls.reader().read(&mut chunk) {
+                    Ok(0) => break,
+                    Ok(n) => self.received.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(_) => return Err(NoResponse::Closed),
+                }
+                if self.received.len() > MAX_HEAD_LEN + MAX_KMS_BODY_LEN {
+                    return Err(NoResponse::Malformed);
+                }
+            }
+        }
+        response(&self.received)
+    }
+}
+
+fn tls_error(error: rustls::Error) -> NoResponse {
+    NoResponse::Tls(error.to_string().chars().take(200).collect())
+}
+
+/// The response in `bytes`, once it is whole. KMS says how long it is; other forms are not taken.
+pub fn response(bytes: &[u8]) -> Result<Option<Response>, NoResponse> {
+    let mut headers = [httparse::EMPTY_HEADER; 48];
+    let mut head = httparse::Response::new(&mut headers);
+    let head_len = match head.parse(bytes).map_err(|_| NoResponse::Malformed)? {
+        httparse::Status::Complete(len) if len <= MAX_HEAD_LEN => len,
+        httparse::Status::Partial if bytes.len() <= MAX_HEAD_LEN => return Ok(None),
+        _ => return Err(NoResponse::Malformed),
+    };
+    let status = head.code.filter(|code| *code >= 200).ok_or(NoResponse::Malformed)?;
+    let mut length = None;
+    for header in head.headers.iter() {
+        if header.name.eq_ignore_ascii_case("transfer-encoding") || header.name.eq_ignore_ascii_case("content-encoding")
+        {
+            return Err(NoResponse::Malformed);
+        }
+        if header.name.eq_ignore_ascii_case("content-length") {
+            let text = std::str::from_utf8(header.value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+            let parsed = text.and_then(|text| text.parse::<usize>().ok()).ok_or(NoResponse::Malformed)?;
+            if length.replace(parsed).is_some() {
+                return Err(NoResponse::Malformed);
+            }
+        }
+    }
+    let length = length.filter(|length| *length <= MAX_KMS_BODY_LEN).ok_or(NoResponse::Malformed)?;
+    let body = bytes.get(head_len..).unwrap_or_default();
+    if body.len() < length {
+        return Ok(None);
+    }
+    if body.len() > length {
+        return Err(NoResponse::Malformed);
+    }
+    let body = BoundedBytes::new(body.to_vec()).ok_or(NoResponse::Malformed)?;
+    Ok(Some(Response { status, body }))
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_protocol::Bytes;
+
+    use super::*;
+
+    const ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/0a1b-2c";
+
+    fn asked(wrapped: Option<&[u8]>) -> Asked<'_> {
+        Asked { key_arn: ARN, group: "alpha", network: Bytes([5; 32]), document: b"document", wrapped }
+    }
+
+    fn headers(target: &str) -> Vec<Header> {
+        [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target), ("authorization", "AWS4 x")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec()
+    }
+
+    #[test]
+    fn amazons_roots_are_few_and_the_webs_are_not_among_them() {
+        let roots = amazon_roots().roots;
+        assert_eq!(roots.len(), 5, "Amazon Root CA 1 to 4 and Starfield's");
+        assert!(roots.len() < webpki_roots::TLS_SERVER_ROOTS.len());
+    }
+
+    #[test]
+    fn a_keys_arn_names_its_endpoint() {
+        assert_eq!(host_of_key(ARN).as_deref(), Some("kms.eu-central-1.amazonaws.com"));
+        let china = ARN.replace("aws:kms:eu-central-1", "aws-cn:kms:cn-north-1");
+        assert_eq!(host_of_key(&china).as_deref(), Some("kms.cn-north-1.amazonaws.com.cn"));
+        for (from, to) in [
+            ("aws:", "awsx:"),
+            ("kms", "s3"),
+            ("eu-central-1", ""),
+            ("eu-central-1", "evil.example/"),
+            ("eu-central-1", "EU-central-1"),
+            ("123456789012", "1234"),
+            ("key/", "alias/"),
+            ("0a1b-2c", ""),
+            ("0a1b-2c", "0a:1b"),
+        ] {
+            assert_eq!(host_of_key(&ARN.replace(from, to)), None, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn only_the_request_that_was_asked_for_goes_out() {
+        let generate = asked(None);
+        let body = serde_json::to_string(&generate.body()).unwrap();
+        let body = body.replace(",\"CiphertextBlob\":null", "");
+        let good = headers("TrentService.GenerateDataKey");
+        let request = generate.check("kms:8", &good, body.as_bytes()).unwrap();
+        let expected = format!(
+            "POST / HTTP/1.1\r\nhost: kms:8\r\ncontent-type: application/x-amz-json-1.1\r\nx-amz-target: \
+             TrentService.GenerateDataKey\r\nauthorization: AWS4 x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(String::from_utf8(request).unwrap(), expected);
+
+        // Every change of the body: another key, group, chain, document, size; a field more, a field twice.
+        for (from, to) in [
+            ("0a1b-2c", "ffff"),
+            ("alpha", "beta"),
+            ("0x0505", "0x0605"),
+            ("ZG9jdW1lbnQ=", "ZG9jdW1lbnR="),
+            ("AES_256", "AES_128"),
+            ("RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_1"),
+            ("{\"KeyId\"", "{\"DryRun\":true,\"KeyId\""),
+            ("{\"KeyId\"", "{\"KeyId\":\"x\",\"KeyId\""),
+            ("{\"casemate:group\"", "{\"casemate:group\":\"x\",\"casemate:group\""),
+            ("{\"casemate:group\"", "{\"more\":\"x\",\"casemate:group\""),
+            ("}}", "}} "),
+            ("}}", "}}{}"),
+        ] {
+            let changed = body.replace(from, to);
+            assert_ne!(changed, body, "{from}");
+            let still_good = to == "}} ";
+            assert_eq!(generate.check("kms", &good, changed.as_bytes()).is_some(), still_good, "{from} {to}");
+        }
+        let without_recipient = body.replace(&body[body.find(",\"Recipient\"").unwrap()..], "}");
+        assert!(generate.check("kms", &good, without_recipient.as_bytes()).is_none());
+
+        // Headers.
+        let with = |name: &str, value: &str| {
+            let mut headers = good.clone();
+            headers.push((name.to_owned(), value.to_owned()));
+            generate.check("kms", &headers, body.as_bytes()).is_some()
+        };
+        assert!(with("x-amz-date", "20261121T000000Z"));
+        assert!(!with("x-amz-target", "TrentService.Decrypt"));
+        assert!(!with("transfer-encoding", "chunked"));
+        assert!(!with("content-length", "1"));
+        assert!(!with("host", "elsewhere"));
+        assert!(!with("Authorization", "x"));
+        assert!(!with("x-amz-date", "x\r\nx-evil: y"));
+        assert!(!with("x-amz-date", &"x".repeat(MAX_HEADER_LEN + 1)));
+        assert!(generate.check("kms", &headers("TrentService.Decrypt"), body.as_bytes()).is_none());
+        assert!(generate.check("kms", &good[1..], body.as_bytes()).is_none());
+
+        // To decrypt one thing is not to decrypt another.
+        let decrypt = asked(Some(b"wrapped"));
+        let target = headers("TrentService.Decrypt");
+        let body = serde_json::to_string(&decrypt.body()).unwrap();
+        assert!(decrypt.check("kms", &target, body.as_bytes()).is_some());
+        assert!(asked(Some(b"Wrapped")).check("kms", &target, body.as_bytes()).is_none());
+        assert!(decrypt.check("kms", &good, body.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn responses_are_read_whole_and_in_one_way() {
+        let told = |text: &str| response(text.as_bytes());
+        let whole = "HTTP/1.1 200 OK\r\nContent-Type: x\r\nContent-Length: 2\r\n\r\n{}";
+        let expected = Response { status: 200, body: BoundedBytes::new(b"{}".to_vec()).unwrap() };
+        assert_eq!(told(whole), Ok(Some(expected)));
+        for len in 0..whole.len() {
+            assert_eq!(told(&whole[..len]), Ok(None), "{len}");
+        }
+        for bad in [
+            format!("{whole} "),
+            whole.replace("HTTP/1.1", "HTTP/7"),
+            whole.replace("200", "100"),
+            whole.replace("Content-Length: 2", "Content-Length: 2\r\nContent-Length: 2"),
+            whole.replace("Content-Length: 2", "Content-Length: +2"),
+            whole.replace("Content-Length: 2", "Content-Length: 99999999"),
+            whole.replace("Content-Length: 2", "Transfer-Encoding: chunked\r\nContent-Length: 2"),
+            whole.replace("Content-Length: 2", "X: y"),
+            format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEAD_LEN)),
+        ] {
+            assert_eq!(told(&bad), Err(NoResponse::Malformed), "{bad:.80}");
+        }
+    }
+
+    #[test]
+    fn answers_are_taken_from_successes_alone() {
+        let body =
+            r#"{"KeyId":"k","CiphertextBlob":"d3JhcHBlZA==","CiphertextForRecipient":"Y21z","Plaintext":"","New":[1]}"#;
+        let response = |status, body: &str| Response { status, body: BoundedBytes::new(body.into()).unwrap() };
+        let read = |wrapped, status, body: &str| asked(wrapped).read(&response(status, body));
+        let answer = KmsAnswer { key_arn: "k".into(), wrapped: b"wrapped".to_vec(), for_recipient: b"cms".to_vec() };
+        assert_eq!(read(None, 200, body), Some(answer.clone()));
+        assert_eq!(read(Some(b"x"), 200, body), Some(KmsAnswer { wrapped: vec![], ..answer }));
+        assert_eq!(read(None, 400, body), None);
+        assert_eq!(read(None, 200, &body.replace("CiphertextForRecipient", "Other")), None);
+        assert_eq!(read(None, 200, &body.replace("CiphertextBlob", "Other")), None);
+        assert_eq!(read(None, 200, &body.replace("Y21z", "?")), None);
+    }
+}
