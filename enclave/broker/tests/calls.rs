@@ -18,6 +18,7 @@ use casemate_local_kms::server::{Access, Server, Tls};
 use casemate_local_kms::state::State;
 use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmResponse, SoftwareNsm, root_params};
 use casemate_protocol::address::Address;
+use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Bytes, Refusal, Reply, Request, RequestFrame, frame};
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
 use casemate_slashing::{History, Watermarks};
@@ -190,7 +191,7 @@ fn while_the_vault_unseals_its_clients_hear_that_it_starts() {
     let mut reply = vec![0; usize::try_from(u32::from_be_bytes(len)).unwrap()];
     client.read_exact(&mut reply).unwrap();
     let reply = frame::decode_reply(&reply).unwrap();
-    assert_eq!((reply.id, reply.reply), (7, Reply::Refused(Refusal::Starting)));
+    assert_eq!((reply.id, reply.reply), (7, Reply::Refused(Refusal::Starting(Waiting::Unsealing))));
     // Thousands more do not keep the answers of KMS from coming.
     let flood = std::thread::spawn(move || {
         for _ in 0..2000 {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
+use crate::command::{Envelope, MAX_SIGNED_LEN, Outcome};
 use crate::refusal::MalformedFrame;
 use crate::statement::MAX_STATEMENT_LEN;
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
@@ -15,6 +16,8 @@ use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature,
 pub const VERSION: u64 = 1;
 /// Most bytes of a frame after its length.
 pub const MAX_FRAME_LEN: usize = 64 * 1024;
+/// Most bytes of a frame with an operator's command, or with what became of it.
+pub const MAX_COMMAND_FRAME_LEN: usize = MAX_SIGNED_LEN + 1024;
 /// Bytes of a frame's length.
 pub const LENGTH_LEN: usize = 4;
 /// Bytes of the channel number that a frame carries between broker and vault.
@@ -62,6 +65,11 @@ pub enum Request {
     Attestation {
         /// Comes back inside the document.
         nonce: Nonce,
+    },
+    /// Carry out an operators' command.
+    Command {
+        /// A [`crate::command::SignedCommand`], encoded.
+        envelope: Envelope,
     },
 }
 
@@ -112,6 +120,8 @@ pub enum Reply {
         /// A [`crate::Statement`], encoded.
         statement: BoundedBytes<1, MAX_STATEMENT_LEN>,
     },
+    /// To [`Request::Command`].
+    Command(Outcome),
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
@@ -179,12 +189,25 @@ impl ReplyFrame {
 
 /// Reads the one request in `frame` (without its length).
 pub fn decode_request(frame: &[u8]) -> Result<RequestFrame, FrameError> {
-    decode(frame, |f: &RequestFrame| f.version)
+    let decoded = decode(frame, |f: &RequestFrame| f.version)?;
+    length_fits(frame, matches!(decoded.request, Request::Command { .. }))?;
+    Ok(decoded)
 }
 
 /// Reads the one reply in `frame` (without its length).
 pub fn decode_reply(frame: &[u8]) -> Result<ReplyFrame, FrameError> {
-    decode(frame, |f: &ReplyFrame| f.version)
+    let decoded = decode(frame, |f: &ReplyFrame| f.version)?;
+    length_fits(frame, matches!(decoded.reply, Reply::Command(_)))?;
+    Ok(decoded)
+}
+
+/// Only commands have long frames.
+fn length_fits(frame: &[u8], command: bool) -> Result<(), FrameError> {
+    if command || frame.len() <= MAX_FRAME_LEN {
+        return Ok(());
+    }
+    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Err(FrameError(MalformedFrame::Length { len: number(frame.len()), max: number(MAX_FRAME_LEN) }))
 }
 
 /// Appends a request with its length.

@@ -78,8 +78,53 @@ pub enum Refusal {
     NsmFailed,
     #[error("another attestation document is being made; ask again")]
     NsmBusy,
-    #[error("the enclave is starting: its keys are being unsealed")]
-    Starting,
+    #[error("the enclave is starting: {0}")]
+    Starting(Waiting),
+    #[error("this enclave takes no commands: its configuration names no operators")]
+    NoOperators,
+    #[error("another command is being carried out; send it again")]
+    CommandBusy,
+    #[error("this is not the one encoding of a command within the limits")]
+    MalformedCommand,
+    #[error(
+        "the command is for another group, chain or boot of the enclave; take a fresh attestation document and sign anew"
+    )]
+    CommandForAnother,
+    #[error(
+        "the command's counter is {counter}; it must be above {last}, that of the last command: it was carried out, or sign anew"
+    )]
+    CommandCounter { counter: u64, last: u64 },
+    #[error("the command has a signature that is not valid, of nobody whom the configuration names, or twice")]
+    CommandSignature,
+    #[error("the command has {signatures} valid signatures of operators; the configuration asks for {threshold}")]
+    TooFewSignatures { signatures: u32, threshold: u32 },
+    #[error("the secret keys of the command do not open: they were encrypted to another enclave")]
+    SecretsNotOpened,
+    #[error("the configuration allows no deposit that withdraws to {0}")]
+    WithdrawalNotAllowed(Root),
+    #[error("the deposit's amount is {gwei} Gwei; {min} to {max} are allowed for these withdrawal credentials")]
+    DepositAmount { gwei: u64, min: u64, max: u64 },
+    #[error("this enclave holds {held} keys; with {more} more there would be more than {max}")]
+    TooManyKeys { held: u64, more: u64, max: u64 },
+    #[error("nothing was changed, because the keys could not be sealed: {0}")]
+    NotSealed(Waiting),
+}
+
+/// What keys wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum Waiting {
+    #[error("its keys are being unsealed")]
+    Unsealing,
+    #[error("KMS or the parent's services are away; it tries again")]
+    Away,
+    #[error("the parent's AWS credentials do not work; it tries again")]
+    Credentials,
+    #[error("KMS denies it: the key policy wants other PCRs, or the parent's role has no right; it tries again")]
+    Denied,
+    #[error("KMS or the parent refused, the broker's log says why; it tries again")]
+    Refused,
 }
 
 /// What was wrong with a frame.
@@ -115,14 +160,24 @@ impl Refusal {
     pub fn kind(&self) -> Kind {
         match self {
             Self::MalformedFrame(_)
+            | Self::MalformedCommand
             | Self::ForkInfoMissing
             | Self::SigningRootDiffers { .. }
             | Self::TooLong { .. }
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
-            Self::NotSaved | Self::NsmFailed | Self::Starting => Kind::Unavailable,
-            Self::TooManyAttestations { .. } | Self::NsmBusy => Kind::TooMany,
-            Self::NoHistory
+            Self::NotSaved | Self::NsmFailed | Self::Starting(_) | Self::NotSealed(_) => Kind::Unavailable,
+            Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy => Kind::TooMany,
+            Self::NoOperators
+            | Self::CommandForAnother
+            | Self::CommandCounter { .. }
+            | Self::CommandSignature
+            | Self::TooFewSignatures { .. }
+            | Self::SecretsNotOpened
+            | Self::WithdrawalNotAllowed(_)
+            | Self::DepositAmount { .. }
+            | Self::TooManyKeys { .. }
+            | Self::NoHistory
             | Self::OtherNetwork { .. }
             | Self::OtherGenesisVersion { .. }
             | Self::BlockFromFuture { .. }

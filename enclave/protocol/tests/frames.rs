@@ -1,11 +1,12 @@
 //! Frames: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use casemate_protocol::command::{GeneratedKey, KeyOutcome, Outcome};
 use casemate_protocol::frame::{
     self, HighWatermark, Info, MAX_FRAME_LEN, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::refusal::MalformedFrame;
+use casemate_protocol::refusal::{MalformedFrame, Waiting};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     FrameError, Network, Preset, Refusal, Slot,
@@ -451,6 +452,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     let [first, ..] = duties;
     requests.push(Request::Sign(SignRequest { public_key, duty: first, fork_info: None, signing_root: Some(root(8)) }));
     requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
+    requests.push(Request::Command { envelope: BoundedBytes::new(vec![0xcd; 4]).unwrap() });
     let (e, s) = (Epoch(9), Slot(9));
     let refusals = [
         Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
@@ -482,7 +484,19 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::TooManyAttestations { seconds: 1 },
         Refusal::NsmFailed,
         Refusal::NsmBusy,
-        Refusal::Starting,
+        Refusal::Starting(Waiting::Unsealing),
+        Refusal::NoOperators,
+        Refusal::CommandBusy,
+        Refusal::MalformedCommand,
+        Refusal::CommandForAnother,
+        Refusal::CommandCounter { counter: 1, last: 2 },
+        Refusal::CommandSignature,
+        Refusal::TooFewSignatures { signatures: 1, threshold: 2 },
+        Refusal::SecretsNotOpened,
+        Refusal::WithdrawalNotAllowed(root(1)),
+        Refusal::DepositAmount { gwei: 1, min: 2, max: 3 },
+        Refusal::TooManyKeys { held: 1, more: 2, max: 3 },
+        Refusal::NotSealed(Waiting::Denied),
     ];
     let mut replies = vec![
         Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),
@@ -495,6 +509,10 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     replies.extend(refusals.map(Reply::Refused));
     let (document, statement) = (BoundedBytes::new(vec![0xd0; 4]).unwrap(), BoundedBytes::new(vec![0xd1; 4]).unwrap());
     replies.push(Reply::Attestation { document, statement });
+    replies.push(Reply::Command(Outcome::Imported { keys: vec![KeyOutcome::Imported, KeyOutcome::WrongSecret] }));
+    replies.push(Reply::Command(Outcome::Generated {
+        keys: vec![GeneratedKey { public_key, deposit_signature: Bytes([0xbb; 96]) }],
+    }));
     let requests = requests
         .into_iter()
         .enumerate()

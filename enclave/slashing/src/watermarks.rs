@@ -1,5 +1,6 @@
 //! The highest messages that a key has signed.
 
+use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::{Epoch, Root, Slot};
 
 /// The highest block signed.
@@ -72,6 +73,32 @@ fn root_of_higher<H: Ord + Copy>(a: (H, Option<Root>), b: (H, Option<Root>)) -> 
         std::cmp::Ordering::Greater => a.1,
         std::cmp::Ordering::Less => b.1,
         std::cmp::Ordering::Equal => a.1.filter(|_| a.1 == b.1),
+    }
+}
+
+impl From<Watermarks> for Past {
+    fn from(watermarks: Watermarks) -> Self {
+        Self {
+            block: watermarks.block.map(|b| PastBlock { slot: b.slot, signing_root: b.signing_root }),
+            attestation: watermarks.attestation.map(|a| PastAttestation {
+                source: a.source,
+                target: a.target,
+                signing_root: a.signing_root,
+            }),
+        }
+    }
+}
+
+impl From<Past> for Watermarks {
+    fn from(past: Past) -> Self {
+        Self {
+            block: past.block.map(|b| BlockMark { slot: b.slot, signing_root: b.signing_root }),
+            attestation: past.attestation.map(|a| AttestationMark {
+                source: a.source,
+                target: a.target,
+                signing_root: a.signing_root,
+            }),
+        }
     }
 }
 

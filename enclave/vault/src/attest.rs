@@ -1,13 +1,16 @@
 //! Attestation documents for whoever asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
 
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::digest::{SHA256, digest};
+use casemate_protocol::command::{EncryptedSecrets, HPKE_INFO};
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, StatedKeys, StatedNetwork};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
+use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
+use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
+use zeroize::Zeroizing;
 
 use crate::nsm::{Nsm, NsmError};
 use crate::{Keys, ssz};
@@ -30,44 +33,78 @@ pub struct Identity {
 
 /// Makes attestation documents.
 pub struct Attestor {
-    nsm: Box<dyn Nsm>,
+    nsm: Arc<dyn Nsm>,
     /// Opens what operators encrypt to this enclave. Made anew at every start, never stored.
     hpke: HpkeKey,
-    statement: Vec<u8>,
+    identity: Identity,
+    network: StatedNetwork,
+    boot_nonce: Bytes<32>,
+    statement: RwLock<Vec<u8>>,
     bucket: Mutex<Bucket>,
     /// Held while a document is made.
     making: Mutex<()>,
 }
 
-/// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared by aws-lc when dropped.
+/// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared when dropped.
 struct HpkeKey {
-    /// Not used before there are operators' commands to open; made now, because documents name its public half.
-    _private: PrivateKey,
+    private: HpkePrivateKey,
     public: [u8; 32],
 }
 
 impl Attestor {
     /// Draws the boot nonce from the NSM, makes the HPKE key, and states what this enclave is.
-    pub fn new(nsm: Box<dyn Nsm>, identity: Identity, network: &Network, keys: &Keys) -> Result<Self, NsmError> {
+    pub fn new(nsm: Arc<dyn Nsm>, identity: Identity, network: &Network, keys: &Keys) -> Result<Self, NsmError> {
         let mut boot_nonce = Bytes::ZERO;
         nsm.random(&mut boot_nonce.0)?;
+        let network = StatedNetwork {
+            name: network.name().to_owned(),
+            genesis_validators_root: network.genesis_validators_root(),
+        };
+        let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
+        let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
+        let (statement, making) = (RwLock::default(), Mutex::new(()));
+        let attestor = Self { nsm, hpke, identity, network, boot_nonce, statement, bucket, making };
+        attestor.state(keys);
+        Ok(attestor)
+    }
+
+    /// From now on the statement names these keys.
+    pub(crate) fn state(&self, keys: &Keys) {
         let mut signing = keys.signing().to_vec();
         signing.sort_unstable();
         let statement = Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
-            identity.group,
-            StatedNetwork {
-                name: network.name().to_owned(),
-                genesis_validators_root: network.genesis_validators_root(),
-            },
+            self.identity.group.clone(),
+            self.network.clone(),
             StatedKeys { count: u64::try_from(signing.len()).unwrap_or(u64::MAX), root: ssz::list_of_keys(&signing) },
-            identity.configuration_sha256,
-            identity.fence,
-            boot_nonce,
+            self.identity.configuration_sha256,
+            self.identity.fence,
+            self.boot_nonce,
         );
-        let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
-        let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
-        Ok(Self { nsm, hpke, statement: statement.encode(), bucket, making: Mutex::new(()) })
+        *self.statement.write().unwrap_or_else(PoisonError::into_inner) = statement.encode();
+    }
+
+    /// The group that it speaks for.
+    pub(crate) fn group(&self) -> &str {
+        &self.identity.group
+    }
+
+    /// Two starts never share it.
+    pub(crate) fn boot_nonce(&self) -> Bytes<32> {
+        self.boot_nonce
+    }
+
+    /// What operators have encrypted to the key in the documents of this start.
+    pub(crate) fn open(&self, secrets: &EncryptedSecrets) -> Option<Zeroizing<Vec<u8>>> {
+        let enc = EncapsulatedSecret(secrets.enc.0.to_vec());
+        let opened = DH_KEM_X25519_HKDF_SHA256_AES_256.open(
+            &enc,
+            HPKE_INFO,
+            &self.boot_nonce.0,
+            secrets.ciphertext.as_ref(),
+            &self.hpke.private,
+        );
+        opened.ok().map(Zeroizing::new)
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
@@ -79,22 +116,22 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let user_data = digest(&SHA256, &self.statement);
+        let statement = self.statement.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm
             .attestation(Some(nonce.as_ref()), Some(user_data.as_ref()), Some(&self.hpke.public))
             .map_err(|_| Refusal::NsmFailed)?;
         let document = BoundedBytes::new(document).ok_or(Refusal::NsmFailed)?;
-        let statement = BoundedBytes::new(self.statement.clone()).ok_or(Refusal::NsmFailed)?;
+        let statement = BoundedBytes::new(statement).ok_or(Refusal::NsmFailed)?;
         Ok(Reply::Attestation { document, statement })
     }
 }
 
 impl HpkeKey {
     fn generate() -> Option<Self> {
-        let private = PrivateKey::generate(&X25519).ok()?;
-        let public = private.compute_public_key().ok()?.as_ref().try_into().ok()?;
-        Some(Self { _private: private, public })
+        let (public, private) = DH_KEM_X25519_HKDF_SHA256_AES_256.generate_key_pair().ok()?;
+        Some(Self { private, public: public.0.try_into().ok()? })
     }
 }
 

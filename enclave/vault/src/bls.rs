@@ -9,7 +9,7 @@ use std::ptr;
 
 use blst::{blst_p2, blst_p2_affine, blst_scalar};
 use casemate_protocol::{PublicKey, Signature};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Ciphersuite of the consensus specification, for the proof of possession scheme.
 const DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
@@ -33,6 +33,20 @@ impl SecretKey {
         let key = Self(blst_scalar { b: *bytes });
         bytes.zeroize();
         if valid { Ok(key) } else { Err(InvalidSecretKey) }
+    }
+
+    /// A new key out of at least 32 bytes of entropy (KeyGen of draft-irtf-cfrg-bls-signature, as EIP-2333 has it).
+    pub fn generate(entropy: &[u8]) -> Option<Self> {
+        let key = blst::min_pk::SecretKey::key_gen(entropy, &[]).ok()?;
+        let mut bytes = Zeroizing::new(key.to_bytes());
+        Self::from_be_bytes(&mut bytes).ok()
+    }
+
+    /// The key as 32 bytes, big-endian, for sealing.
+    pub(crate) fn to_be_bytes(&self) -> Zeroizing<[u8; 32]> {
+        let mut bytes = Zeroizing::new(self.0.b);
+        bytes.reverse();
+        bytes
     }
 
     /// The public key, compressed.

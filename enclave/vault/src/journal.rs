@@ -1,5 +1,6 @@
 //! Where watermarks go before a signature is computed.
 
+use casemate_protocol::PublicKey;
 use casemate_slashing::Watermarks;
 
 /// The watermarks could not be saved; the duty is refused.
@@ -13,9 +14,15 @@ pub struct NotSaved;
 pub trait Journal: Send + Sync {
     /// Saves the watermarks of the key that was loaded as number `key`. Called under the key's lock, before signing.
     fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved>;
+
+    /// Makes room for keys that are about to be added, in the order of their numbers, with what they start from.
+    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<(), NotSaved> {
+        let _ = keys;
+        Ok(())
+    }
 }
 
-/// Keeps nothing: for tests and benchmarks of the rules alone.
+/// Keeps nothing: where floors stand for the past, and for tests and benchmarks of the rules alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Forgetful;
 

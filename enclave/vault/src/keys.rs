@@ -1,17 +1,20 @@
 //! The keys of the enclave's group, each with its watermarks behind its own lock.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use casemate_protocol::PublicKey;
 use casemate_slashing::History;
 
 use crate::bls::SecretKey;
+use crate::seal::{Contents, SealedKey, SecretBytes};
 
 /// A key and its past.
 pub(crate) struct Key {
-    pub(crate) secret: SecretKey,
-    pub(crate) history: Mutex<History>,
+    public_key: PublicKey,
+    /// Nothing where it was deleted: its past is remembered, in case that it comes back.
+    secret: Option<SecretKey>,
+    history: Arc<Mutex<History>>,
 }
 
 /// Why keys could not be loaded.
@@ -25,12 +28,15 @@ pub enum KeyError {
     TooMany,
 }
 
-/// All keys of a group, found by public key.
+/// All keys of a group, found by public key. A change makes another `Keys`, which shares the keys and their histories.
+#[derive(Default)]
 pub struct Keys {
-    all: Vec<Key>,
+    all: Vec<Arc<Key>>,
     by_public_key: HashMap<PublicKey, usize>,
     /// The public keys that sign, in the order of loading.
     signing: Vec<PublicKey>,
+    /// How many there are, but for deleted ones.
+    held: usize,
 }
 
 impl Keys {
@@ -55,30 +61,103 @@ impl Keys {
         .into_iter()
         .flatten()
         .collect();
-
-        let mut keys = Self {
-            all: Vec::with_capacity(derived.len()),
-            by_public_key: HashMap::with_capacity(derived.len()),
-            signing: Vec::with_capacity(derived.len()),
-        };
+        let mut all = Vec::with_capacity(derived.len());
         for (number, pair) in derived.into_iter().enumerate() {
             let (secret, public_key) = pair.ok_or(KeyError::Invalid(number))?;
-            if keys.by_public_key.insert(public_key, number).is_some() {
-                return Err(KeyError::Duplicate(public_key));
-            }
-            let history = history(number, &public_key);
-            if history != History::Missing {
-                keys.signing.push(public_key);
-            }
-            keys.all.push(Key { secret, history: Mutex::new(history) });
+            let history = Arc::new(Mutex::new(history(number, &public_key)));
+            all.push(Arc::new(Key { public_key, secret: Some(secret), history }));
         }
+        Self::of(all)
+    }
+
+    /// Takes in what was unsealed; unsealing has compared the public keys. `history` may add to what a key brings.
+    pub fn unsealed(
+        contents: Contents,
+        mut history: impl FnMut(usize, &PublicKey, History) -> History,
+    ) -> Result<Self, KeyError> {
+        if u32::try_from(contents.keys.len()).is_err() {
+            return Err(KeyError::TooMany);
+        }
+        let mut all = Vec::with_capacity(contents.keys.len());
+        for (number, key) in contents.keys.into_iter().enumerate() {
+            let secret = key.secret.map(|mut secret| SecretKey::from_be_bytes(&mut secret.0));
+            let secret = secret.transpose().map_err(|_| KeyError::Invalid(number))?;
+            let history = Arc::new(Mutex::new(history(number, &key.public_key, key.history)));
+            all.push(Arc::new(Key { public_key: key.public_key, secret, history }));
+        }
+        Self::of(all)
+    }
+
+    fn of(all: Vec<Arc<Key>>) -> Result<Self, KeyError> {
+        let mut keys = Self { by_public_key: HashMap::with_capacity(all.len()), ..Self::default() };
+        for (number, key) in all.iter().enumerate() {
+            if keys.by_public_key.insert(key.public_key, number).is_some() {
+                return Err(KeyError::Duplicate(key.public_key));
+            }
+            if key.secret.is_some() {
+                keys.held = keys.held.saturating_add(1);
+                if key.history() != History::Missing {
+                    keys.signing.push(key.public_key);
+                }
+            }
+        }
+        keys.all = all;
         Ok(keys)
     }
 
-    /// The number of a key and the key.
-    pub(crate) fn find(&self, public_key: &PublicKey) -> Option<(usize, &Key)> {
+    /// The number of a key, the key, and its secret.
+    pub(crate) fn find(&self, public_key: &PublicKey) -> Option<(usize, &Key, &SecretKey)> {
+        let (number, key) = self.past(public_key)?;
+        Some((number, key, key.secret.as_ref()?))
+    }
+
+    /// The number of a key, and the key, deleted ones too.
+    pub(crate) fn past(&self, public_key: &PublicKey) -> Option<(usize, &Key)> {
         let number = *self.by_public_key.get(public_key)?;
-        Some((number, self.all.get(number)?))
+        Some((number, self.all.get(number)?.as_ref()))
+    }
+
+    /// These keys and more. One that was deleted comes back to its past, to which what it brings is added; so numbers stay.
+    pub(crate) fn with(&self, more: Vec<(PublicKey, SecretKey, History)>) -> Result<Self, KeyError> {
+        let mut all = self.all.clone();
+        for (public_key, secret, history) in more {
+            let known = self.by_public_key.get(&public_key).and_then(|number| all.get_mut(*number));
+            let Some(known) = known else {
+                all.push(Arc::new(Key { public_key, secret: Some(secret), history: Arc::new(Mutex::new(history)) }));
+                continue;
+            };
+            if let History::Known(watermarks) = history {
+                let mut past = known.lock();
+                *past = past.with(watermarks);
+            }
+            let history = Arc::clone(&known.history);
+            *known = Arc::new(Key { public_key, secret: Some(secret), history });
+        }
+        if u32::try_from(all.len()).is_err() {
+            return Err(KeyError::TooMany);
+        }
+        Self::of(all)
+    }
+
+    /// These keys without the secrets of some.
+    pub(crate) fn without(&self, public_keys: &[PublicKey]) -> Result<Self, KeyError> {
+        let mut all = self.all.clone();
+        for number in public_keys.iter().filter_map(|key| self.by_public_key.get(key)) {
+            if let Some(key) = all.get_mut(*number) {
+                *key = Arc::new(Key { public_key: key.public_key, secret: None, history: Arc::clone(&key.history) });
+            }
+        }
+        Self::of(all)
+    }
+
+    /// Everything, to be sealed.
+    pub(crate) fn contents(&self) -> Contents {
+        let sealed = |key: &Arc<Key>| SealedKey {
+            public_key: key.public_key,
+            secret: key.secret.as_ref().map(|secret| SecretBytes(*secret.to_be_bytes())),
+            history: key.history(),
+        };
+        Contents { keys: self.all.iter().map(sealed).collect() }
     }
 
     /// The public keys that sign: those with a history.
@@ -86,14 +165,26 @@ impl Keys {
         &self.signing
     }
 
-    /// How many keys are held, with or without history.
+    /// How many keys are held, with or without history; deleted ones are not.
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.held
     }
 
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.held == 0
+    }
+}
+
+impl Key {
+    /// Its past, locked: whoever changes it holds this from the check to the end of the saving.
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its past, now.
+    pub(crate) fn history(&self) -> History {
+        *self.lock()
     }
 }
 

@@ -10,16 +10,19 @@
 //! 5. multiply the hashed message with the key ([`bls`]); the hash is kept, because all attesters of a slot sign the
 //!    same root ([`points`]).
 //!
-//! [`attest`] answers for all this: a document of the NSM ([`nsm`]) over what the vault is and holds.
+//! [`attest`] answers for all this: a document of the NSM ([`nsm`]) over what the vault is and holds. Keys come sealed from the
+//! parent's disk, with a data key of KMS ([`custody`], [`seal`], [`kms`]); operators' commands change them ([`command`]).
 //!
 //! No async runtime, no logger, no file and no network: a test reads the dependency tree for it.
 #![deny(unsafe_code)]
 
 pub mod attest;
 pub mod bls;
+pub mod boot;
 pub mod calls;
 pub mod clock;
 pub mod cms;
+pub mod command;
 pub mod custody;
 pub mod journal;
 pub mod keys;
@@ -34,6 +37,7 @@ mod vault;
 
 pub use attest::{Attestor, Identity};
 pub use clock::{Clock, SystemClock};
+pub use command::Office;
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
 pub use nsm::{Nsm, NsmDevice, NsmError};

@@ -8,8 +8,9 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use casemate_protocol::cbor::{self, Form};
-use casemate_protocol::{BoundedBytes, Bytes, Epoch, PublicKey, Root, Slot};
-use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
+use casemate_protocol::history::Past;
+use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Root};
+use casemate_slashing::History;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -226,29 +227,7 @@ struct Content {
 struct WrittenKey {
     public_key: PublicKey,
     secret: Option<SecretBytes>,
-    history: Option<WrittenHistory>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenHistory {
-    block: Option<WrittenBlock>,
-    attestation: Option<WrittenAttestation>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenBlock {
-    slot: Slot,
-    signing_root: Option<Root>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenAttestation {
-    source: Epoch,
-    target: Epoch,
-    signing_root: Option<Root>,
+    history: Option<Past>,
 }
 
 impl Content {
@@ -312,32 +291,6 @@ impl From<WrittenKey> for SealedKey {
     fn from(key: WrittenKey) -> Self {
         let history = key.history.map_or(History::Missing, |history| History::Known(history.into()));
         Self { public_key: key.public_key, secret: key.secret, history }
-    }
-}
-
-impl From<Watermarks> for WrittenHistory {
-    fn from(watermarks: Watermarks) -> Self {
-        Self {
-            block: watermarks.block.map(|b| WrittenBlock { slot: b.slot, signing_root: b.signing_root }),
-            attestation: watermarks.attestation.map(|a| WrittenAttestation {
-                source: a.source,
-                target: a.target,
-                signing_root: a.signing_root,
-            }),
-        }
-    }
-}
-
-impl From<WrittenHistory> for Watermarks {
-    fn from(history: WrittenHistory) -> Self {
-        Self {
-            block: history.block.map(|b| BlockMark { slot: b.slot, signing_root: b.signing_root }),
-            attestation: history.attestation.map(|a| AttestationMark {
-                source: a.source,
-                target: a.target,
-                signing_root: a.signing_root,
-            }),
-        }
     }
 }
 

@@ -3,18 +3,20 @@
 //! One thread reads and fills a bounded queue; workers, one per vCPU, decode, answer and write. A worker takes up to
 //! eight requests at once when the queue is long, and writes their replies in one go; when it is short, each reply
 //! leaves at once. If the broker stops reading, the workers block; if the queue is full, the reader stops reading:
-//! memory is bounded either way.
+//! memory is bounded either way. Operators' commands wait for KMS and the disk: they have a thread of their own.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use casemate_protocol::calls::CHANNEL;
-use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_FRAME_LEN};
-use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked};
+use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN};
+use casemate_protocol::refusal::Waiting;
+use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked, RequestFrame};
 
 use crate::Vault;
 use crate::calls::Calls;
@@ -23,8 +25,8 @@ use crate::calls::Calls;
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Requests that a worker takes at once at most.
 const BATCH: usize = 8;
-/// Bytes that are read at once.
-const READ_LEN: usize = 256 * 1024;
+/// Bytes that are read at once: the longest frame and some.
+const READ_LEN: usize = 1280 * 1024;
 
 /// Serves until the broker closes its end.
 pub fn serve(vault: &Vault, stream: &UnixStream, workers: NonZeroUsize) -> io::Result<()> {
@@ -37,6 +39,8 @@ pub struct Link {
     queue: Arc<Queue>,
     output: Arc<Mutex<UnixStream>>,
     calls: Arc<Calls>,
+    /// What requests hear before anybody serves them.
+    waiting: Arc<Mutex<Waiting>>,
     reader: JoinHandle<io::Result<()>>,
 }
 
@@ -49,20 +53,21 @@ impl Link {
     fn start(stream: &UnixStream, served: bool) -> io::Result<Self> {
         let output = Arc::new(Mutex::new(stream.try_clone()?));
         let (queue, calls) = (Arc::new(Queue::default()), Arc::new(Calls::new(Arc::clone(&output))));
+        let waiting = Arc::new(Mutex::new(Waiting::Unsealing));
         if served {
             queue.open();
         }
         let reader = {
             let (stream, queue) = (stream.try_clone()?, Arc::clone(&queue));
-            let (output, calls) = (Arc::clone(&output), Arc::clone(&calls));
+            let (output, calls, waiting) = (Arc::clone(&output), Arc::clone(&calls), Arc::clone(&waiting));
             std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
-                let ended = read(&stream, &queue, &output, &calls);
+                let ended = read(&stream, &queue, &output, &calls, &waiting);
                 queue.close();
                 calls.close();
                 ended
             })?
         };
-        Ok(Self { queue, output, calls, reader })
+        Ok(Self { queue, output, calls, waiting, reader })
     }
 
     /// The vault's calls to the broker.
@@ -70,12 +75,26 @@ impl Link {
         Arc::clone(&self.calls)
     }
 
+    /// What requests hear until they are served.
+    pub fn waits_for(&self, waiting: Waiting) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+    }
+
+    /// Whether the broker has closed its end.
+    pub fn is_closed(&self) -> bool {
+        self.reader.is_finished()
+    }
+
     /// Serves until the broker closes its end.
     pub fn serve(self, vault: &Vault, workers: NonZeroUsize) -> io::Result<()> {
         self.queue.open();
         std::thread::scope(|scope| {
+            let (commands, ordered) = sync_channel(1);
+            let (queue, output) = (&self.queue, &self.output);
+            scope.spawn(move || carry_out(vault, &ordered, output));
             for _ in 0..workers.get() {
-                scope.spawn(|| work(vault, &self.queue, &self.output, workers.get()));
+                let commands = commands.clone();
+                scope.spawn(move || work(vault, queue, output, workers.get(), &commands));
             }
         });
         self.reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader has panicked")))
@@ -170,7 +189,13 @@ impl Queue {
     }
 }
 
-fn read(mut stream: &UnixStream, queue: &Queue, output: &Mutex<UnixStream>, calls: &Calls) -> io::Result<()> {
+fn read(
+    mut stream: &UnixStream,
+    queue: &Queue,
+    output: &Mutex<UnixStream>,
+    calls: &Calls,
+    waiting: &Mutex<Waiting>,
+) -> io::Result<()> {
     let mut buffer = vec![0; READ_LEN];
     let mut held = 0;
     let mut requests = Vec::new();
@@ -185,7 +210,8 @@ fn read(mut stream: &UnixStream, queue: &Queue, output: &Mutex<UnixStream>, call
         }
         let mut used = 0;
         while let Some((inner, len)) =
-            frame::split(buffer.get(used..held).unwrap_or_default(), CHANNEL_LEN + MAX_FRAME_LEN).map_err(broken)?
+            frame::split(buffer.get(used..held).unwrap_or_default(), CHANNEL_LEN + MAX_COMMAND_FRAME_LEN)
+                .map_err(broken)?
         {
             let (channel, frame) = frame::split_channel(inner).map_err(broken)?;
             if channel == CHANNEL {
@@ -200,8 +226,9 @@ fn read(mut stream: &UnixStream, queue: &Queue, output: &Mutex<UnixStream>, call
         // Answers to calls come over this socket too: nothing may wait here for workers that are not there yet.
         if !requests.is_empty() && !queue.is_served() {
             let mut replies = Vec::new();
+            let waiting = *waiting.lock().unwrap_or_else(PoisonError::into_inner);
             for request in requests.drain(..) {
-                starting(&request, &mut replies);
+                answer_with(|_| Some(Reply::Refused(Refusal::Starting(waiting))), &request, &mut replies);
             }
             output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&replies)?;
         }
@@ -212,19 +239,22 @@ fn read(mut stream: &UnixStream, queue: &Queue, output: &Mutex<UnixStream>, call
 }
 
 // The buffer must hold one frame of any length.
-const _: () = assert!(READ_LEN > LENGTH_LEN + CHANNEL_LEN + MAX_FRAME_LEN);
+const _: () = assert!(READ_LEN > LENGTH_LEN + CHANNEL_LEN + MAX_COMMAND_FRAME_LEN);
 
 /// The broker itself broke the framing: nothing that follows can be trusted to start where a frame starts.
 fn broken(error: frame::FrameError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize) {
+/// A command, and the connection that it came over.
+type Ordered = (u64, RequestFrame);
+
+fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize, commands: &SyncSender<Ordered>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut replies = Vec::new();
     while queue.pop(&mut batch, workers) {
         for request in batch.drain(..) {
-            answer(vault, &request, &mut replies);
+            answer(vault, &request, &mut replies, commands);
         }
         let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
         if stream.write_all(&replies).is_err() {
@@ -236,19 +266,37 @@ fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize
     }
 }
 
-fn answer(vault: &Vault, request: &Request, replies: &mut Vec<u8>) {
-    answer_with(|asked| vault.handle(asked), request, replies);
+/// Carries out commands, one after the other.
+fn carry_out(vault: &Vault, ordered: &Receiver<Ordered>, output: &Mutex<UnixStream>) {
+    while let Ok((channel, asked)) = ordered.recv() {
+        let mut bytes = Vec::new();
+        let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));
+        frame::encode_channel_reply(channel, &reply, &mut bytes);
+        if output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes).is_err() {
+            return;
+        }
+    }
 }
 
-fn starting(request: &Request, replies: &mut Vec<u8>) {
-    answer_with(|_| Reply::Refused(Refusal::Starting), request, replies);
+fn answer(vault: &Vault, request: &Request, replies: &mut Vec<u8>, commands: &SyncSender<Ordered>) {
+    let handle = |asked: RequestFrame| match asked.request {
+        Asked::Command { .. } => match commands.try_send((request.channel, asked)) {
+            Ok(()) => None,
+            Err(_) => Some(Reply::Refused(Refusal::CommandBusy)),
+        },
+        other => Some(vault.handle(&other)),
+    };
+    answer_with(handle, request, replies);
 }
 
-fn answer_with(handle: impl FnOnce(&Asked) -> Reply, request: &Request, replies: &mut Vec<u8>) {
+/// Decodes and answers; nothing is answered yet where `handle` gives nothing.
+fn answer_with(handle: impl FnOnce(RequestFrame) -> Option<Reply>, request: &Request, replies: &mut Vec<u8>) {
     match frame::decode_request(&request.frame) {
         Ok(asked) => {
-            let reply = ReplyFrame::new(asked.id, handle(&asked.request));
-            frame::encode_channel_reply(request.channel, &reply, replies);
+            let id = asked.id;
+            if let Some(reply) = handle(asked) {
+                frame::encode_channel_reply(request.channel, &ReplyFrame::new(id, reply), replies);
+            }
         }
         Err(error) => {
             let reply = ReplyFrame::new(0, Reply::Refused(Refusal::MalformedFrame(error.0)));

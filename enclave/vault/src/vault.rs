@@ -1,13 +1,15 @@
 //! One request at a time: from a typed request to a typed reply.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use casemate_protocol::command::{Envelope, Outcome};
 use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN};
 use casemate_protocol::{Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, History, Limits, rules};
 
 use crate::attest::Attestor;
 use crate::bls::HashedMessage;
+use crate::command::{Desk, Office, current};
 use crate::keys::Key;
 use crate::points::PointCache;
 use crate::{Clock, Journal, Keys, signing_root};
@@ -22,13 +24,15 @@ pub struct Policy {
 /// The key compartment's state.
 pub struct Vault {
     network: Network,
-    keys: Keys,
+    /// Exchanged whole where an operators' command changes them.
+    keys: RwLock<Arc<Keys>>,
     limits: Limits,
     policy: Policy,
     clock: Box<dyn Clock>,
     journal: Box<dyn Journal>,
     points: PointCache,
     attestor: Option<Attestor>,
+    office: Option<Office>,
 }
 
 impl Vault {
@@ -41,13 +45,21 @@ impl Vault {
         clock: Box<dyn Clock>,
         journal: Box<dyn Journal>,
     ) -> Self {
-        Self { network, keys, limits, policy, clock, journal, points: PointCache::default(), attestor: None }
+        let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
+        Self { network, keys, limits, policy, clock, journal, points, attestor: None, office: None }
     }
 
     /// With an NSM behind it, the vault answers requests for attestation documents.
     #[must_use]
     pub fn attested_by(mut self, attestor: Attestor) -> Self {
         self.attestor = Some(attestor);
+        self
+    }
+
+    /// With an office, operators' commands change its keys. It needs an attestor, for whose boot commands are.
+    #[must_use]
+    pub fn commanded_by(mut self, office: Office) -> Self {
+        self.office = Some(office);
         self
     }
 
@@ -65,20 +77,35 @@ impl Vault {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
                 attestor.and_then(|attestor| attestor.attest(nonce)).unwrap_or_else(Reply::Refused)
             }
+            Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
         }
     }
 
+    /// It waits for KMS and the disk: the server carries commands out on a thread of their own.
+    fn command(&self, envelope: &Envelope) -> Result<Outcome, Refusal> {
+        let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
+        let desk = Desk { attestor, network: &self.network, journal: self.journal.as_ref(), keys: current(&self.keys) };
+        let (outcome, changed) = office.carry_out(&desk, envelope)?;
+        if let Some(keys) = changed {
+            attestor.state(&keys);
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        }
+        Ok(outcome)
+    }
+
     fn info(&self) -> Reply {
-        let signing = self.keys.signing().len();
+        let keys = current(&self.keys);
+        let signing = keys.signing().len();
         Reply::Info(Info {
             network: self.network.clone(),
             keys: count(signing),
-            keys_without_history: count(self.keys.len().saturating_sub(signing)),
+            keys_without_history: count(keys.len().saturating_sub(signing)),
         })
     }
 
     fn public_keys(&self, start: u32) -> Reply {
-        let signing = self.keys.signing();
+        let keys = current(&self.keys);
+        let signing = keys.signing();
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let page = usize::try_from(MAX_KEYS_PER_PAGE).unwrap_or(usize::MAX);
         Reply::PublicKeys {
@@ -94,15 +121,16 @@ impl Vault {
     }
 
     fn sign(&self, request: &SignRequest) -> Result<Signature, Refusal> {
-        let (number, key) = self.keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
-        history(key).watermarks()?;
+        let keys = current(&self.keys);
+        let (number, key, secret) = keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
+        key.history().watermarks()?;
         let root = signing_root::compute(&request.duty, request.fork_info.as_ref(), &self.network)?;
         if let Some(asked) = request.signing_root.filter(|asked| *asked != root) {
             return Err(Refusal::SigningRootDiffers { asked, computed: root });
         }
         let now = self.network.slot_at(self.clock.unix_ms());
         self.check_and_update(number, key, &request.duty, root, now)?;
-        Ok(key.secret.sign(&self.points.hashed(&root)))
+        Ok(secret.sign(&self.points.hashed(&root)))
     }
 
     /// The rules, and for slashable duties the watermarks: saved before anything is signed.
@@ -118,7 +146,7 @@ impl Vault {
             }
         }
         // Held from the check to the end of the saving: of conflicting requests exactly one finds the old watermarks.
-        let mut history = key.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = key.lock();
         let old = history.watermarks()?;
         let new = match duty {
             Duty::Block(header) => rules::block::check(old, header.slot, root, &self.limits)?,
@@ -139,8 +167,9 @@ impl Vault {
         if !self.policy.proof_of_validation {
             return Err(Refusal::ProofOfValidationOff);
         }
-        let (_, key) = self.keys.find(public_key).ok_or(Refusal::UnknownKey)?;
-        history(key).watermarks()?;
+        let keys = current(&self.keys);
+        let (_, key, secret) = keys.find(public_key).ok_or(Refusal::UnknownKey)?;
+        key.history().watermarks()?;
         for text in [platform, timestamp] {
             if text.len() > MAX_PROOF_TEXT_LEN {
                 return Err(Refusal::TooLong { len: length(text), max: length_of(MAX_PROOF_TEXT_LEN) });
@@ -151,13 +180,9 @@ impl Vault {
             }
         }
         let payload = format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
-        let signature = key.secret.sign(&HashedMessage::new(payload.as_bytes()));
+        let signature = secret.sign(&HashedMessage::new(payload.as_bytes()));
         Ok(Reply::ProofOfValidation { payload, signature })
     }
-}
-
-fn history(key: &Key) -> History {
-    *key.history.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn count(n: usize) -> u32 {

@@ -57,7 +57,7 @@ fn identity() -> Identity {
     }
 }
 
-fn vault(nsm: Box<dyn Nsm>, keys: u8, with_history: u8) -> Vault {
+fn vault(nsm: Arc<dyn Nsm>, keys: u8, with_history: u8) -> Vault {
     let mut secrets: Vec<[u8; 32]> = (1..=keys).map(|n| [n; 32]).collect();
     let keys = Keys::load(&mut secrets, |number, _| {
         if number < usize::from(with_history) { History::Known(Watermarks::NONE) } else { History::Missing }
@@ -84,7 +84,7 @@ fn verify(nsm: &SoftwareNsm, document: &[u8]) -> Document {
 #[test]
 fn a_document_binds_nonce_statement_and_key_and_verifies() {
     let nsm = software_nsm();
-    let vault = vault(Box::new(Soft(Arc::clone(&nsm))), 3, 2);
+    let vault = vault(Arc::new(Soft(Arc::clone(&nsm))), 3, 2);
     let (document, statement) = ask(&vault, b"0123456789abcdef").unwrap();
     let verified = verify(&nsm, &document);
     let pcrs = Pcrs::measure(b"kernel", b"application", MODULE_ID);
@@ -125,8 +125,8 @@ fn two_starts_share_neither_boot_nonce_nor_hpke_key() {
         let (document, statement) = ask(vault, b"12345678").unwrap();
         (verify(&nsm, &document).public_key().unwrap().to_vec(), Statement::decode(&statement).unwrap())
     };
-    let (first_key, first) = told(&vault(Box::new(Soft(Arc::clone(&nsm))), 1, 1));
-    let (second_key, second) = told(&vault(Box::new(Soft(Arc::clone(&nsm))), 1, 1));
+    let (first_key, first) = told(&vault(Arc::new(Soft(Arc::clone(&nsm))), 1, 1));
+    let (second_key, second) = told(&vault(Arc::new(Soft(Arc::clone(&nsm))), 1, 1));
     assert_ne!(first_key, second_key);
     assert_ne!(first.boot_nonce, second.boot_nonce);
     assert_eq!(first.public_keys, second.public_keys);
@@ -134,7 +134,7 @@ fn two_starts_share_neither_boot_nonce_nor_hpke_key() {
 
 #[test]
 fn documents_are_rate_limited() {
-    let vault = vault(Box::new(Soft(software_nsm())), 1, 1);
+    let vault = vault(Arc::new(Soft(software_nsm())), 1, 1);
     let begun = std::time::Instant::now();
     let mut given = 0;
     while ask(&vault, b"12345678").is_ok() {
@@ -163,7 +163,7 @@ impl Nsm for Broken {
 
 #[test]
 fn an_nsm_that_fails_is_no_answer() {
-    assert_eq!(ask(&vault(Box::new(Broken), 1, 1), b"12345678"), Err(Refusal::NsmFailed));
+    assert_eq!(ask(&vault(Arc::new(Broken), 1, 1), b"12345678"), Err(Refusal::NsmFailed));
 }
 
 #[test]

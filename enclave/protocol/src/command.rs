@@ -1,0 +1,404 @@
+//! Operators' commands: what changes an enclave's keys, signed by M of N operators that its measured configuration names.
+//!
+//! A command is CBOR with names, so that whoever signs it on another machine can read it there: everything but the secret keys
+//! is in clear. It is for one boot of one enclave (its boot nonce stands in it) and can be carried out once (its counter rises).
+//! The parent carries it and can at most lose it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::BoundedBytes;
+use crate::cbor::{self, Form};
+use crate::history::Past;
+use crate::{Bytes, ExecutionAddress, PublicKey, Root, Signature};
+
+/// The one version.
+pub const VERSION: u64 = 1;
+/// Longest command with its signatures, in bytes.
+pub const MAX_SIGNED_LEN: usize = 1024 * 1024;
+/// Longest command, in bytes: there is room for the signatures beside it.
+pub const MAX_COMMAND_LEN: usize = MAX_SIGNED_LEN - 8192;
+/// Most keys in one command.
+pub const MAX_KEYS: usize = 1000;
+/// Most operators, and most signatures.
+pub const MAX_OPERATORS: usize = 32;
+/// Bytes of a secret key.
+pub const SECRET_LEN: usize = 32;
+/// Bytes that HPKE adds: the tag of AES-256-GCM.
+pub const HPKE_TAG_LEN: usize = 16;
+/// What a signature is over, besides the command: no other use of the key can be mistaken for it.
+pub const SIGNATURE_DOMAIN: &[u8] = b"casemate operator command v1\n";
+/// HPKE's `info` for secret keys; its `aad` is the boot nonce.
+pub const HPKE_INFO: &[u8] = b"casemate import v1";
+
+/// An Ed25519 public key.
+pub type OperatorKey = Bytes<32>;
+/// A command with its signatures, encoded.
+pub type Envelope = BoundedBytes<1, MAX_SIGNED_LEN>;
+
+/// What operators order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    version: u64,
+    /// The group that it is for.
+    pub group: String,
+    /// The chain that it is for.
+    pub genesis_validators_root: Root,
+    /// The boot of the enclave that it is for.
+    pub boot_nonce: Bytes<32>,
+    /// Above that of every command carried out before in this boot; Unix milliseconds do.
+    pub counter: u64,
+    /// What is to be done.
+    pub action: Action,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Action {
+    /// Take in keys.
+    Import {
+        /// The keys.
+        keys: Vec<ImportedKey>,
+        /// Their secret keys in this order, encrypted to the enclave.
+        secrets: EncryptedSecrets,
+    },
+    /// Make keys, and sign their deposits.
+    Generate {
+        /// How many.
+        count: u32,
+        /// Where the stake goes when it is withdrawn.
+        withdrawal_credentials: Root,
+        /// The deposits' amount, in Gwei.
+        amount: u64,
+    },
+    /// Delete keys. What they have signed is remembered.
+    Delete {
+        /// The keys.
+        keys: Vec<PublicKey>,
+    },
+}
+
+/// A key to take in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportedKey {
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// What it has signed so far; nothing where the operators accept that nobody knows.
+    pub history: Option<Past>,
+}
+
+/// HPKE (RFC 9180), base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptedSecrets {
+    /// The encapsulated key.
+    pub enc: Bytes<32>,
+    /// The ciphertext.
+    pub ciphertext: BoundedBytes<HPKE_TAG_LEN, { MAX_KEYS * SECRET_LEN + HPKE_TAG_LEN }>,
+}
+
+/// A command with its signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedCommand {
+    version: u64,
+    /// The command's bytes, which are what is signed.
+    pub command: BoundedBytes<1, MAX_COMMAND_LEN>,
+    /// At most one of each operator.
+    pub signatures: Vec<OperatorSignature>,
+}
+
+/// An operator's signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorSignature {
+    /// Whose.
+    pub operator: OperatorKey,
+    /// Ed25519 over [`SIGNATURE_DOMAIN`] and the command.
+    pub signature: Bytes<64>,
+}
+
+/// Why bytes are no command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum CommandError {
+    #[error("the command has {len} bytes; 1 to {max} are allowed")]
+    Size { len: usize, max: usize },
+    #[error("this is not the one encoding of a command")]
+    Encoding,
+    #[error("the command is of version {0}; {VERSION} is understood here")]
+    Version(u64),
+    #[error("the command has {keys} keys; 1 to {MAX_KEYS} are allowed")]
+    Keys { keys: usize },
+    #[error("the command has {signatures} signatures; {MAX_OPERATORS} are allowed at most")]
+    Signatures { signatures: usize },
+    #[error("the command has {bytes} bytes of encrypted secret keys for {keys} keys")]
+    Secrets { bytes: usize, keys: usize },
+}
+
+impl Command {
+    /// A command of this version.
+    pub fn new(
+        group: String,
+        genesis_validators_root: Root,
+        boot_nonce: Bytes<32>,
+        counter: u64,
+        action: Action,
+    ) -> Self {
+        Self { version: VERSION, group, genesis_validators_root, boot_nonce, counter, action }
+    }
+
+    /// Its bytes, where it is within the limits.
+    pub fn encode(&self) -> Result<BoundedBytes<1, MAX_COMMAND_LEN>, CommandError> {
+        self.check()?;
+        let mut out = Vec::new();
+        // Writing to memory cannot fail, and a command has nothing that CBOR cannot say.
+        let written = cbor::encode(self, Form::Named, &mut out);
+        debug_assert!(written);
+        let len = out.len();
+        BoundedBytes::new(out).ok_or(CommandError::Size { len, max: MAX_COMMAND_LEN })
+    }
+
+    /// Reads exactly one command.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        if bytes.is_empty() || bytes.len() > MAX_COMMAND_LEN {
+            return Err(CommandError::Size { len: bytes.len(), max: MAX_COMMAND_LEN });
+        }
+        let command: Self = cbor::decode(bytes, Form::Named).ok_or(CommandError::Encoding)?;
+        if command.version != VERSION {
+            return Err(CommandError::Version(command.version));
+        }
+        command.check()?;
+        Ok(command)
+    }
+
+    /// How many keys it is about.
+    pub fn keys(&self) -> usize {
+        match &self.action {
+            Action::Import { keys, .. } => keys.len(),
+            Action::Generate { count, .. } => usize::try_from(*count).unwrap_or(usize::MAX),
+            Action::Delete { keys } => keys.len(),
+        }
+    }
+
+    fn check(&self) -> Result<(), CommandError> {
+        let keys = self.keys();
+        if keys == 0 || keys > MAX_KEYS {
+            return Err(CommandError::Keys { keys });
+        }
+        if let Action::Import { secrets, .. } = &self.action {
+            let bytes = secrets.ciphertext.as_ref().len();
+            if bytes != keys.saturating_mul(SECRET_LEN).saturating_add(HPKE_TAG_LEN) {
+                return Err(CommandError::Secrets { bytes, keys });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SignedCommand {
+    /// A command with these signatures.
+    pub fn new(command: BoundedBytes<1, MAX_COMMAND_LEN>, signatures: Vec<OperatorSignature>) -> Self {
+        Self { version: VERSION, command, signatures }
+    }
+
+    /// What a signature is over.
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        signed_bytes(self.command.as_ref())
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Result<Envelope, CommandError> {
+        if self.signatures.len() > MAX_OPERATORS {
+            return Err(CommandError::Signatures { signatures: self.signatures.len() });
+        }
+        let mut out = Vec::new();
+        let written = cbor::encode(self, Form::Named, &mut out);
+        debug_assert!(written);
+        let len = out.len();
+        BoundedBytes::new(out).ok_or(CommandError::Size { len, max: MAX_SIGNED_LEN })
+    }
+
+    /// Reads exactly one signed command; its content is not looked at.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        if bytes.is_empty() || bytes.len() > MAX_SIGNED_LEN {
+            return Err(CommandError::Size { len: bytes.len(), max: MAX_SIGNED_LEN });
+        }
+        let signed: Self = cbor::decode(bytes, Form::Named).ok_or(CommandError::Encoding)?;
+        if signed.version != VERSION {
+            return Err(CommandError::Version(signed.version));
+        }
+        if signed.signatures.len() > MAX_OPERATORS {
+            return Err(CommandError::Signatures { signatures: signed.signatures.len() });
+        }
+        Ok(signed)
+    }
+}
+
+/// What an operator's signature over a command's bytes is over.
+pub fn signed_bytes(command: &[u8]) -> Vec<u8> {
+    let mut bytes = SIGNATURE_DOMAIN.to_vec();
+    bytes.extend_from_slice(command);
+    bytes
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Outcome {
+    /// Of each key, in order. What was imported is sealed and on the disk.
+    Imported {
+        /// One for each.
+        keys: Vec<KeyOutcome>,
+    },
+    /// The keys that were made; they are sealed and on the disk.
+    Generated {
+        /// Keys with their deposits' signatures.
+        keys: Vec<GeneratedKey>,
+    },
+    /// Of each key, in order.
+    Deleted {
+        /// One for each.
+        keys: Vec<KeyOutcome>,
+    },
+}
+
+/// What became of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyOutcome {
+    /// It was taken in.
+    Imported,
+    /// It was there already. What was said of its past was added to what is known.
+    Duplicate,
+    /// The secret key is not the one of this public key, or none at all.
+    WrongSecret,
+    /// It was deleted.
+    Deleted,
+    /// It was not there.
+    NotFound,
+}
+
+/// A key that the vault has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratedKey {
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// Over the deposit message, in the deposit domain of this chain.
+    pub deposit_signature: Signature,
+}
+
+/// Prefixes of withdrawal credentials.
+pub const ADDRESS_PREFIX: u8 = 0x01;
+/// EIP-7251: rewards compound.
+pub const COMPOUNDING_PREFIX: u8 = 0x02;
+
+/// Withdrawal credentials of an address (0x01), compounding (0x02) where asked for.
+pub fn withdrawal_credentials(address: ExecutionAddress, compounding: bool) -> Root {
+    let mut credentials = [0; 32];
+    let prefix = if compounding { COMPOUNDING_PREFIX } else { ADDRESS_PREFIX };
+    let bytes = std::iter::once(prefix).chain([0; 11]).chain(address.0);
+    for (to, from) in credentials.iter_mut().zip(bytes) {
+        *to = from;
+    }
+    Bytes(credentials)
+}
+
+/// The address in withdrawal credentials of an address; nothing where they are others.
+pub fn withdrawal_address(credentials: &Root) -> Option<ExecutionAddress> {
+    let [ADDRESS_PREFIX | COMPOUNDING_PREFIX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, address @ ..] = credentials.0 else {
+        return None;
+    };
+    Some(Bytes(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(action: Action) -> Command {
+        Command::new("alpha".into(), Bytes([5; 32]), Bytes([6; 32]), 7, action)
+    }
+
+    fn secrets(len: usize) -> EncryptedSecrets {
+        EncryptedSecrets { enc: Bytes([1; 32]), ciphertext: BoundedBytes::new(vec![2; len]).unwrap() }
+    }
+
+    #[test]
+    fn commands_are_read_as_they_were_written_and_in_no_other_way() {
+        let key = ImportedKey { public_key: Bytes([3; 48]), history: Some(Past::default()) };
+        for action in [
+            Action::Import { keys: vec![key, ImportedKey { history: None, ..key }], secrets: secrets(80) },
+            Action::Generate { count: 1000, withdrawal_credentials: Bytes([1; 32]), amount: 32_000_000_000 },
+            Action::Delete { keys: vec![Bytes([9; 48])] },
+        ] {
+            let written = command(action).encode().unwrap();
+            let bytes = written.as_ref();
+            assert_eq!(Command::decode(bytes).unwrap().encode().unwrap(), written);
+            for len in 0..bytes.len() {
+                assert!(Command::decode(&bytes[..len]).is_err());
+            }
+            let mut longer = bytes.to_vec();
+            longer.push(0);
+            assert_eq!(Command::decode(&longer), Err(CommandError::Encoding));
+            let signature = OperatorSignature { operator: Bytes([4; 32]), signature: Bytes([5; 64]) };
+            let signed = SignedCommand::new(written.clone(), vec![signature; 2]);
+            assert_eq!(SignedCommand::decode(signed.encode().unwrap().as_ref()), Ok(signed));
+        }
+        assert_eq!(Command::decode(&[]), Err(CommandError::Size { len: 0, max: MAX_COMMAND_LEN }));
+        assert_eq!(Command::decode(&[0xa0]), Err(CommandError::Encoding));
+    }
+
+    #[test]
+    fn commands_beyond_the_limits_are_neither_written_nor_read() {
+        let delete = |n| command(Action::Delete { keys: vec![Bytes([9; 48]); n] });
+        assert_eq!(delete(0).encode(), Err(CommandError::Keys { keys: 0 }));
+        assert!(delete(MAX_KEYS).encode().is_ok());
+        assert_eq!(delete(MAX_KEYS + 1).encode(), Err(CommandError::Keys { keys: MAX_KEYS + 1 }));
+        let generate = |count| {
+            command(Action::Generate { count, withdrawal_credentials: Bytes::ZERO, amount: 0 }).encode().is_ok()
+        };
+        assert_eq!([0, 1, 1000, 1001, u32::MAX].map(generate), [false, true, true, false, false]);
+        let key = ImportedKey { public_key: Bytes([3; 48]), history: None };
+        let import = |keys: usize, len| {
+            command(Action::Import { keys: vec![key; keys], secrets: secrets(len) }).encode().map(drop)
+        };
+        assert_eq!(import(1, 48), Ok(()));
+        assert_eq!(import(1, 47), Err(CommandError::Secrets { bytes: 47, keys: 1 }));
+        assert_eq!(import(2, 48), Err(CommandError::Secrets { bytes: 48, keys: 2 }));
+        // The largest import fits with all its signatures.
+        let past = Past {
+            block: Some(crate::history::PastBlock { slot: crate::Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+            attestation: Some(crate::history::PastAttestation {
+                source: crate::Epoch::MAX,
+                target: crate::Epoch::MAX,
+                signing_root: Some(Bytes([1; 32])),
+            }),
+        };
+        let key = ImportedKey { public_key: Bytes([3; 48]), history: Some(past) };
+        let largest = command(Action::Import { keys: vec![key; MAX_KEYS], secrets: secrets(MAX_KEYS * 32 + 16) });
+        let signature = OperatorSignature { operator: Bytes([4; 32]), signature: Bytes([5; 64]) };
+        let signed = |n| SignedCommand::new(largest.encode().unwrap(), vec![signature; n]).encode();
+        assert!(signed(MAX_OPERATORS).is_ok());
+        assert_eq!(signed(33), Err(CommandError::Signatures { signatures: 33 }));
+    }
+
+    #[test]
+    fn withdrawal_credentials_hold_an_address() {
+        let address = Bytes([7; 20]);
+        for compounding in [false, true] {
+            let credentials = withdrawal_credentials(address, compounding);
+            assert_eq!(credentials.0[0], if compounding { 2 } else { 1 });
+            assert_eq!(withdrawal_address(&credentials), Some(address));
+        }
+        // BLS credentials, and a byte where none belongs.
+        let mut other = withdrawal_credentials(address, false);
+        other.0[0] = 0;
+        assert_eq!(withdrawal_address(&other), None);
+        other.0[0] = 1;
+        other.0[11] = 1;
+        assert_eq!(withdrawal_address(&other), None);
+    }
+}

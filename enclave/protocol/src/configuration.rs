@@ -1,0 +1,160 @@
+//! What the measured configuration tells the vault, as whoever starts it hands it over: one CBOR map through a pipe.
+//!
+//! The TOML itself is read outside the vault (casemate-config); its digest stands in the statement.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cbor::{self, Form};
+use crate::command::{MAX_OPERATORS, OperatorKey};
+use crate::statement::MAX_TEXT_LEN;
+use crate::{ExecutionAddress, Network, Root};
+
+/// The one version.
+pub const VERSION: u64 = 1;
+/// Longest configuration, in bytes.
+pub const MAX_CONFIGURATION_LEN: usize = 64 * 1024;
+/// Longest key ARN, in bytes.
+pub const MAX_ARN_LEN: usize = 256;
+/// Longest name of a group, in bytes: it is a folder's name too.
+pub const MAX_GROUP_LEN: usize = 64;
+/// Most withdrawal addresses.
+pub const MAX_ADDRESSES: usize = 256;
+
+/// What an enclave is configured to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configuration {
+    version: u64,
+    /// The group whose keys it holds.
+    pub group: String,
+    /// The chain that it signs for.
+    pub network: Network,
+    /// The KMS key that its keys are sealed under.
+    pub kms_key_arn: String,
+    /// Who may change its keys.
+    pub operators: Operators,
+    /// What it allows.
+    pub policy: Policy,
+    /// SHA-256 of the configuration as it was measured.
+    pub sha256: Root,
+}
+
+/// M of N operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operators {
+    /// How many must sign a command.
+    pub threshold: u32,
+    /// All of them; none where nothing can be changed.
+    pub keys: Vec<OperatorKey>,
+}
+
+/// What an enclave allows beyond duties.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Sign proofs of validation.
+    pub proof_of_validation: bool,
+    /// Addresses that deposits of generated keys may withdraw to.
+    pub withdrawal_addresses: Vec<ExecutionAddress>,
+}
+
+/// Why a configuration is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum ConfigurationError {
+    #[error("the configuration has {len} bytes; 1 to {MAX_CONFIGURATION_LEN} are allowed")]
+    Size { len: usize },
+    #[error("this is not the one encoding of a configuration")]
+    Encoding,
+    #[error("the configuration is of version {0}; {VERSION} is understood here")]
+    Version(u64),
+    #[error(
+        "the group's name {0:?} is not allowed: 1 to {MAX_GROUP_LEN} letters, digits, - and _, with a letter or digit first"
+    )]
+    Group(String),
+    #[error("kms_key_arn has {0} bytes; 1 to {MAX_ARN_LEN} are allowed")]
+    ArnLength(usize),
+    #[error("the network's name has a character that is not printable ASCII, or more than {MAX_TEXT_LEN} bytes")]
+    NetworkName,
+    #[error("there are {0} operators; {MAX_OPERATORS} are allowed at most")]
+    TooManyOperators(usize),
+    #[error("the operator {0} is named twice")]
+    OperatorTwice(OperatorKey),
+    #[error("the threshold is {threshold} of {operators} operators")]
+    Threshold { threshold: u32, operators: usize },
+    #[error("there are {0} withdrawal addresses; {MAX_ADDRESSES} are allowed at most")]
+    TooManyAddresses(usize),
+}
+
+impl Configuration {
+    /// A configuration whose parts are right.
+    pub fn new(
+        group: String,
+        network: Network,
+        kms_key_arn: String,
+        operators: Operators,
+        policy: Policy,
+        sha256: Root,
+    ) -> Result<Self, ConfigurationError> {
+        let configuration = Self { version: VERSION, group, network, kms_key_arn, operators, policy, sha256 };
+        configuration.check()?;
+        Ok(configuration)
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail, and a configuration has nothing that CBOR cannot say.
+        let written = cbor::encode(self, Form::Named, &mut out);
+        debug_assert!(written);
+        out
+    }
+
+    /// Reads exactly one configuration.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ConfigurationError> {
+        if bytes.is_empty() || bytes.len() > MAX_CONFIGURATION_LEN {
+            return Err(ConfigurationError::Size { len: bytes.len() });
+        }
+        let configuration: Self = cbor::decode(bytes, Form::Named).ok_or(ConfigurationError::Encoding)?;
+        if configuration.version != VERSION {
+            return Err(ConfigurationError::Version(configuration.version));
+        }
+        configuration.check()?;
+        Ok(configuration)
+    }
+
+    fn check(&self) -> Result<(), ConfigurationError> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let group = self.group.as_bytes();
+        let named = (1..=MAX_GROUP_LEN).contains(&group.len()) && group.iter().all(|b| allowed(*b));
+        if !named || !group.first().is_some_and(u8::is_ascii_alphanumeric) {
+            return Err(ConfigurationError::Group(self.group.chars().take(80).collect()));
+        }
+        if !(1..=MAX_ARN_LEN).contains(&self.kms_key_arn.len()) {
+            return Err(ConfigurationError::ArnLength(self.kms_key_arn.len()));
+        }
+        let name = self.network.name();
+        // It stands in the statement.
+        if name.len() > MAX_TEXT_LEN || !name.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+            return Err(ConfigurationError::NetworkName);
+        }
+        let Operators { threshold, keys } = &self.operators;
+        if keys.len() > MAX_OPERATORS {
+            return Err(ConfigurationError::TooManyOperators(keys.len()));
+        }
+        if let Some((_, twice)) = keys.iter().enumerate().find(|(n, key)| keys.iter().take(*n).any(|k| k == *key)) {
+            return Err(ConfigurationError::OperatorTwice(*twice));
+        }
+        // One of none is no threshold either; none of none says that nothing can be changed.
+        let reachable = usize::try_from(*threshold).is_ok_and(|threshold| threshold <= keys.len());
+        if !reachable || (*threshold == 0) != keys.is_empty() {
+            return Err(ConfigurationError::Threshold { threshold: *threshold, operators: keys.len() });
+        }
+        if self.policy.withdrawal_addresses.len() > MAX_ADDRESSES {
+            return Err(ConfigurationError::TooManyAddresses(self.policy.withdrawal_addresses.len()));
+        }
+        Ok(())
+    }
+}
