@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
-use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
-use casemate_protocol::{Reply, Request, RequestFrame};
+use casemate_protocol::command::Envelope;
+use casemate_protocol::frame::{self, Info, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
+use casemate_protocol::{Refusal, Reply, Request, RequestFrame};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -31,6 +32,9 @@ const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest wait for a connection and its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for a command: KMS has 45 s, the vault's calls 2 minutes.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why the enclave did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,11 @@ struct Shared {
     request_timeout: Duration,
     /// What the enclave said about itself when it was last reached.
     info: RwLock<Option<Arc<Info>>>,
+    /// Why it does not say more about itself: it has been reached, and it is starting.
+    starting: RwLock<Option<Refusal>>,
+    address: Address,
+    /// Held while a command is carried out.
+    command: tokio::sync::Mutex<()>,
 }
 
 struct Lane {
@@ -84,6 +93,9 @@ impl Enclave {
             in_flight: Semaphore::new(max_in_flight),
             request_timeout,
             info: RwLock::new(None),
+            starting: RwLock::new(None),
+            address: address.clone(),
+            command: tokio::sync::Mutex::new(()),
         });
         for (number, queued) in queues.into_iter().enumerate() {
             tokio::spawn(keep_up(number, address.clone(), Arc::clone(&shared), queued));
@@ -96,7 +108,10 @@ impl Enclave {
         let shared = &self.shared;
         // Shedding load here keeps the latency of those that are in.
         let _permit = shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
-        let lane = shared.pick().ok_or(Unavailable::Away)?;
+        let Some(lane) = shared.pick() else {
+            let starting = *shared.starting.read().unwrap_or_else(PoisonError::into_inner);
+            return starting.map(Reply::Refused).ok_or(Unavailable::Away);
+        };
         let (reply, answer) = oneshot::channel();
         // Full though the permits are not: of requests whose askers have gone, while the enclave does not take any.
         lane.queue.try_send(Outgoing { request, reply }).map_err(|_| Unavailable::Busy)?;
@@ -105,6 +120,36 @@ impl Enclave {
             Ok(Err(_)) => Err(Unavailable::Away),
             Err(_) => Err(Unavailable::TimedOut),
         }
+    }
+
+    /// Has an operators' command carried out. It goes over a connection of its own: it may wait for KMS, and must neither hold
+    /// up signatures nor look like an enclave that hangs.
+    pub async fn command(&self, envelope: Envelope) -> Result<Reply, Unavailable> {
+        let _alone = self.shared.command.try_lock().map_err(|_| Unavailable::Busy)?;
+        let exchange = async {
+            let (mut stream, _) = match open(&self.shared.address).await? {
+                Ok(opened) => opened,
+                Err(refusal) => return Ok::<_, io::Error>(Reply::Refused(refusal)),
+            };
+            let reply = ask(&mut stream, Request::Command { envelope }).await?;
+            if let Ok(Reply::Info(info)) = ask(&mut stream, Request::Info).await {
+                *self.shared.info.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(info));
+            }
+            Ok(reply)
+        };
+        match timeout(COMMAND_TIMEOUT, exchange).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => {
+                warn!(%error, "the connection for a command has failed");
+                Err(Unavailable::Away)
+            }
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+
+    /// Why the enclave is reached and does not serve.
+    pub fn starting(&self) -> Option<Refusal> {
+        *self.shared.starting.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the enclave said about itself, while it is connected.
@@ -142,7 +187,15 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
     let mut complained = false;
     loop {
         match timeout(CONNECT_TIMEOUT, open(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, enclave)) => {
+            Ok(Err(refusal)) => {
+                let mut starting = shared.starting.write().unwrap_or_else(PoisonError::into_inner);
+                if *starting != Some(refusal) {
+                    info!(%address, "{refusal}");
+                    *starting = Some(refusal);
+                }
+            }
+            Ok(Ok((stream, enclave))) => {
+                *shared.starting.write().unwrap_or_else(PoisonError::into_inner) = None;
                 if number == 0 || complained {
                     info!(%address, network = enclave.network.name(), keys = enclave.keys, "connected to the enclave");
                 }
@@ -154,6 +207,7 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
                 warn!(%address, %error, "the connection to the enclave has ended");
             }
             Err(error) => {
+                *shared.starting.write().unwrap_or_else(PoisonError::into_inner) = None;
                 if !complained {
                     warn!(%address, %error, "no connection to the enclave; trying again until there is one");
                     complained = true;
@@ -173,8 +227,8 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Connects and asks the enclave who it is.
-async fn open(address: &Address) -> io::Result<(Box<dyn Stream>, Info)> {
+/// Connects and asks the enclave who it is; it may refuse to say.
+async fn open(address: &Address) -> io::Result<Result<(Box<dyn Stream>, Info), Refusal>> {
     let mut stream: Box<dyn Stream> = match address {
         Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
         Address::Vsock { cid, port } => Box::new(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
@@ -190,19 +244,25 @@ async fn open(address: &Address) -> io::Result<(Box<dyn Stream>, Info)> {
             Box::new(stream.into_inner())
         }
     };
+    match ask(&mut stream, Request::Info).await? {
+        Reply::Info(info) => Ok(Ok((stream, info))),
+        Reply::Refused(refusal) => Ok(Err(refusal)),
+        other => Err(invalid(format!("the enclave did not say who it is, but {other:?}"))),
+    }
+}
+
+/// One question and its answer, over a connection on which nothing else is asked.
+async fn ask(stream: &mut Box<dyn Stream>, request: Request) -> io::Result<Reply> {
     let mut bytes = Vec::new();
-    frame::encode_request(&RequestFrame::new(0, Request::Info), &mut bytes);
+    frame::encode_request(&RequestFrame::new(0, request), &mut bytes);
     stream.write_all(&bytes).await?;
     let mut buffer = BytesMut::new();
     loop {
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if let Some((frame, _)) = frame::split(&buffer, MAX_FRAME_LEN).map_err(invalid)? {
-            return match frame::decode_reply(frame).map_err(invalid)?.reply {
-                Reply::Info(info) => Ok((stream, info)),
-                other => Err(invalid(format!("the enclave did not say who it is, but {other:?}"))),
-            };
+        if let Some((frame, _)) = frame::split(&buffer, MAX_COMMAND_FRAME_LEN).map_err(invalid)? {
+            return Ok(frame::decode_reply(frame).map_err(invalid)?.reply);
         }
     }
 }

@@ -53,14 +53,14 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            let Some(outward) = settings.outward.clone() else { return server::run(&settings, shutdown).await };
+            let Some(outward) = settings.outward.clone() else { return server::run(&settings, None, shutdown).await };
             let source = match outward.credentials {
                 CredentialsFrom::Imds => Source::imds(None)?,
                 CredentialsFrom::Environment => Source::environment()?,
             };
             let services = Arc::new(Outward::new(outward.allowed, source, BlobStore::new(outward.blobs)));
             tokio::select! {
-                ended = server::run(&settings, shutdown) => ended,
+                ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
                 ended = services.serve(&outward.address) => ended.context("serving the enclave's way out"),
             }
         })

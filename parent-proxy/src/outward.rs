@@ -104,6 +104,10 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Targets that could not be reached.
     pub failed: AtomicU64,
+    /// Credentials handed out.
+    pub credentials: AtomicU64,
+    /// Blobs that are on the disk.
+    pub stored: AtomicU64,
 }
 
 /// The parent's services for one enclave.
@@ -112,13 +116,13 @@ pub struct Outward<C> {
     credentials: C,
     blobs: BlobStore,
     /// For metrics.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl<C: CredentialSource + 'static> Outward<C> {
     /// Serves these and nothing else.
     pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: BlobStore) -> Self {
-        Self { allowed: allowed.into_iter().collect(), credentials, blobs, counters: Counters::default() }
+        Self { allowed: allowed.into_iter().collect(), credentials, blobs, counters: Arc::default() }
     }
 
     /// Listens where the enclave dials out, until the process ends.
@@ -189,6 +193,7 @@ impl<C: CredentialSource + 'static> Outward<C> {
             OutwardRequest::Credentials => {
                 let Credentials { access_key, secret_key, session_token, expires } =
                     timeout(TIMEOUT, self.credentials.credentials()).await.context("credentials took too long")??;
+                self.counters.credentials.fetch_add(1, Ordering::Relaxed);
                 Ok(OutwardReply::Credentials { access_key, secret_key, session_token, expires })
             }
             OutwardRequest::ListBlobs { group } => {
@@ -203,6 +208,7 @@ impl<C: CredentialSource + 'static> Outward<C> {
                 let bytes = blob.as_ref().len();
                 let shown = group.clone();
                 self.on_disk(move |blobs| blobs.store(&group, generation, blob.as_ref())).await?;
+                self.counters.stored.fetch_add(1, Ordering::Relaxed);
                 info!(group = shown, generation, bytes, "a sealed blob is on the disk");
                 Ok(OutwardReply::Stored)
             }

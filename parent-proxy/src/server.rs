@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::api;
 use crate::enclave::Enclave;
+use crate::outward::Counters;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
@@ -33,7 +34,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves until `shutdown` resolves, then answers what is in flight and ends.
-pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(
+    settings: &Settings,
+    outward: Option<Arc<Counters>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let tls = settings.tls.clone().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
     let enclave = Enclave::connect(
         &settings.enclave,
@@ -41,7 +46,7 @@ pub async fn run(settings: &Settings, shutdown: impl Future<Output = ()>) -> Res
         settings.max_in_flight,
         settings.request_timeout,
     );
-    let service = TowerToHyperService::new(api::router(settings, enclave.clone(), tls.clone()));
+    let service = TowerToHyperService::new(api::router(settings, enclave.clone(), tls.clone(), outward));
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;

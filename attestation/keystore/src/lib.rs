@@ -8,14 +8,16 @@ pub mod folder;
 use std::fmt;
 
 use aes::cipher::{KeyIvInit, StreamCipher};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::{Bytes, PublicKey};
 use serde::{Deserialize, Deserializer, de};
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
-/// Largest keystore file that is read, in bytes.
-pub const MAX_FILE_LEN: usize = 64 * 1024;
+/// Largest keystore file that is read, in bytes: a wallet of Prysm's holds all of its keys.
+pub const MAX_FILE_LEN: usize = 4 * 1024 * 1024;
 /// Most memory that scrypt may ask for: four times what EIP-2335 uses.
 const MAX_SCRYPT_MEMORY: u64 = 1 << 30;
 /// Most rounds of PBKDF2: forty times what EIP-2335 uses.
@@ -43,8 +45,10 @@ pub enum KeystoreError {
     Pbkdf2(u32),
     #[error("dklen is {0}; it must be 32")]
     DerivedKeyLen(u64),
-    #[error("the secret has {0} bytes; a BLS secret key has 32")]
+    #[error("the secret has {0} bytes; a BLS secret key has 32, and it is no wallet of Prysm's either")]
     SecretLen(usize),
+    #[error("this keystore holds {0} keys: one is asked for")]
+    ManyKeys(usize),
     #[error("wrong password: the checksum differs")]
     WrongPassword,
     #[error("the decrypted secret is no BLS secret key")]
@@ -60,7 +64,7 @@ pub struct Keystore {
     kdf: Kdf,
     checksum: [u8; 32],
     iv: [u8; 16],
-    ciphertext: [u8; 32],
+    ciphertext: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -88,7 +92,7 @@ impl Keystore {
             kdf: file.crypto.kdf.check()?,
             checksum: file.crypto.checksum.message.0,
             iv: iv.0,
-            ciphertext: ciphertext.try_into().map_err(|c: Vec<u8>| KeystoreError::SecretLen(c.len()))?,
+            ciphertext,
         })
     }
 
@@ -97,29 +101,67 @@ impl Keystore {
         self.public_key
     }
 
-    /// Decrypts the secret key; its public key must be the stated one. The KDF takes its time.
+    /// Decrypts the one secret key; its public key must be the stated one. The KDF takes its time.
     pub fn decrypt(&self, password: &str) -> Result<(Secret, PublicKey), KeystoreError> {
+        let mut all = self.decrypt_all(password)?;
+        match all.len() {
+            1 => all.pop().ok_or(KeystoreError::ManyKeys(0)),
+            many => Err(KeystoreError::ManyKeys(many)),
+        }
+    }
+
+    /// Decrypts all secret keys: Prysm keeps all accounts of a wallet in one file. The KDF takes its time.
+    pub fn decrypt_all(&self, password: &str) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
         let derived = self.kdf.derive(&normalized(password))?;
         let (cipher_key, checksum_key) = derived.split_at(16);
-        let checksum = Sha256::new().chain_update(checksum_key).chain_update(self.ciphertext).finalize();
+        let checksum = Sha256::new().chain_update(checksum_key).chain_update(&self.ciphertext).finalize();
         if checksum.as_slice() != self.checksum {
             return Err(KeystoreError::WrongPassword);
         }
-        let mut secret = Zeroizing::new(self.ciphertext);
+        let mut clear = Zeroizing::new(self.ciphertext.clone());
         let mut cipher = ctr::Ctr128BE::<aes::Aes128>::new_from_slices(cipher_key, &self.iv)
             .map_err(|_| KeystoreError::InvalidSecret)?;
-        cipher.apply_keystream(secret.as_mut_slice());
-        let derived = Bytes(
-            blst::min_pk::SecretKey::from_bytes(secret.as_slice())
-                .map_err(|_| KeystoreError::InvalidSecret)?
-                .sk_to_pk()
-                .to_bytes(),
-        );
+        cipher.apply_keystream(clear.as_mut_slice());
+        let Ok(secret) = <[u8; 32]>::try_from(clear.as_slice()) else { return accounts(&clear) };
+        let (secret, derived) = key(Zeroizing::new(secret))?;
         match self.public_key {
             Some(stated) if stated != derived => Err(KeystoreError::OtherPublicKey { derived, stated }),
-            _ => Ok((secret, derived)),
+            _ => Ok(vec![(secret, derived)]),
         }
     }
+}
+
+fn key(secret: Secret) -> Result<(Secret, PublicKey), KeystoreError> {
+    let key = blst::min_pk::SecretKey::from_bytes(secret.as_slice()).map_err(|_| KeystoreError::InvalidSecret)?;
+    Ok((secret, Bytes(key.sk_to_pk().to_bytes())))
+}
+
+/// The accounts of a Prysm wallet (`all-accounts.keystore.json`): JSON of two lists in base64, in the same order.
+fn accounts(clear: &[u8]) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
+    #[derive(Deserialize)]
+    struct Accounts {
+        private_keys: Vec<Zeroizing<String>>,
+        public_keys: Vec<String>,
+    }
+
+    let accounts: Accounts = serde_json::from_slice(clear).map_err(|_| KeystoreError::SecretLen(clear.len()))?;
+    if accounts.private_keys.len() != accounts.public_keys.len() {
+        return Err(KeystoreError::InvalidSecret);
+    }
+    let mut all = Vec::with_capacity(accounts.private_keys.len());
+    for (private, public) in accounts.private_keys.iter().zip(&accounts.public_keys) {
+        let bytes =
+            Zeroizing::new(BASE64_STANDARD.decode(private.as_bytes()).map_err(|_| KeystoreError::InvalidSecret)?);
+        let secret = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| KeystoreError::InvalidSecret)?;
+        let stated = BASE64_STANDARD.decode(public).ok().and_then(|bytes| bytes.try_into().ok()).map(Bytes);
+        let stated: PublicKey = stated.ok_or(KeystoreError::InvalidSecret)?;
+        let (secret, derived) = key(Zeroizing::new(secret))?;
+        if derived != stated {
+            return Err(KeystoreError::OtherPublicKey { derived, stated });
+        }
+        all.push((secret, derived));
+    }
+    Ok(all)
 }
 
 /// NFKD, then without control characters (EIP-2335, «Password requirements»).

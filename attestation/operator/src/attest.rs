@@ -48,7 +48,7 @@ fn verify(options: &Verify) -> Result<Report> {
     Ok(judge.report(&input))
 }
 
-fn fetch(options: &Fetch) -> Result<Report> {
+pub fn fetch(options: &Fetch) -> Result<Report> {
     let nonce = if let Some(text) = &options.expected.nonce {
         if options.expected.at != AtOption::Now {
             bail!("with a --nonce of your own and another time than now, nothing would say that the document is new");
@@ -65,11 +65,11 @@ fn fetch(options: &Fetch) -> Result<Report> {
         fresh
     };
     let mut judge = Judge::new(&options.expected, Some(nonce.clone()))?;
-    let proxy = Proxy::new(options)?;
+    let proxy = Proxy::new(&options.connection)?;
     let answer = proxy.attestation(&nonce)?;
     let input = input::answer(&answer)?;
     if input.statement.is_none() {
-        bail!("{} gave no statement", options.url);
+        bail!("{} gave no statement", options.connection.url);
     }
     judge.start_clock();
     let mut report = judge.report(&input);
@@ -117,22 +117,22 @@ impl Judge {
         let live = options.at != AtOption::Document;
         let max_age = live.then(|| Duration::from_secs(options.max_age.unwrap_or(MAX_AGE_SECONDS)));
         let expected = Expected {
-            pcrs: pins::pins(options)?,
+            pcrs: pins::pins(&options.pins)?,
             nonce: made_nonce.or(given),
             user_data: None,
             max_age,
-            debug_allowed: options.allow_debug,
+            debug_allowed: options.pins.allow_debug,
         };
         Ok(Self {
-            anchor: options.root.as_deref().map_or_else(|| Ok(Anchor::aws()?), anchor)?,
+            anchor: options.pins.root.as_deref().map_or_else(|| Ok(Anchor::aws()?), anchor)?,
             at: options.at,
             now: Timestamp(0),
             expected,
             stated: Stated {
                 public_keys: options.public_keys.as_deref().map(public_keys).transpose()?,
-                group: options.group.clone(),
-                network: options.network.clone(),
-                fence: options.fence.clone(),
+                group: options.pins.group.clone(),
+                network: options.pins.network.clone(),
+                fence: options.pins.fence.clone(),
             },
             describe_only: options.describe_only,
         })

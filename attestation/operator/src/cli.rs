@@ -19,6 +19,271 @@ pub struct Options {
 pub enum Command {
     /// Attestation documents: is this the enclave that you mean?
     Attest(Attest),
+    /// Bring keys into an enclave: EIP-2335 keystores or raw keys, encrypted to the enclave that its document proves
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Import(Box<Import>),
+    /// Have an enclave make keys, and write their deposit data for the launchpad
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Keygen(Box<Keygen>),
+    /// List the keys of an enclave, as its document proves them
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Keys(KeysOptions),
+    /// Delete keys from an enclave; what they have signed is remembered
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Delete(Delete),
+    /// Operators' keys, which sign commands
+    Operator(Operator),
+    /// Commands in files: look at them, sign them on another machine, send them
+    #[command(name = "command")]
+    CommandFile(CommandFile),
+    /// Write a KMS key policy that lets only these measurements unseal, and keeps the parent's role from changing it
+    KmsPolicy(KmsPolicy),
+}
+
+const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done, 1 refused (by the document's verification, by the enclave, or for one of the keys), 2 unusable input.";
+
+/// A running signer.
+#[derive(Args)]
+pub struct Connection {
+    /// Where casemate-proxy listens, as http://HOST:PORT
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// Authorities of the proxy's TLS certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate for mutual TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Which enclave is meant.
+#[derive(Args, Default)]
+pub struct PinOptions {
+    /// PCR0: the whole image
+    #[arg(long, value_name = "HEX")]
+    pub pcr0: Option<String>,
+    /// PCR1: kernel and boot ramdisk
+    #[arg(long, value_name = "HEX")]
+    pub pcr1: Option<String>,
+    /// PCR2: the application and its configuration
+    #[arg(long, value_name = "HEX")]
+    pub pcr2: Option<String>,
+    /// PCR8: the certificate that signed the image
+    #[arg(long, value_name = "HEX")]
+    pub pcr8: Option<String>,
+    /// Measurements of the image, as casemate-eif and nitro-cli write them
+    #[arg(long, value_name = "FILE")]
+    pub measurements: Option<PathBuf>,
+    /// Trust this root certificate (PEM or DER) in place of the AWS Nitro Enclaves root G1
+    #[arg(long, value_name = "FILE")]
+    pub root: Option<PathBuf>,
+    /// The group that the statement must name
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// The chain that the statement must name, by its name or its genesis validators root
+    #[arg(long, value_name = "NAME|0xROOT")]
+    pub network: Option<String>,
+    /// The kind of fence that the statement must name
+    #[arg(long, value_name = "KIND", value_parser = ["none", "solo", "file", "etcd", "dynamodb"])]
+    pub fence: Option<String>,
+    /// Accept an enclave in debug mode, whose memory its parent can read; expect zeros for PCR0, PCR1 and PCR2
+    #[arg(long)]
+    pub allow_debug: bool,
+}
+
+/// Who signs a command, and where it goes.
+#[derive(Args)]
+pub struct Signing {
+    /// Operator's private key (PEM); once for each operator who signs here
+    #[arg(long, value_name = "FILE")]
+    pub operator_key: Vec<PathBuf>,
+    /// Write the command to this file instead of sending it: for operators who sign on other machines
+    #[arg(long, value_name = "FILE")]
+    pub command_out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Import {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Folder with EIP-2335 keystores (Lighthouse's, Teku's, Prysm's and Nimbus's layouts), or one keystore
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "raw_keys")]
+    pub keystores: Option<PathBuf>,
+    /// Folder with the keystores' passwords, or one file with the password of all [default: asked for]
+    #[arg(long, value_name = "DIR|FILE", requires = "keystores")]
+    pub passwords: Option<PathBuf>,
+    /// File with secret keys, one in hex a line, or - for standard input
+    #[arg(long, value_name = "FILE|-", required_unless_present = "keystores")]
+    pub raw_keys: Option<PathBuf>,
+    /// What the keys have signed so far: an EIP-3076 file
+    #[arg(long, value_name = "FILE")]
+    pub slashing_protection: Option<PathBuf>,
+    /// Let keys sign of which nobody knows what they have signed so far. This is how validators get slashed
+    #[arg(long)]
+    pub no_history_i_accept: bool,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Keygen {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// How many keys to make, up to 1000
+    #[arg(long, value_name = "N")]
+    pub count: u32,
+    /// Where the stake goes when it is withdrawn; the enclave's configuration must allow it
+    #[arg(long, value_name = "0xADDRESS")]
+    pub withdrawal_address: String,
+    /// Compounding withdrawal credentials (0x02, EIP-7251)
+    #[arg(long)]
+    pub compounding: bool,
+    /// Amount of each deposit, in Gwei
+    #[arg(long, value_name = "GWEI", default_value_t = 32_000_000_000)]
+    pub amount: u64,
+    /// Folder for deposit_data-TIME.json
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    /// Genesis fork version of a chain that is not built in
+    #[arg(long, value_name = "0xVERSION")]
+    pub genesis_fork_version: Option<String>,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct KeysOptions {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Delete {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// File with the public keys to delete: one in hex a line, or a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub public_keys: PathBuf,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Operator {
+    #[command(subcommand)]
+    pub command: OperatorCommand,
+}
+
+#[derive(Subcommand)]
+pub enum OperatorCommand {
+    /// Make an Ed25519 key, and show its public half for the configuration
+    Keygen {
+        /// Where to write the private key (PEM, PKCS #8); an existing file is not overwritten
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Show the public half of a key
+    Public {
+        /// The private key (PEM)
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct CommandFile {
+    #[command(subcommand)]
+    pub command: CommandFileCommand,
+}
+
+#[derive(Subcommand)]
+pub enum CommandFileCommand {
+    /// Show what a file orders, and who has signed it
+    Show {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show what a file orders, and sign it
+    Sign {
+        /// The file; the signature is added to it
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Operator's private key (PEM); once for each operator who signs here
+        #[arg(long, value_name = "FILE", required = true)]
+        operator_key: Vec<PathBuf>,
+        /// Do not ask before signing
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Send a signed file to the enclave that it is for
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Send(Box<Send>),
+}
+
+#[derive(Args)]
+pub struct Send {
+    /// The file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Folder for the deposit data of keys that are made
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    /// Genesis fork version of a chain that is not built in
+    #[arg(long, value_name = "0xVERSION")]
+    pub genesis_fork_version: Option<String>,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct KmsPolicy {
+    /// The AWS account of the key: 12 digits
+    #[arg(long, value_name = "DIGITS")]
+    pub account: String,
+    /// Role of the parent instance: it may ask KMS for an enclave with these measurements, and nothing else
+    #[arg(long, value_name = "ARN")]
+    pub parent_role: String,
+    /// Role that may change this policy: not the parent's, and best one that takes two people
+    #[arg(long, value_name = "ARN")]
+    pub administrator: String,
+    /// The enclave's group, which its encryption context names
+    #[arg(long, value_name = "NAME")]
+    pub group: String,
+    /// PCR0: the whole image
+    #[arg(long, value_name = "HEX")]
+    pub pcr0: Option<String>,
+    /// PCR1: kernel and boot ramdisk
+    #[arg(long, value_name = "HEX")]
+    pub pcr1: Option<String>,
+    /// PCR2: the application and its configuration
+    #[arg(long, value_name = "HEX")]
+    pub pcr2: Option<String>,
+    /// PCR8: the certificate that signed the image
+    #[arg(long, value_name = "HEX")]
+    pub pcr8: Option<String>,
+    /// Measurements of the image, as casemate-eif and nitro-cli write them; several while one image follows another
+    #[arg(long, value_name = "FILE")]
+    pub measurements: Vec<PathBuf>,
+    /// Let no one change the policy any more, its administrator neither. There is no way back, and no way to another image
+    #[arg(long)]
+    pub immutable: bool,
 }
 
 #[derive(Args)]
@@ -54,42 +319,19 @@ pub struct Verify {
 
 #[derive(Args)]
 pub struct Fetch {
-    /// Where casemate-proxy listens, as http://HOST:PORT
-    #[arg(value_name = "URL")]
-    pub url: String,
+    #[command(flatten)]
+    pub connection: Connection,
     /// Keep the answer in this file, for casemate attest verify --at document
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
-    /// Authorities of the proxy's TLS certificate, PEM
-    #[arg(long, value_name = "FILE")]
-    pub tls_ca: Option<PathBuf>,
-    /// Client certificate for mutual TLS, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_certificate: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
-    pub tls_key: Option<PathBuf>,
     #[command(flatten)]
     pub expected: ExpectedOptions,
 }
 
 #[derive(Args)]
 pub struct ExpectedOptions {
-    /// PCR0: the whole image
-    #[arg(long, value_name = "HEX")]
-    pub pcr0: Option<String>,
-    /// PCR1: kernel and boot ramdisk
-    #[arg(long, value_name = "HEX")]
-    pub pcr1: Option<String>,
-    /// PCR2: the application and its configuration
-    #[arg(long, value_name = "HEX")]
-    pub pcr2: Option<String>,
-    /// PCR8: the certificate that signed the image
-    #[arg(long, value_name = "HEX")]
-    pub pcr8: Option<String>,
-    /// Measurements of the image, as casemate-eif and nitro-cli write them
-    #[arg(long, value_name = "FILE")]
-    pub measurements: Option<PathBuf>,
+    #[command(flatten)]
+    pub pins: PinOptions,
     /// The nonce that the document must carry [fetch: 32 random bytes]
     #[arg(long, value_name = "HEX")]
     pub nonce: Option<String>,
@@ -99,30 +341,23 @@ pub struct ExpectedOptions {
     /// How old the document may be; with --at document its age is not judged [default: 300]
     #[arg(long, value_name = "SECONDS")]
     pub max_age: Option<u64>,
-    /// Trust this root certificate (PEM or DER) in place of the AWS Nitro Enclaves root G1
-    #[arg(long, value_name = "FILE")]
-    pub root: Option<PathBuf>,
     /// File with the public keys that must be the ones that sign: one in hex a line, or a JSON array
     #[arg(long, value_name = "FILE")]
     pub public_keys: Option<PathBuf>,
-    /// The group that the statement must name
-    #[arg(long, value_name = "NAME")]
-    pub group: Option<String>,
-    /// The chain that the statement must name, by its name or its genesis validators root
-    #[arg(long, value_name = "NAME|0xROOT")]
-    pub network: Option<String>,
-    /// The kind of fence that the statement must name
-    #[arg(long, value_name = "KIND", value_parser = ["none", "solo", "file", "etcd", "dynamodb"])]
-    pub fence: Option<String>,
-    /// Accept an enclave in debug mode, whose memory its parent can read; expect zeros for PCR0, PCR1 and PCR2
-    #[arg(long)]
-    pub allow_debug: bool,
     /// Show a document without accepting it: signature, chain, times and whatever is expected are still verified
     #[arg(long)]
     pub describe_only: bool,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl ExpectedOptions {
+    /// A fresh document of an enclave that is meant by its pins.
+    pub fn live(pins: PinOptions) -> Self {
+        let (nonce, max_age, public_keys) = (None, None, None);
+        Self { pins, nonce, at: AtOption::Now, max_age, public_keys, describe_only: false, json: false }
+    }
 }
 
 /// For which time.

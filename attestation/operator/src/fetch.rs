@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, http};
 
-use crate::cli::Fetch;
+use crate::cli::Connection;
 use crate::input::MAX_INPUT_LEN;
 
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a proxy that says 429 is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a command: the proxy gives the enclave 150 s.
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
 /// Longest wait for the list of keys, which proves nothing and is asked for once; longest list: a hundred thousand keys, about.
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
@@ -28,7 +30,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// The proxy that the command line names.
-    pub fn new(options: &Fetch) -> Result<Self> {
+    pub fn new(options: &Connection) -> Result<Self> {
         let url = options.url.trim_end_matches('/').to_owned();
         let uri: http::Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
         match uri.scheme_str() {
@@ -82,6 +84,29 @@ impl Proxy {
         Ok(body)
     }
 
+    /// What `POST /commands` answers: the body of a success, or the sentence of a refusal.
+    pub fn command(&self, envelope: &[u8]) -> Result<Result<Vec<u8>, String>> {
+        let begun = Instant::now();
+        loop {
+            let request = self.agent.post(format!("{}/commands", self.url));
+            let request = request.config().timeout_global(Some(COMMAND_TIMEOUT)).build();
+            let mut answer = request
+                .content_type("application/cbor")
+                .send(envelope)
+                .with_context(|| format!("asking {}", self.url))?;
+            let body = answer.body_mut().with_config().limit(MAX_INPUT_LEN).read_to_vec();
+            let body = body.with_context(|| format!("the answer of {}", self.url))?;
+            match answer.status() {
+                http::StatusCode::OK => return Ok(Ok(body)),
+                // Another operator's command is being carried out.
+                http::StatusCode::TOO_MANY_REQUESTS if begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                status => return Ok(Err(format!("{} answered {status}: {}", self.url, sentence(&body)))),
+            }
+        }
+    }
+
     fn get(&self, path: &str, timeout: Duration, max_len: u64) -> Result<(http::StatusCode, Vec<u8>)> {
         let request = self.agent.get(format!("{}{path}", self.url)).config().timeout_global(Some(timeout)).build();
         let mut answer = request.call().with_context(|| format!("asking {}", self.url))?;
@@ -98,7 +123,7 @@ fn sentence(body: &[u8]) -> String {
     text.chars().take(400).collect()
 }
 
-fn tls(options: &Fetch) -> Result<TlsConfig> {
+fn tls(options: &Connection) -> Result<TlsConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
     if let Some(path) = &options.tls_ca {

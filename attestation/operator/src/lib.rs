@@ -1,23 +1,41 @@
 //! The operator's command line. It runs on the operator's own machine and trusts nothing that it fetches: not the parent, not
 //! the proxy, not the network; only the pins that the operator gives it, and the root behind the document.
 //!
-//! `casemate attest verify FILE` and `casemate attest fetch URL` tell whether an enclave is the one that the operator means.
+//! `casemate attest verify FILE` and `casemate attest fetch URL` tell whether an enclave is the one that the operator means; what
+//! changes its keys (`import`, `keygen`, `delete`) verifies it first, and believes what became of it only when a document says so.
 //! Exit codes: 0 accepted, 1 refused, 2 unusable input.
 #![forbid(unsafe_code)]
 
 mod attest;
 mod cli;
+mod command;
+mod deposit;
 mod fetch;
+mod import;
 mod input;
 mod keys;
+mod kms_policy;
+mod operator;
 mod pins;
+mod progress;
 mod report;
+mod session;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Result;
+use casemate_keystore::Secret;
+use casemate_protocol::PublicKey;
+use casemate_protocol::command::{Action, OperatorKey, withdrawal_credentials};
+use casemate_slashing::interchange::Histories;
 use clap::Parser;
+
+use cli::Command;
+use command::DepositPlace;
+use session::{Refused, Session};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +68,113 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
         }
         Err(message) => return written(write!(err, "{}", message.render()), Exit::Unusable),
     };
-    let cli::Command::Attest(attest) = options.command;
-    match attest::run(&attest.command) {
+    match carry_out(options.command) {
         Ok((text, exit)) => written(out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
-        Err(error) => written(writeln!(err, "casemate: {}", plain(&format!("{error:#}"))), Exit::Unusable),
+        Err(error) => {
+            let exit = if error.is::<Refused>() { Exit::Refused } else { Exit::Unusable };
+            written(writeln!(err, "casemate: {}", plain(&format!("{error:#}"))), exit)
+        }
     }
+}
+
+fn carry_out(command: Command) -> Result<(String, Exit)> {
+    match command {
+        Command::Attest(attest) => attest::run(&attest.command),
+        Command::Import(options) => import::run(*options),
+        Command::Keygen(options) => keygen(*options),
+        Command::Keys(options) => list(options),
+        Command::Delete(options) => {
+            let keys = keys::parse(&input::read(&options.public_keys)?)?;
+            let mut session = Session::open(options.connection, options.pins)?;
+            let commands = command::delete(&session, &keys)?;
+            command::give(&mut session, &commands, &options.signing, None)
+        }
+        Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
+        Command::CommandFile(file) => command::run(file.command),
+        Command::KmsPolicy(options) => Ok((kms_policy::run(&options)?, Exit::Accepted)),
+    }
+}
+
+fn keygen(options: cli::Keygen) -> Result<(String, Exit)> {
+    let address = session::hex(&options.withdrawal_address, "--withdrawal-address")?;
+    let mut session = Session::open(options.connection, options.pins)?;
+    let version = options.genesis_fork_version.as_deref();
+    // Better told before there are keys.
+    deposit::genesis_version(&session.statement, version)?;
+    if options.signing.command_out.is_none() && !options.out.is_dir() {
+        anyhow::bail!("--out {}: there is no such folder", options.out.display());
+    }
+    let credentials = withdrawal_credentials(address, options.compounding);
+    let action = Action::Generate { count: options.count, withdrawal_credentials: credentials, amount: options.amount };
+    let command = session.command(0, action)?;
+    let place = DepositPlace { folder: &options.out, genesis_fork_version: version };
+    command::give(&mut session, &[command], &options.signing, Some(&place))
+}
+
+fn list(options: cli::KeysOptions) -> Result<(String, Exit)> {
+    let session = Session::open(options.connection, options.pins)?;
+    let mut keys: Vec<String> = session.keys()?.iter().map(ToString::to_string).collect();
+    keys.sort_unstable();
+    let text = if options.json {
+        format!("{}\n", serde_json::to_string(&keys)?)
+    } else {
+        keys.iter().map(|key| format!("{key}\n")).collect()
+    };
+    Ok((text, Exit::Accepted))
+}
+
+/// An enclave that runs on this machine, for programs that start one.
+pub struct Local<'a> {
+    /// Where its proxy listens.
+    pub url: &'a str,
+    /// Authority of the proxy's certificate.
+    pub tls_ca: Option<&'a Path>,
+    /// Root of its documents.
+    pub root: &'a Path,
+    /// Its measurements.
+    pub measurements: &'a Path,
+    /// An operator's key.
+    pub operator_key: &'a Path,
+}
+
+impl Local<'_> {
+    fn open(&self) -> Result<Session> {
+        let (tls_ca, url) = (self.tls_ca.map(Path::to_owned), self.url.to_owned());
+        let connection = cli::Connection { url, tls_ca, tls_certificate: None, tls_key: None };
+        let (root, measurements) = (Some(self.root.to_owned()), Some(self.measurements.to_owned()));
+        Session::open(connection, cli::PinOptions { measurements, root, ..cli::PinOptions::default() })
+    }
+
+    /// The keys that its document proves.
+    pub fn keys(&self) -> Result<Vec<PublicKey>> {
+        self.open()?.keys()
+    }
+
+    /// Imports keys as `casemate import` does; those whose past is not known are waived where `waived` says so. How many came in
+    /// anew.
+    pub fn import(&self, keys: &[(Secret, PublicKey)], known: Histories, waived: bool) -> Result<usize> {
+        let mut session = self.open()?;
+        let before = session.statement.public_keys.count;
+        let commands = import::commands(&session, keys, &import::Pasts { known, waived })?;
+        let signing = cli::Signing { operator_key: vec![self.operator_key.to_owned()], command_out: None };
+        let (text, exit) = command::give(&mut session, &commands, &signing, None)?;
+        if exit != Exit::Accepted {
+            anyhow::bail!("the enclave has not taken all keys:\n{text}");
+        }
+        Ok(usize::try_from(session.statement.public_keys.count.saturating_sub(before)).unwrap_or(usize::MAX))
+    }
+}
+
+/// Makes an operator's key and leaves it in a new file; its public half.
+pub fn make_operator_key(path: &Path) -> Result<OperatorKey> {
+    let pair = operator::OperatorPair::generate()?;
+    pair.write(path)?;
+    Ok(pair.public())
+}
+
+/// The public half of an operator's key.
+pub fn operator_key(path: &Path) -> Result<OperatorKey> {
+    Ok(operator::OperatorPair::read(path)?.public())
 }
 
 /// A sentence that may quote what a stranger sent: of bounded length, and harmless on a terminal.

@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use casemate_document::{MAX_PCRS, PCR_LEN, Pcr};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::cli::ExpectedOptions;
+use crate::cli::PinOptions;
 use crate::input;
 
 /// All PCRs that the options and the measurements file give.
-pub fn pins(options: &ExpectedOptions) -> Result<BTreeMap<u8, Pcr>> {
+pub fn pins(options: &PinOptions) -> Result<BTreeMap<u8, Pcr>> {
     let mut pins = match &options.measurements {
-        Some(path) => {
-            let text = input::read(path)?;
-            measurements(&text).with_context(|| format!("in {}", path.display()))?
-        }
+        Some(path) => file(path)?,
         None => BTreeMap::new(),
     };
     for (index, given) in [(0, &options.pcr0), (1, &options.pcr1), (2, &options.pcr2), (8, &options.pcr8)] {
@@ -27,6 +25,12 @@ pub fn pins(options: &ExpectedOptions) -> Result<BTreeMap<u8, Pcr>> {
         }
     }
     Ok(pins)
+}
+
+/// All PCRs of a measurements file.
+pub fn file(path: &Path) -> Result<BTreeMap<u8, Pcr>> {
+    let text = input::read(path)?;
+    measurements(&text).with_context(|| format!("in {}", path.display()))
 }
 
 /// The JSON of `nitro-cli build-enclave`, `nitro-cli describe-eif` and `casemate-eif`: `Measurements` with `PCR0`, `PCR1`, … in
@@ -87,7 +91,7 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-fn pcr(text: &str) -> Result<Pcr> {
+pub fn pcr(text: &str) -> Result<Pcr> {
     let text = text.trim();
     const_hex::decode_to_array(text)
         .with_context(|| format!("{} characters; a PCR is {} hex digits", text.len(), PCR_LEN.saturating_mul(2)))

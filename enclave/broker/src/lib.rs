@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
 use casemate_protocol::calls::{self, CHANNEL, Numbered};
-use casemate_protocol::frame::{self, CHANNEL_LEN, MAX_FRAME_LEN};
+use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -45,6 +45,8 @@ pub const MAX_CONNECTIONS: usize = 64;
 const VAULT_QUEUE: usize = 64;
 /// Frames passed on at once; far fewer than [`IN_FLIGHT`].
 const BATCH: u32 = 512;
+/// Connections that may be sending a frame longer than [`MAX_FRAME_LEN`], an operators' command, at once.
+const LONG_FRAMES: usize = 2;
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -55,16 +57,25 @@ pub async fn run(listen: &Address, vault: StdUnixStream, services: Option<Arc<Se
     let (from_vault, to_vault) = vault.into_split();
     let connections = Arc::new(Connections::default());
     let (requests, queued) = mpsc::channel(VAULT_QUEUE);
+    let to_vault_queue = Requests { queue: requests.clone(), long: Arc::new(Semaphore::new(LONG_FRAMES)) };
 
     let writing = tokio::spawn(write_to_vault(to_vault, queued));
     let calls = VaultCalls { services, answers: requests.clone(), conversations: Arc::default() };
     let reading = tokio::spawn(read_from_vault(from_vault, Arc::clone(&connections), calls));
-    let accepting = accept(listen, connections, requests);
+    let accepting = accept(listen, connections, to_vault_queue);
     tokio::select! {
         ended = accepting => ended,
         _ = writing => bail!("the vault no longer takes requests"),
         ended = reading => ended.context("the reader ended")?.and_then(|()| bail!("the vault has closed its socket")),
     }
+}
+
+/// The way to the vault for every connection.
+#[derive(Clone)]
+struct Requests {
+    queue: mpsc::Sender<Vec<u8>>,
+    /// A permit for each long frame, so that the memory of all connections is bounded.
+    long: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -99,7 +110,7 @@ struct Replies {
 /// Longest wait for outstanding replies of a connection that ends.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-async fn accept(listen: &Address, connections: Arc<Connections>, requests: mpsc::Sender<Vec<u8>>) -> Result<()> {
+async fn accept(listen: &Address, connections: Arc<Connections>, requests: Requests) -> Result<()> {
     let mut channel: u64 = 0;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut serve = |stream: Stream| {
@@ -151,7 +162,7 @@ async fn connection(
     channel: u64,
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     connections: Arc<Connections>,
-    requests: mpsc::Sender<Vec<u8>>,
+    requests: Requests,
     _place: OwnedSemaphorePermit,
 ) {
     let (reader, writer) = tokio::io::split(stream);
@@ -212,11 +223,15 @@ async fn told_at_once(ended: &mut mpsc::UnboundedReceiver<End>) {
 async fn read_requests(
     channel: u64,
     mut reader: impl AsyncRead + Unpin,
-    requests: &mpsc::Sender<Vec<u8>>,
+    requests: &Requests,
     permits: &Semaphore,
 ) -> Option<FrameError> {
     let mut buffer = BytesMut::with_capacity(READ_LEN);
+    let mut long = None;
     loop {
+        if long.is_none() && announces_long(&buffer) {
+            long = Some(requests.long.acquire().await.ok()?);
+        }
         buffer.reserve(READ_LEN);
         match reader.read_buf(&mut buffer).await {
             Ok(0) => return None,
@@ -231,7 +246,7 @@ async fn read_requests(
             let mut count = 0;
             let mut broken = None;
             while count < BATCH {
-                match frame::split(&buffer, MAX_FRAME_LEN) {
+                match frame::split(&buffer, MAX_COMMAND_FRAME_LEN) {
                     Ok(Some((frame, len))) => {
                         frame::encode_channel_frame(channel, frame, &mut batch);
                         buffer.advance(len);
@@ -247,7 +262,8 @@ async fn read_requests(
             // Waiting here is the back-pressure: a connection with too much outstanding is not read from.
             if count > 0 {
                 permits.acquire_many(count).await.ok()?.forget();
-                requests.send(batch).await.ok()?;
+                requests.queue.send(batch).await.ok()?;
+                long = None;
             }
             if broken.is_some() {
                 return broken;
@@ -257,6 +273,12 @@ async fn read_requests(
             }
         }
     }
+}
+
+/// Whether the frame that begins here is an operators' command by its length.
+fn announces_long(buffer: &[u8]) -> bool {
+    let length = buffer.first_chunk::<LENGTH_LEN>().map(|length| u32::from_be_bytes(*length));
+    length.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > MAX_FRAME_LEN))
 }
 
 async fn write_replies(
@@ -346,7 +368,7 @@ async fn read_from_vault(
             return Ok(());
         }
         while let Some((inner, len)) =
-            frame::split(&buffer, CHANNEL_LEN + MAX_FRAME_LEN).context("the vault broke the framing")?
+            frame::split(&buffer, CHANNEL_LEN + MAX_COMMAND_FRAME_LEN).context("the vault broke the framing")?
         {
             let (channel, frame) = frame::split_channel(inner).context("the vault broke the framing")?;
             if channel == CHANNEL {

@@ -1,10 +1,15 @@
-//! `casemate-broker`: the network compartment's process. Its standard input is the socket to the vault.
+//! `casemate-broker`: the network compartment's process. Its standard input is the socket to the vault. What it is told here is
+//! nothing that the vault trusts: another region or another parent gets it no answer that the vault would take.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use casemate_broker::kms::{Kms, KmsSettings};
+use casemate_broker::outward::Parent;
+use casemate_broker::services::Services;
 use casemate_protocol::address::Address;
 use clap::Parser;
 
@@ -16,6 +21,12 @@ struct Options {
     /// Where to accept the parent's connections: vsock:CID:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS", default_value = "vsock:4294967295:5005")]
     listen: Address,
+    /// Where the parent serves the way out: vsock:CID:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "vsock:3:5006")]
+    outward: Address,
+    /// Region of the KMS key
+    #[arg(long, value_name = "NAME")]
+    kms_region: String,
 }
 
 fn main() -> Result<()> {
@@ -25,9 +36,12 @@ fn main() -> Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is not the vault's socket")?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?
-        .block_on(casemate_broker::run(&options.listen, UnixStream::from(vault), None))
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?.block_on(
+        async {
+            let parent = Parent::new(options.outward);
+            let kms = Kms::new(parent.clone(), KmsSettings::aws(&options.kms_region));
+            let services = Arc::new(Services::new(kms, parent));
+            casemate_broker::run(&options.listen, UnixStream::from(vault), Some(services)).await
+        },
+    )
 }

@@ -76,7 +76,7 @@ impl Bench {
         let key_arn = made["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
         let tls = Tls::new(&["localhost".to_owned()]).unwrap();
         let secrets = BTreeMap::from([("AKID".to_owned(), "secret".to_owned())]);
-        let access = Access { region: REGION.into(), secrets };
+        let access = Access { region: REGION.into(), secrets, account: "123456789012".into() };
         let address = "127.0.0.1:0".parse().unwrap();
         let server = runtime.block_on(Server::bind(address, kms, access, Some(&tls))).unwrap();
         let port = server.address().unwrap().port();

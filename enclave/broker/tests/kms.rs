@@ -70,8 +70,11 @@ impl Bench {
         };
         let (key_arn, other_arn) = (key(&pcr0), key(&"11".repeat(48)));
         let tls = Tls::new(&["localhost".to_owned()]).unwrap();
-        let access =
-            Access { region: REGION.into(), secrets: BTreeMap::from([("AKID".to_owned(), "right".to_owned())]) };
+        let access = Access {
+            region: REGION.into(),
+            secrets: BTreeMap::from([("AKID".to_owned(), "right".to_owned())]),
+            account: "123456789012".into(),
+        };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), kms, access, Some(&tls)).await.unwrap();
         let port = server.address().unwrap().port();
         tokio::spawn(server.serve());

@@ -1,10 +1,11 @@
-//! What the measured configuration says about a network: TOML in, checked types out.
+//! The measured configuration: TOML in, checked types out.
 //!
-//! The vault never parses TOML: whoever starts it reads the file here and hands it [`Network`].
+//! The vault never parses TOML: whoever starts it reads the file here and hands it [`Configuration`].
 #![forbid(unsafe_code)]
 
+use casemate_protocol::configuration::{ConfigurationError, Operators, Policy};
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::{Bytes, Epoch, Fork, ForkName, Network, NetworkError, Preset};
+use casemate_protocol::{Bytes, Configuration, Epoch, Fork, ForkName, Network, NetworkError, Preset, Root};
 use serde::{Deserialize, Deserializer, de};
 
 /// The networks that need no file, with what they are called on the command line.
@@ -26,7 +27,15 @@ pub const MAX_FILE_LEN: usize = 64 * 1024;
 pub enum ConfigError {
     #[error("not a network file: {0}")]
     Malformed(String),
-    #[error("the network file has {0} bytes; {MAX_FILE_LEN} are allowed")]
+    #[error("not a configuration: {0}")]
+    MalformedConfiguration(String),
+    #[error(
+        "the network {0:?} is not built in; known are mainnet, hoodi, sepolia, gnosis and chiado, or a [network] table"
+    )]
+    UnknownNetwork(String),
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    #[error("the file has {0} bytes; {MAX_FILE_LEN} are allowed")]
     TooLong(usize),
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -42,7 +51,78 @@ pub fn parse(text: &str) -> Result<Network, ConfigError> {
     if text.len() > MAX_FILE_LEN {
         return Err(ConfigError::TooLong(text.len()));
     }
-    let file: File = toml::from_str(text).map_err(|e| ConfigError::Malformed(e.to_string()))?;
+    network(toml::from_str(text).map_err(|e| ConfigError::Malformed(e.to_string()))?)
+}
+
+/// Reads a measured configuration from TOML. `sha256` is the digest of the text, as the statement will have it.
+pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigError> {
+    if text.len() > MAX_FILE_LEN {
+        return Err(ConfigError::TooLong(text.len()));
+    }
+    let file: ConfigurationFile =
+        toml::from_str(text).map_err(|e| ConfigError::MalformedConfiguration(e.to_string()))?;
+    let network = match file.network {
+        NetworkChoice::Named(name) => match named(&name) {
+            Some(network) => network?,
+            None => return Err(ConfigError::UnknownNetwork(name.chars().take(80).collect())),
+        },
+        NetworkChoice::Table(table) => network(*table)?,
+    };
+    let operators = Operators {
+        threshold: file.operators.threshold,
+        keys: file.operators.keys.into_iter().map(|key| key.0).collect(),
+    };
+    let policy = Policy {
+        proof_of_validation: file.policy.proof_of_validation,
+        withdrawal_addresses: file.policy.withdrawal_addresses.into_iter().map(|address| address.0).collect(),
+    };
+    Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, sha256)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigurationFile {
+    group: String,
+    network: NetworkChoice,
+    kms_key_arn: String,
+    operators: OperatorsTable,
+    #[serde(default)]
+    policy: PolicyTable,
+}
+
+/// A built-in network by its name, or all of its facts.
+enum NetworkChoice {
+    Named(String),
+    Table(Box<File>),
+}
+
+impl<'de> Deserialize<'de> for NetworkChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(name) => Ok(Self::Named(name)),
+            // With its own error, not that of a choice that failed both ways.
+            table => File::deserialize(table).map(|file| Self::Table(Box::new(file))).map_err(de::Error::custom),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OperatorsTable {
+    threshold: u32,
+    keys: Vec<Hex<32>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyTable {
+    #[serde(default)]
+    proof_of_validation: bool,
+    #[serde(default)]
+    withdrawal_addresses: Vec<Hex<20>>,
+}
+
+fn network(file: File) -> Result<Network, ConfigError> {
     let forks = file.forks.rows();
     Ok(Network::try_from(NetworkFields {
         name: file.name,

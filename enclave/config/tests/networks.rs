@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_config::{NAMED, named, parse};
-use casemate_protocol::{Epoch, ForkName, Slot};
+use casemate_protocol::{Bytes, Configuration, Epoch, ForkName, Slot};
 
 #[test]
 fn every_named_network_parses_under_its_name() {
@@ -75,4 +75,67 @@ fn files_with_a_fault_are_refused_with_its_place() {
         assert!(parse(&bad).is_err(), "{what} was accepted");
     }
     assert!(parse(&"#".repeat(70_000)).unwrap_err().to_string().contains("70000 bytes"));
+}
+
+const CONFIGURATION: &str = r#"
+group = "main"
+network = "mainnet"
+kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/0a1b2c3d-0000-1111-2222-333344445555"
+
+[operators]
+threshold = 1
+keys = ["0x1111111111111111111111111111111111111111111111111111111111111111",
+        "0x2222222222222222222222222222222222222222222222222222222222222222"]
+
+[policy]
+withdrawal_addresses = ["0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+"#;
+
+#[test]
+fn configurations_are_read_and_cross_the_pipe() {
+    let read = casemate_config::configuration(CONFIGURATION, Bytes([9; 32])).unwrap();
+    assert_eq!((read.group.as_str(), read.network.name(), read.operators.threshold), ("main", "mainnet", 1));
+    assert_eq!(read.operators.keys, [Bytes([0x11; 32]), Bytes([0x22; 32])]);
+    assert_eq!(read.policy.withdrawal_addresses, [Bytes([0xaa; 20])]);
+    let bytes = read.encode();
+    assert_eq!(Configuration::decode(&bytes), Ok(read.clone()));
+    for len in 0..bytes.len() {
+        assert!(Configuration::decode(&bytes[..len]).is_err());
+    }
+    // The network as a table of its own.
+    let (_, hoodi) = NAMED.iter().find(|(name, _)| *name == "hoodi").unwrap();
+    let mut table = format!("[network]\n{hoodi}").replace("[forks", "[network.forks");
+    table = CONFIGURATION.replace("network = \"mainnet\"\n", "") + &table;
+    let own = casemate_config::configuration(&table, Bytes([9; 32])).unwrap();
+    assert_eq!(own.network, named("hoodi").unwrap().unwrap());
+}
+
+#[test]
+fn configurations_with_a_fault_are_refused_with_the_reason() {
+    for (from, to, told) in [
+        ("group = \"main\"", "group = \"a/b\"", "group's name"),
+        ("group = \"main\"", "group = \"\"", "group's name"),
+        ("group = \"main\"", "group = \"-main\"", "group's name"),
+        ("group = \"main\"", "grupp = \"main\"", "unknown field"),
+        ("\"mainnet\"", "\"testnet\"", "not built in"),
+        ("\"mainnet\"", "7", "not a configuration"),
+        ("\"mainnet\"", "{ name = \"x\" }", "missing field"),
+        ("threshold = 1", "threshold = 0", "the threshold is 0 of 2"),
+        ("threshold = 1", "threshold = 3", "the threshold is 3 of 2"),
+        ("threshold = 1", "threshold = -1", "not a configuration"),
+        ("0x2222", "0x2", "hex of 32 bytes"),
+        (
+            "0x2222222222222222222222222222222222222222222222222222222222222222",
+            "0x1111111111111111111111111111111111111111111111111111111111111111",
+            "named twice",
+        ),
+        ("0xaaaa", "aaaa", "hex of 20 bytes"),
+        ("[policy]", "[policy]\nsigns_everything = true", "unknown field"),
+        ("kms_key_arn = \"arn", "kms_key_arn = \"\"\n#", "kms_key_arn has 0 bytes"),
+    ] {
+        let changed = CONFIGURATION.replacen(from, to, 1);
+        assert_ne!(changed, CONFIGURATION, "{from}");
+        let error = casemate_config::configuration(&changed, Bytes([9; 32])).unwrap_err().to_string();
+        assert!(error.contains(told), "{from} {to}: {error}");
+    }
 }

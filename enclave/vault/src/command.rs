@@ -256,7 +256,13 @@ impl Office {
                 desk.journal.record(number, &watermarks).map_err(|_| Refusal::NotSaved)?;
             }
         }
-        desk.journal.admit(&fresh).map_err(|_| Refusal::NotSaved)?;
+        let starts = desk.journal.admit(&fresh).map_err(|_| Refusal::NotSaved)?;
+        for ((public_key, _), start) in fresh.iter().zip(starts) {
+            if let Some((_, key)) = changed.past(public_key) {
+                let mut history = key.lock();
+                *history = history.with(start);
+            }
+        }
         Ok(Arc::new(changed))
     }
 

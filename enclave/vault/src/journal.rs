@@ -15,10 +15,10 @@ pub trait Journal: Send + Sync {
     /// Saves the watermarks of the key that was loaded as number `key`. Called under the key's lock, before signing.
     fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved>;
 
-    /// Makes room for keys that are about to be added, in the order of their numbers, with what they start from.
-    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<(), NotSaved> {
-        let _ = keys;
-        Ok(())
+    /// Makes room for keys that are about to be added, in the order of their numbers, and tells what they start from: what they
+    /// bring, and whatever is remembered of them besides.
+    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
+        Ok(keys.iter().map(|(_, watermarks)| *watermarks).collect())
     }
 }
 

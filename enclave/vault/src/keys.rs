@@ -11,7 +11,7 @@ use crate::seal::{Contents, SealedKey, SecretBytes};
 
 /// A key and its past.
 pub(crate) struct Key {
-    public_key: PublicKey,
+    public: PublicKey,
     /// Nothing where it was deleted: its past is remembered, in case that it comes back.
     secret: Option<SecretKey>,
     history: Arc<Mutex<History>>,
@@ -65,7 +65,7 @@ impl Keys {
         for (number, pair) in derived.into_iter().enumerate() {
             let (secret, public_key) = pair.ok_or(KeyError::Invalid(number))?;
             let history = Arc::new(Mutex::new(history(number, &public_key)));
-            all.push(Arc::new(Key { public_key, secret: Some(secret), history }));
+            all.push(Arc::new(Key { public: public_key, secret: Some(secret), history }));
         }
         Self::of(all)
     }
@@ -83,7 +83,7 @@ impl Keys {
             let secret = key.secret.map(|mut secret| SecretKey::from_be_bytes(&mut secret.0));
             let secret = secret.transpose().map_err(|_| KeyError::Invalid(number))?;
             let history = Arc::new(Mutex::new(history(number, &key.public_key, key.history)));
-            all.push(Arc::new(Key { public_key: key.public_key, secret, history }));
+            all.push(Arc::new(Key { public: key.public_key, secret, history }));
         }
         Self::of(all)
     }
@@ -91,13 +91,13 @@ impl Keys {
     fn of(all: Vec<Arc<Key>>) -> Result<Self, KeyError> {
         let mut keys = Self { by_public_key: HashMap::with_capacity(all.len()), ..Self::default() };
         for (number, key) in all.iter().enumerate() {
-            if keys.by_public_key.insert(key.public_key, number).is_some() {
-                return Err(KeyError::Duplicate(key.public_key));
+            if keys.by_public_key.insert(key.public, number).is_some() {
+                return Err(KeyError::Duplicate(key.public));
             }
             if key.secret.is_some() {
                 keys.held = keys.held.saturating_add(1);
                 if key.history() != History::Missing {
-                    keys.signing.push(key.public_key);
+                    keys.signing.push(key.public);
                 }
             }
         }
@@ -123,7 +123,11 @@ impl Keys {
         for (public_key, secret, history) in more {
             let known = self.by_public_key.get(&public_key).and_then(|number| all.get_mut(*number));
             let Some(known) = known else {
-                all.push(Arc::new(Key { public_key, secret: Some(secret), history: Arc::new(Mutex::new(history)) }));
+                all.push(Arc::new(Key {
+                    public: public_key,
+                    secret: Some(secret),
+                    history: Arc::new(Mutex::new(history)),
+                }));
                 continue;
             };
             if let History::Known(watermarks) = history {
@@ -131,7 +135,7 @@ impl Keys {
                 *past = past.with(watermarks);
             }
             let history = Arc::clone(&known.history);
-            *known = Arc::new(Key { public_key, secret: Some(secret), history });
+            *known = Arc::new(Key { public: public_key, secret: Some(secret), history });
         }
         if u32::try_from(all.len()).is_err() {
             return Err(KeyError::TooMany);
@@ -144,7 +148,7 @@ impl Keys {
         let mut all = self.all.clone();
         for number in public_keys.iter().filter_map(|key| self.by_public_key.get(key)) {
             if let Some(key) = all.get_mut(*number) {
-                *key = Arc::new(Key { public_key: key.public_key, secret: None, history: Arc::clone(&key.history) });
+                *key = Arc::new(Key { public: key.public, secret: None, history: Arc::clone(&key.history) });
             }
         }
         Self::of(all)
@@ -153,7 +157,7 @@ impl Keys {
     /// Everything, to be sealed.
     pub(crate) fn contents(&self) -> Contents {
         let sealed = |key: &Arc<Key>| SealedKey {
-            public_key: key.public_key,
+            public_key: key.public,
             secret: key.secret.as_ref().map(|secret| SecretBytes(*secret.to_be_bytes())),
             history: key.history(),
         };

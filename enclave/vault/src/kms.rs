@@ -170,13 +170,13 @@ impl Asked<'_> {
             if twice || !plain || !HEADERS.contains(&name.as_str()) {
                 return None;
             }
-            request.push_str(&format!("{name}: {value}\r\n"));
+            request.extend([name.as_str(), ": ", value, "\r\n"]);
         }
         let has = |name: &str, value: &str| headers.iter().any(|(n, v)| n == name && v == value);
         if !has("x-amz-target", self.target()) || !has("content-type", "application/x-amz-json-1.1") {
             return None;
         }
-        request.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+        request.extend(["content-length: ", &body.len().to_string(), "\r\n\r\n"]);
         let mut request = request.into_bytes();
         request.extend_from_slice(body);
         Some(request)
@@ -217,7 +217,8 @@ impl Exchange {
     /// Begins, where the broker's request is what was asked for.
     pub fn begin(endpoint: &Endpoint, asked: &Asked<'_>, headers: &[Header], body: &[u8]) -> Result<Self, NoResponse> {
         let request = asked.check(&endpoint.authority, headers, body).ok_or(NoResponse::OtherRequest)?;
-        let mut tls = ClientConnection::new(Arc::clone(&endpoint.tls), endpoint.name.clone()).map_err(tls_error)?;
+        let mut tls =
+            ClientConnection::new(Arc::clone(&endpoint.tls), endpoint.name.clone()).map_err(|e| tls_error(&e))?;
         tls.set_buffer_limit(None);
         // Kept until the handshake is through.
         tls.writer().write_all(&request).map_err(|_| NoResponse::Malformed)?;
@@ -240,7 +241,7 @@ impl Exchange {
     pub fn incoming(&mut self, mut bytes: &[u8]) -> Result<Option<Response>, NoResponse> {
         while !bytes.is_empty() {
             self.tls.read_tls(&mut bytes).map_err(|_| NoResponse::Malformed)?;
-            self.tls.process_new_packets().map_err(tls_error)?;
+            self.tls.process_new_packets().map_err(|e| tls_error(&e))?;
             let mut chunk = [0; 4096];
             loop {
                 match self.tls.reader().read(&mut chunk) {
@@ -258,7 +259,7 @@ impl Exchange {
     }
 }
 
-fn tls_error(error: rustls::Error) -> NoResponse {
+fn tls_error(error: &rustls::Error) -> NoResponse {
     NoResponse::Tls(error.to_string().chars().take(200).collect())
 }
 

@@ -177,6 +177,7 @@ fn key(n: u8, history: Option<Past>) -> (ImportedKey, [u8; 32]) {
     (ImportedKey { public_key, history }, [n; 32])
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
 fn past(slot: u64) -> Option<Past> {
     Some(Past {
         block: Some(PastBlock { slot: Slot(slot), signing_root: None }),

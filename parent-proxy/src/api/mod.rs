@@ -2,8 +2,10 @@
 
 mod answer;
 mod attestation;
+mod commands;
 mod ext;
 mod keys;
+mod metrics;
 mod reload;
 mod sign;
 mod status;
@@ -25,6 +27,7 @@ pub use answer::{Failure, wants_json};
 pub use reload::Reload;
 
 use crate::enclave::Enclave;
+use crate::outward;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
@@ -45,11 +48,17 @@ pub struct App {
     listing: tokio::sync::Mutex<()>,
     reload: Reload,
     attestations: attestation::Turns,
+    outward: Option<Arc<outward::Counters>>,
     ids: AtomicU64,
 }
 
 /// The proxy's routes.
-pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> Router {
+pub fn router(
+    settings: &Settings,
+    enclave: Enclave,
+    tls: Option<Arc<Tls>>,
+    outward: Option<Arc<outward::Counters>>,
+) -> Router {
     let app = Arc::new(App {
         enclave: enclave.clone(),
         max_body_bytes: settings.max_body_bytes,
@@ -58,6 +67,7 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         listing: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
         attestations: attestation::Turns::new(),
+        outward,
         // Ids of one process differ; where two start at once, the time tells them apart.
         ids: AtomicU64::new(start_of_ids()),
     });
@@ -68,6 +78,8 @@ pub fn router(settings: &Settings, enclave: Enclave, tls: Option<Arc<Tls>>) -> R
         .route("/api/v1/eth2/highWatermark", get(keys::high_watermark))
         // A document for HEAD would be made and thrown away.
         .route("/attestation", get(attestation::attestation).head(status::no_such_method))
+        .route("/commands", post(commands::command))
+        .route("/metrics", get(metrics::metrics))
         .route("/upcheck", get(status::upcheck))
         .route("/healthcheck", get(status::healthcheck))
         .route("/reload", get(reload::status).post(reload::start))

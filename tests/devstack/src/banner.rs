@@ -25,6 +25,8 @@ pub struct Running<'a> {
     /// Folder of the software NSM's root and measurements.
     pub nsm: String,
     pub mutual_tls: bool,
+    /// Where keys are sealed.
+    pub operator_key: Option<String>,
 }
 
 /// The text.
@@ -57,19 +59,27 @@ pub fn text(running: &Running) -> String {
          `cargo run --release -p casemate --`; without --root it is held against AWS's root, and refused):\n\n{}",
         attest(running)
     );
+    if let Some(key) = &running.operator_key {
+        let _ = writeln!(
+            out,
+            "\nThe keys are sealed under a data key of the local KMS, for these measurements alone. Its operator's key is\n{key}:\n\
+             casemate import, keygen and delete take it with --operator-key, beside the pins of attest."
+        );
+    }
     let _ = writeln!(
         out,
         "\nWhat is not the real thing here: there is no enclave, only processes, so the machine's root can read the keys;\n\
-         {}; the NSM is a program with a root of its own; the clock is this machine's;\n\
+         {}; the NSM is a program with a root of its own{}; the clock is this machine's;\n\
          the watermarks are kept in\n\
          {}, on a disk that is trusted: whoever restores an old copy can get a validator slashed.\n\
          What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
          Ctrl-C ends it.",
-        if running.interop {
-            "the interop keys are public knowledge"
-        } else {
-            "the keys came from keystores on this disk, and this program keeps them in memory"
+        match (running.interop, running.operator_key.is_some()) {
+            (true, _) => "the interop keys are public knowledge",
+            (false, false) => "the keys came from keystores on this disk, and this program keeps them in memory",
+            (false, true) => "the keys came from keystores on this disk",
         },
+        if running.operator_key.is_some() { ", and so is KMS, whose key lies beside the blobs" } else { "" },
         running.data_dir
     );
     out

@@ -7,18 +7,44 @@ use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Everything that a vault needs. In the image, the measured configuration and KMS take its place.
+/// Everything that a vault needs.
 #[derive(Serialize, Deserialize)]
 pub struct Boot {
-    /// TOML of the network.
-    pub network: String,
-    pub keys: Vec<BootKey>,
+    pub keys: BootKeys,
     /// File that keeps the watermarks.
     pub journal: PathBuf,
     pub workers: usize,
-    pub proof_of_validation: bool,
     pub fixed_time_ms: Option<u64>,
     pub nsm: BootNsm,
+}
+
+/// Where the keys come from.
+#[derive(Serialize, Deserialize)]
+pub enum BootKeys {
+    /// From the stack.
+    Plain { network: String, proof_of_validation: bool, keys: Vec<BootKey> },
+    /// Sealed, from the parent's disk. In the image it is init that hands over the configuration.
+    Sealed { configuration: String, kms: BootKms },
+}
+
+/// The local KMS.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct BootKms {
+    pub port: u16,
+    /// Its root, PEM.
+    pub root: String,
+}
+
+/// What the local KMS's process is told.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct KmsBoot {
+    pub port: u16,
+    pub state: PathBuf,
+    /// PEM: its certificate, and its key.
+    pub certificate: String,
+    pub key: SecretHex,
+    /// Root of attestation documents, PEM.
+    pub attestation_root: String,
 }
 
 /// The software NSM, and what it measured.
@@ -31,8 +57,8 @@ pub struct BootNsm {
     pub root_key: SecretHex,
     /// PCR0, PCR1 and PCR2, hex.
     pub pcrs: [String; 3],
-    /// SHA-256 of the configuration, hex.
-    pub configuration_sha256: String,
+    /// SHA-256 of the configuration.
+    pub configuration_sha256: [u8; 32],
 }
 
 /// A key and what is known of its past.

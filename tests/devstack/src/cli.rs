@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use casemate_protocol::Network;
 use clap::Parser;
 
-/// The whole Casemate signer on this machine: vault, broker and proxy as three processes, reached over a Unix socket as
-/// over vsock. For development: keys come from this program, and the disk is trusted.
+/// The whole Casemate signer on this machine: vault, broker, proxy and a local KMS as processes, reached over Unix sockets as
+/// over vsock. Keys are imported, sealed and unsealed as in an enclave. For development: the KMS and the NSM are programs, and
+/// the disk is trusted.
 #[derive(Parser)]
 #[command(name = "casemate-dev", version)]
 pub struct Options {
@@ -34,9 +35,15 @@ pub struct Options {
     /// mainnet, hoodi, sepolia, gnosis, chiado, or a TOML file
     #[arg(long, value_name = "NAME|FILE.toml", default_value = "hoodi")]
     pub network: String,
-    /// Where the watermarks are kept
+    /// Where watermarks, sealed keys, the local KMS's key and the operator's key are kept
     #[arg(long, value_name = "DIR", default_value = ".casemate-dev")]
     pub data_dir: PathBuf,
+    /// Hand the keys to the vault in clear, without KMS and sealing
+    #[arg(long)]
+    pub plain: bool,
+    /// Address that deposits of generated keys may withdraw to (casemate keygen); once for each
+    #[arg(long, value_name = "0xADDRESS", conflicts_with = "plain")]
+    pub withdrawal_address: Vec<String>,
     /// Threads that sign [default: one for each core]
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -44,7 +51,7 @@ pub struct Options {
     #[arg(long)]
     pub proof_of_validation: bool,
     /// The vault's clock stands still at this Unix time, in milliseconds: for tests with recorded requests
-    #[arg(long, value_name = "MS", hide = true)]
+    #[arg(long, value_name = "MS", hide = true, requires = "plain")]
     pub fixed_time_ms: Option<u64>,
     /// Options of casemate-proxy, behind --
     #[arg(last = true, value_name = "PROXY OPTIONS")]

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Epoch, PublicKey, Root, Slot};
@@ -54,7 +54,10 @@ struct Place {
 pub struct Marks {
     file: Arc<File>,
     /// By the key's number in the vault: its key, its place in the file, the number of its last copy.
-    keys: Vec<(PublicKey, u64, AtomicU64)>,
+    keys: RwLock<Vec<(PublicKey, u64, AtomicU64)>>,
+    /// Keys that the vault does not hold, and the first place that nobody has.
+    others: Mutex<(HashMap<PublicKey, Place>, u64)>,
+    floor: Watermarks,
 }
 
 impl FileJournal {
@@ -131,27 +134,34 @@ impl FileJournal {
     }
 
     /// Gives every key of the vault its place, writes where it starts from, and hands over.
-    pub fn start(self, keys: &[(PublicKey, Option<Watermarks>)]) -> Result<Marks> {
+    pub fn start(mut self, keys: &[(PublicKey, Option<Watermarks>)]) -> Result<Marks> {
         let mut next = self.places.values().map(|p| p.index.saturating_add(1)).max().unwrap_or(0);
         let mut places = Vec::with_capacity(keys.len());
         for (key, start) in keys {
-            let (index, number) = self.places.get(key).map_or((next, 0), |p| (p.index, p.number));
+            let (index, number) = self.places.remove(key).map_or((next, 0), |p| (p.index, p.number));
             next = next.max(index.saturating_add(1));
             places.push((*key, index, AtomicU64::new(number)));
             // Keys without history leave no trace: a trace would be a history.
             if let Some(start) = start {
-                for number in [number.saturating_add(1), number.saturating_add(2)] {
-                    let at = copy_at(index, number);
-                    self.file.write_all_at(&encode(key, number, start), at).context("writing the watermarks")?;
-                }
-                if let Some((_, _, last)) = places.last() {
-                    last.store(number.saturating_add(2), Ordering::Relaxed);
+                let last = write_both(&self.file, key, index, number, start).context("writing the watermarks")?;
+                if let Some((_, _, number)) = places.last() {
+                    number.store(last, Ordering::Relaxed);
                 }
             }
         }
         self.file.sync_all().context("syncing the watermarks")?;
-        Ok(Marks { file: Arc::new(self.file), keys: places })
+        let (keys, others) = (RwLock::new(places), Mutex::new((self.places, next)));
+        Ok(Marks { file: Arc::new(self.file), keys, others, floor: self.floor })
     }
+}
+
+/// Writes both copies of a place; the number of the second.
+fn write_both(file: &File, key: &PublicKey, index: u64, number: u64, start: &Watermarks) -> std::io::Result<u64> {
+    let last = number.saturating_add(2);
+    for number in [number.saturating_add(1), last] {
+        file.write_all_at(&encode(key, number, start), copy_at(index, number))?;
+    }
+    Ok(last)
 }
 
 impl Marks {
@@ -168,7 +178,8 @@ impl Marks {
 
 impl Journal for Marks {
     fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved> {
-        let (public_key, index, last) = self.keys.get(key).ok_or(NotSaved)?;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let (public_key, index, last) = keys.get(key).ok_or(NotSaved)?;
         // The key's lock is held: nobody else takes this number.
         let number = last.load(Ordering::Relaxed).saturating_add(1);
         self.file
@@ -176,6 +187,30 @@ impl Journal for Marks {
             .map_err(|_| NotSaved)?;
         last.store(number, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let (others, next) = &mut *others;
+        let mut starts = Vec::with_capacity(keys.len());
+        for (key, brought) in keys {
+            let mut start = brought.merge(self.floor);
+            let (index, number) = match others.get(key) {
+                Some(place) => {
+                    start = start.merge(place.watermarks);
+                    (place.index, place.number)
+                }
+                None => (*next, 0),
+            };
+            let last = write_both(&self.file, key, index, number, &start).map_err(|_| NotSaved)?;
+            others.remove(key);
+            *next = (*next).max(index.saturating_add(1));
+            let mut held = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+            held.push((*key, index, AtomicU64::new(last)));
+            starts.push(start);
+        }
+        self.file.sync_all().map_err(|_| NotSaved)?;
+        Ok(starts)
     }
 }
 
@@ -349,6 +384,28 @@ mod tests {
         assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
         assert_eq!(journal.watermarks(&key(3)), Some(marks(7, 8)));
         assert_eq!(journal.watermarks(&key(4)), Some(marks(9, 9)));
+    }
+
+    #[test]
+    fn keys_that_come_later_find_what_the_file_remembers_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        let marked = open(&path).unwrap().start(&[(key(1), Some(marks(5, 5))), (key(2), Some(marks(7, 7)))]).unwrap();
+        marked.record(1, &marks(8, 8)).unwrap();
+        drop(marked);
+        // The vault holds one of them, then the other comes back, and one that is new.
+        let marked = open(&path).unwrap().start(&[(key(1), Some(marks(5, 5)))]).unwrap();
+        let starts = marked.admit(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
+        assert_eq!(starts.iter().map(|s| s.block.map(|b| b.slot.0)).collect::<Vec<_>>(), [Some(8), Some(1)]);
+        assert_eq!(starts[0].attestation.map(|a| a.target.0), Some(9));
+        for (number, slot) in [(0, 10), (1, 20), (2, 30)] {
+            marked.record(number, &marks(slot, slot)).unwrap();
+        }
+        drop(marked);
+        let journal = open(&path).unwrap();
+        for (byte, slot) in [(1, 10), (2, 20), (3, 30)] {
+            assert_eq!(journal.watermarks(&key(byte)), Some(marks(slot, slot)));
+        }
     }
 
     #[test]

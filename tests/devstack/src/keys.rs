@@ -1,45 +1,84 @@
 //! The stack's keys: interop keys, or keystores, with a progress bar while they load.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use casemate_keystore::Secret;
 use casemate_keystore::folder::{self, Entry};
 use casemate_protocol::{Network, PublicKey};
 use casemate_slashing::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
+use casemate_vault::bls::SecretKey;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::boot::{BootHistory, BootKey, SecretHex};
 use crate::cli::Options;
 use crate::interop;
 
-/// The keys to hand to the vault, each with what is known of its past.
-pub fn load(options: &Options, network: &Network) -> Result<Vec<BootKey>> {
-    let imported = imported(options, network)?;
+/// Keys to bring into the enclave.
+pub struct ToImport {
+    pub keys: Vec<(Secret, PublicKey)>,
+    /// What is known of their past.
+    pub known: Histories,
+    /// Whether the others' is waived.
+    pub waived: bool,
+    /// Keys that stay out: nobody knows what they have signed.
+    pub without_history: usize,
+}
+
+/// The keys to hand to the vault in clear, each with what is known of its past.
+pub fn plain(options: &Options, network: &Network) -> Result<Vec<BootKey>> {
+    let ToImport { keys, known, waived, .. } = load(options, network, &HashSet::new(), false)?;
+    let waived = waived.then_some(Watermarks::NONE);
+    let boot = |(secret, key): (Secret, PublicKey)| {
+        let history: Option<Watermarks> = known.get(&key).copied().or(waived);
+        BootKey { secret: SecretHex(const_hex::encode(*secret)), history: history.map(BootHistory::from) }
+    };
+    Ok(keys.into_iter().map(boot).collect())
+}
+
+/// The keys that are not sealed yet; those too whose past is told anew.
+pub fn to_import(options: &Options, network: &Network, sealed: &[PublicKey]) -> Result<ToImport> {
+    load(options, network, &sealed.iter().copied().collect(), true)
+}
+
+fn load(
+    options: &Options,
+    network: &Network,
+    sealed: &HashSet<PublicKey>,
+    without_history_out: bool,
+) -> Result<ToImport> {
+    let known = imported(options, network)?;
     if let (Some(keystores), Some(passwords)) = (&options.keystores, &options.passwords) {
-        let entries = folder::find(keystores, passwords)?;
-        let secrets = decrypt(&entries)?;
-        let waived = options.no_history_i_accept.then_some(Watermarks::NONE);
-        let known = |(secret, key)| {
-            let history: Option<Watermarks> = imported.get(&key).copied().or(waived);
-            BootKey { secret, history: history.map(BootHistory::from) }
+        let mut entries = folder::find(keystores, passwords)?;
+        let is_new = |entry: &Entry| {
+            // A wallet of many keys does not say whose they are.
+            entry.keystore.public_key().is_none_or(|key| !sealed.contains(&key) || known.contains_key(&key))
         };
-        return Ok(secrets.into_iter().map(known).collect());
+        entries.retain(is_new);
+        let mut keys = decrypt(&entries)?;
+        let waived = options.no_history_i_accept;
+        let before = keys.len();
+        if without_history_out {
+            keys.retain(|(_, key)| waived || known.contains_key(key));
+        }
+        let without_history = before.saturating_sub(keys.len());
+        return Ok(ToImport { keys, known, waived, without_history });
     }
     // Nobody has the interop keys in earnest: their history is waived.
     let bar = bar(u64::from(options.interop_keys), "making interop keys");
-    let keys = (0..options.interop_keys).map(|number| {
+    let keys = (0..options.interop_keys).filter_map(|number| {
         bar.inc(1);
-        let secret = SecretHex(const_hex::encode(*interop::secret_key(number)));
-        BootKey { secret, history: Some(BootHistory::default()) }
+        let secret = interop::secret_key(number);
+        let public_key = SecretKey::from_be_bytes(&mut secret.clone()).ok()?.public_key();
+        (!sealed.contains(&public_key)).then_some((secret, public_key))
     });
     let keys = keys.collect();
     bar.finish_and_clear();
-    Ok(keys)
+    Ok(ToImport { keys, known, waived: true, without_history: 0 })
 }
 
 fn imported(options: &Options, network: &Network) -> Result<Histories> {
@@ -51,34 +90,15 @@ fn imported(options: &Options, network: &Network) -> Result<Histories> {
     Ok(histories)
 }
 
-/// Decrypts on every core: scrypt takes 0.6 s and 256 MiB a key.
-fn decrypt(entries: &[Entry]) -> Result<Vec<(SecretHex, PublicKey)>> {
+fn decrypt(entries: &[Entry]) -> Result<Vec<(Secret, PublicKey)>> {
     let bar = bar(u64::try_from(entries.len()).unwrap_or(u64::MAX), "decrypting keystores");
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(entries.len())));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(entries.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(entry) = entries.get(number) else { return };
-                    let decrypted = entry
-                        .keystore
-                        .decrypt(&entry.password)
-                        .with_context(|| entry.path.display().to_string())
-                        .map(|(secret, key)| (SecretHex(const_hex::encode(*secret)), key));
-                    bar.inc(1);
-                    if let Ok(mut results) = results.lock() {
-                        results.push((number, decrypted));
-                    }
-                }
-            });
-        }
-    });
+    let decrypted = folder::decrypt_all(entries, || bar.inc(1));
     bar.finish_and_clear();
-    let mut results = results.into_inner().unwrap_or_default();
-    results.sort_by_key(|(number, _)| *number);
-    results.into_iter().map(|(_, decrypted)| decrypted).collect()
+    let mut keys = Vec::with_capacity(entries.len());
+    for (entry, decrypted) in entries.iter().zip(decrypted) {
+        keys.extend(decrypted.with_context(|| entry.path.display().to_string())?);
+    }
+    Ok(keys)
 }
 
 /// A progress bar; where nobody watches, one line instead.

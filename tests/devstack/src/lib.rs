@@ -1,9 +1,9 @@
-//! The whole signer on one machine: vault, broker and proxy as three real processes, supervised.
+//! The whole signer on one machine: vault, broker, proxy and KMS as real processes, supervised.
 //!
 //! The broker and the proxy are the production libraries. The vault is the production library too; what is different here
-//! is where its keys come from (this program hands them over), that its watermarks are written to a file, and that a
-//! software NSM under a root of its own signs its attestation documents. One
-//! executable plays all four parts, so that `cargo run -p casemate-dev` has nothing else to build.
+//! is that its watermarks are written to a file, that a software NSM under a root of its own signs its attestation documents, and
+//! that KMS is a process of this machine. Keys are imported as an operator imports them. One
+//! executable plays all parts, so that `cargo run -p casemate-dev` has nothing else to build.
 #![forbid(unsafe_code)]
 
 mod banner;
@@ -12,12 +12,14 @@ mod cli;
 pub mod interop;
 mod journal;
 mod keys;
+mod kms;
 mod nsm;
 mod stack;
 mod vault;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -25,6 +27,7 @@ use anyhow::Result;
 const VAULT: &str = "__vault";
 const BROKER: &str = "__broker";
 const PROXY: &str = "__proxy";
+const KMS: &str = "__kms";
 
 /// Runs the part that the arguments name; without one, the stack.
 pub fn main(arguments: &[OsString]) -> ExitCode {
@@ -34,6 +37,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     let ended = match part {
         VAULT => vault::run(),
         BROKER => broker(own()),
+        KMS => kms::run(),
         PROXY => part_of_a_stack().and_then(|()| casemate_proxy::start(own())),
         _ => stack::run(arguments),
     };
@@ -49,23 +53,40 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-fn broker(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
+/// The broker's process; with a way out and KMS's port where keys are sealed.
+fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     use std::os::fd::AsFd;
 
     use anyhow::Context;
+    use casemate_broker::kms::{Kms, KmsSettings};
+    use casemate_broker::outward::Parent;
+    use casemate_broker::services::Services;
 
     part_of_a_stack()?;
-    let listen = arguments.nth(2).and_then(|a| a.into_string().ok()).unwrap_or_default().parse()?;
+    let arguments: Vec<String> = arguments.skip(1).filter_map(|a| a.into_string().ok()).collect();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(casemate_broker::run(
-        &listen,
-        vault.into(),
-        None,
-    ))
+    let (listen, outward) = match arguments.as_slice() {
+        [listen] => (listen, None),
+        [listen, outward, port] => (listen, Some((outward, port))),
+        _ => anyhow::bail!("this is a part of casemate-dev"),
+    };
+    let listen = listen.parse()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let services = match outward {
+            Some((outward, port)) => {
+                let parent = Parent::new(outward.parse()?);
+                let (region, host) = (kms::REGION.to_owned(), kms::HOST.to_owned());
+                let settings = KmsSettings { region, host, port: port.parse()? };
+                Some(Arc::new(Services::new(Kms::new(parent.clone(), settings), parent)))
+            }
+            None => None,
+        };
+        casemate_broker::run(&listen, vault.into(), services).await
+    })
 }
 
 /// A part ends with its stack, even where the stack was killed.

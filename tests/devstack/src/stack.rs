@@ -1,12 +1,13 @@
-//! Starts the three processes, keeps them running, ends them in order.
+//! Starts the processes, keeps them running, ends them in order.
 //!
-//! Vault and broker live and die together, as in an enclave: where one ends, the other is ended and both start again, with
+//! KMS and the proxy (which serves the way to it) come first, then the enclave, then the keys that it does not hold yet are
+//! imported, through a proxy of their own, as an operator does it. Vault and broker live and die together, as in an enclave: where one ends, the other is ended and both start again, with
 //! the watermarks of the file. The proxy re-makes its connections and answers 503 meanwhile.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use casemate_protocol::command::OperatorKey;
 use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
 use casemate_protocol::{Network, Reply, Request, RequestFrame};
 use casemate_vault::{Clock, SystemClock};
@@ -27,10 +29,12 @@ use indicatif::ProgressBar;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::banner::{self, Part, Running};
-use crate::boot::Boot;
+use crate::banner::{self, Part};
+use crate::boot::{Boot, BootKeys};
 use crate::cli::Options;
-use crate::{BROKER, PROXY, VAULT, keys, nsm};
+use crate::keys::ToImport;
+use crate::kms::LocalKms;
+use crate::{BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
 
 /// How often the children are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -56,51 +60,73 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     // Better told now than by a proxy that cannot start.
     drop(TcpListener::bind(options.listen).with_context(|| format!("listening on {}", options.listen))?);
 
-    let keys = keys::load(&options, &network)?;
-    let count = keys.len();
     let workers = options.workers.or(std::thread::available_parallelism().ok()).map_or(1, usize::from);
-    let configuration = toml_of(&options)?;
     // Every part is this very program, whatever lies at its path by then; and this is what is measured.
     let executable = PathBuf::from("/proc/self/exe");
-    let policy = nsm::Policy { proof_of_validation: options.proof_of_validation, fixed_time_ms: options.fixed_time_ms };
-    let nsm = nsm::measure(data_dir.join("nsm"), &executable, &configuration, policy)?;
-    let boot = Boot {
-        network: configuration,
-        keys,
-        journal: data_dir.join("watermarks"),
-        workers,
-        proof_of_validation: options.proof_of_validation,
-        fixed_time_ms: options.fixed_time_ms,
-        nsm,
+    let (nsm_folder, journal) = (data_dir.join("nsm"), data_dir.join("watermarks"));
+    let fixed_time_ms = options.fixed_time_ms;
+    let (boot, custody) = if options.plain {
+        let keys = keys::plain(&options, &network)?;
+        let toml = toml_of(&options)?;
+        // A clock that stands still is no signer's clock: it must not be measured as one.
+        let clock = fixed_time_ms.map(|ms| format!("fixed_time_ms = {ms}\n")).unwrap_or_default();
+        let proof_of_validation = options.proof_of_validation;
+        let measured = format!("{toml}\n[policy]\nproof_of_validation = {proof_of_validation}\n{clock}");
+        let nsm = nsm::measure(nsm_folder, &executable, &measured)?;
+        let keys = BootKeys::Plain { network: toml, proof_of_validation, keys };
+        (Boot { keys, journal, workers, fixed_time_ms, nsm }, None)
+    } else {
+        let kms = LocalKms::prepare(&data_dir, &nsm::root(&nsm_folder)?)?;
+        let operator_key = data_dir.join("operator.pem");
+        if !operator_key.exists() {
+            casemate::make_operator_key(&operator_key)?;
+        }
+        let configuration = configuration(&options, &kms.key_arn, casemate::operator_key(&operator_key)?)?;
+        casemate_config::configuration(&configuration, nsm::sha256(&configuration))?;
+        let nsm = nsm::measure(nsm_folder, &executable, &configuration)?;
+        if kms.allow(&nsm.folder.join("measurements.json"), nsm::GROUP)? {
+            eprintln!(
+                "casemate-dev: the program or its configuration is another than at the last start; the local KMS's key \
+                 policy names it from now on, as an administrator would do it for an image that was verified"
+            );
+        }
+        let keys = BootKeys::Sealed { configuration, kms: kms.for_vault() };
+        (Boot { keys, journal, workers, fixed_time_ms, nsm }, Some(Custody { kms, operator_key }))
     };
-    let mut stack = Stack { executable, socket: run_dir.path().join("enclave.sock"), boot, options, stop };
-
-    let mut enclave = stack.start_enclave()?;
-    let waiting = ProgressBar::new_spinner().with_message(format!("the vault derives {count} public keys"));
-    waiting.enable_steady_tick(Duration::from_millis(100));
-    let info = stack.await_enclave(&mut enclave);
-    waiting.finish_and_clear();
-    let info = match info {
-        Ok(info) => info,
-        Err(_) if stack.stop.asked() => return enclave.end(),
-        Err(error) => return enclave.end().and(Err(error)),
-    };
-    let mut proxy = stack.start_proxy()?;
-    if let Err(error) = stack.await_proxy(&mut proxy) {
-        enclave.end()?;
-        return if stack.stop.asked() { Ok(()) } else { Err(error) };
-    }
-    print!("{}", stack.banner(&network, &info, &enclave, &proxy, &data_dir));
-    std::io::stdout().flush().context("writing to standard output")?;
-    stack.supervise(enclave, proxy)
+    let (socket, outward) = (run_dir.path().join("enclave.sock"), run_dir.path().join("outward.sock"));
+    let mut stack = Stack { executable, socket, outward, boot, options, stop, custody, data_dir };
+    stack.run(&network)
 }
 
 struct Stack {
     executable: PathBuf,
     socket: PathBuf,
+    outward: PathBuf,
     boot: Boot,
     options: Options,
     stop: Stop,
+    /// Nothing where keys come in clear.
+    custody: Option<Custody>,
+    data_dir: PathBuf,
+}
+
+/// Where keys are sealed.
+struct Custody {
+    kms: LocalKms,
+    operator_key: PathBuf,
+}
+
+/// A part of its own, without the enclave.
+struct Running {
+    child: Child,
+    since: Instant,
+    backoff: Duration,
+}
+
+impl Running {
+    fn new(child: Child) -> Self {
+        Self { child, since: Instant::now(), backoff: MIN_BACKOFF }
+    }
 }
 
 /// Vault and broker.
@@ -111,6 +137,104 @@ struct Enclave {
 }
 
 impl Stack {
+    /// Runs until it is told to stop.
+    fn run(&mut self, network: &Network) -> Result<()> {
+        let mut kms = self.start_kms()?.map(Running::new);
+        let ended = self.run_on_kms(network, &mut kms);
+        let kms_ended = kms.map_or(Ok(()), |mut kms| end(&mut kms.child));
+        ended.and(kms_ended)
+    }
+
+    fn run_on_kms(&mut self, network: &Network, kms: &mut Option<Running>) -> Result<()> {
+        let mut proxy = Running::new(self.start_proxy()?);
+        let mut enclave = match self.start_enclave() {
+            Ok(enclave) => enclave,
+            Err(error) => return end(&mut proxy.child).and(Err(error)),
+        };
+        let begun = self.begin(network, &mut enclave, &mut proxy.child, kms.as_ref());
+        if begun.is_ok() && !self.stop.asked() {
+            return self.supervise(enclave, proxy, kms);
+        }
+        let ended = end(&mut proxy.child).and(enclave.end());
+        if self.stop.asked() { ended } else { begun.and(ended) }
+    }
+
+    /// Waits for the parts, brings keys in, and says what runs.
+    fn begin(&self, network: &Network, enclave: &mut Enclave, proxy: &mut Child, kms: Option<&Running>) -> Result<()> {
+        let what = if self.custody.is_some() { "the vault unseals its keys" } else { "the vault derives public keys" };
+        let waiting = ProgressBar::new_spinner().with_message(what);
+        waiting.enable_steady_tick(Duration::from_millis(100));
+        let info = self.await_enclave(enclave, proxy);
+        waiting.finish_and_clear();
+        let mut info = info?;
+        let mut left_out = 0;
+        if let Some(custody) = &self.custody {
+            left_out = self.import(custody, network)?;
+            info = self.await_enclave(enclave, proxy)?;
+        }
+        info.keys_without_history =
+            info.keys_without_history.saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
+        self.await_proxy(proxy)?;
+        print!("{}", self.banner(network, &info, enclave, proxy, kms));
+        std::io::stdout().flush().context("writing to standard output")
+    }
+
+    /// Brings keys in as `casemate import` does. How many are left out, because nobody knows their past.
+    fn import(&self, custody: &Custody, network: &Network) -> Result<usize> {
+        // A proxy of its own: the other one may want certificates that only its clients have.
+        let port = kms::free_port()?;
+        let mut proxy = self
+            .part("casemate-import-proxy", PROXY)
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error", "--enclave"])
+            .arg(format!("unix:{}", self.socket.display()))
+            .env_clear()
+            .stdin(Stdio::null())
+            .spawn()
+            .context("starting the proxy for the import")?;
+        let imported = self.import_through(custody, network, port, &mut proxy);
+        end(&mut proxy).and(imported)
+    }
+
+    fn import_through(&self, custody: &Custody, network: &Network, port: u16, proxy: &mut Child) -> Result<usize> {
+        while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            if let Some(status) = proxy.try_wait()? {
+                bail!("the proxy for the import ended at once: {status}");
+            }
+            sleep(TICK);
+        }
+        let url = format!("http://127.0.0.1:{port}");
+        let nsm = &self.boot.nsm.folder;
+        let (root, measurements) = (nsm.join("root.pem"), nsm.join("measurements.json"));
+        let enclave = casemate::Local {
+            url: &url,
+            tls_ca: None,
+            root: &root,
+            measurements: &measurements,
+            operator_key: &custody.operator_key,
+        };
+        let ToImport { keys, known, waived, without_history } =
+            keys::to_import(&self.options, network, &enclave.keys().context("listing the enclave's keys")?)?;
+        if !keys.is_empty() {
+            let new = enclave.import(&keys, known, waived).context("importing keys")?;
+            eprintln!("casemate-dev: {new} keys imported and sealed");
+        }
+        Ok(without_history)
+    }
+
+    fn start_kms(&self) -> Result<Option<Child>> {
+        let Some(custody) = &self.custody else { return Ok(None) };
+        let mut child = self
+            .part("casemate-kms", KMS)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting KMS")?;
+        if let Some(pipe) = child.stdin.take() {
+            serde_json::to_writer(std::io::BufWriter::new(pipe), &custody.kms.boot).context("telling KMS its key")?;
+        }
+        Ok(Some(child))
+    }
+
     fn part(&self, name: &str, part: &str) -> Command {
         let mut command = Command::new(&self.executable);
         // A group of their own: Ctrl-C goes to the stack alone, which ends them in order.
@@ -127,14 +251,16 @@ impl Stack {
             .spawn()
             .context("starting the vault")?;
         let _ = fs::remove_file(&self.socket);
-        let broker = self
-            .part("casemate-broker", BROKER)
-            .arg("--listen")
-            .arg(format!("unix:{}", self.socket.display()))
-            .stdin(OwnedFd::from(broker_end))
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting the broker")?;
+        let broker =
+            self.part("casemate-broker", BROKER)
+                .arg(format!("unix:{}", self.socket.display()))
+                .args(self.custody.iter().flat_map(|custody| {
+                    [format!("unix:{}", self.outward.display()), custody.kms.boot.port.to_string()]
+                }))
+                .stdin(OwnedFd::from(broker_end))
+                .stdout(Stdio::null())
+                .spawn()
+                .context("starting the broker")?;
         if let Some(pipe) = vault.stdin.take() {
             let written = serde_json::to_writer(std::io::BufWriter::new(pipe), &self.boot);
             // A vault that has died already says why itself.
@@ -148,10 +274,13 @@ impl Stack {
     }
 
     /// Waits until the vault answers through the broker.
-    fn await_enclave(&self, enclave: &mut Enclave) -> Result<Info> {
+    fn await_enclave(&self, enclave: &mut Enclave, proxy: &mut Child) -> Result<Info> {
         loop {
             if self.stop.asked() {
                 bail!("stopped");
+            }
+            if let Some(status) = proxy.try_wait()? {
+                bail!("the proxy ended at once: {status}");
             }
             if let Some(who) = enclave.ended()? {
                 bail!("the {who} ended at once");
@@ -165,7 +294,20 @@ impl Stack {
     }
 
     fn start_proxy(&self) -> Result<Child> {
-        self.part("casemate-proxy", PROXY)
+        let mut command = self.part("casemate-proxy", PROXY);
+        if let Some(custody) = &self.custody {
+            command
+                .arg("--outward")
+                .arg(format!("unix:{}", self.outward.display()))
+                .args(["--outward-allow", &format!("{}:{}", kms::HOST, custody.kms.boot.port)])
+                .arg("--blobs")
+                .arg(self.data_dir.join("blobs"))
+                .args(["--credentials", "environment"])
+                .env("AWS_ACCESS_KEY_ID", kms::ACCESS_KEY)
+                .env("AWS_SECRET_ACCESS_KEY", kms::SECRET_KEY)
+                .env_remove("AWS_SESSION_TOKEN");
+        }
+        command
             .arg("--listen")
             .arg(self.options.listen.to_string())
             .arg("--enclave")
@@ -179,7 +321,6 @@ impl Stack {
     fn await_proxy(&self, proxy: &mut Child) -> Result<()> {
         loop {
             if self.stop.asked() {
-                end(proxy)?;
                 bail!("stopped");
             }
             if let Some(status) = proxy.try_wait()? {
@@ -192,10 +333,26 @@ impl Stack {
         }
     }
 
-    fn banner(&self, network: &Network, info: &Info, enclave: &Enclave, proxy: &Child, data_dir: &Path) -> String {
+    fn banner(
+        &self,
+        network: &Network,
+        info: &Info,
+        enclave: &Enclave,
+        proxy: &Child,
+        kms: Option<&Running>,
+    ) -> String {
         let tls = self.options.proxy.iter().any(|o| o.starts_with("--tls-certificate"));
         let part = |name, child: &Child, does: String| Part { name, pid: child.id(), does };
-        banner::text(&Running {
+        let mut parts = vec![
+            part("vault", &enclave.vault, format!("holds the keys, {} threads that sign", self.boot.workers)),
+            part("broker", &enclave.broker, format!("unix:{}", self.socket.display())),
+            part("proxy", proxy, self.options.listen.to_string()),
+        ];
+        if let (Some(kms), Some(custody)) = (kms, &self.custody) {
+            let does = format!("https://{}:{}", kms::HOST, custody.kms.boot.port);
+            parts.push(part("kms", &kms.child, does));
+        }
+        banner::text(&banner::Running {
             network,
             now_ms: self.options.fixed_time_ms.unwrap_or_else(|| SystemClock.unix_ms()),
             url: format!("{}://{}", if tls { "https" } else { "http" }, self.options.listen),
@@ -203,21 +360,17 @@ impl Stack {
             keys_without_history: info.keys_without_history,
             first_key: first_key(&self.socket),
             interop: self.options.keystores.is_none(),
-            parts: vec![
-                part("vault", &enclave.vault, format!("holds the keys, {} threads that sign", self.boot.workers)),
-                part("broker", &enclave.broker, format!("unix:{}", self.socket.display())),
-                part("proxy", proxy, self.options.listen.to_string()),
-            ],
-            data_dir: data_dir.display().to_string(),
+            parts,
+            data_dir: self.data_dir.display().to_string(),
             nsm: self.boot.nsm.folder.display().to_string(),
             mutual_tls: self.options.proxy.iter().any(|o| o.starts_with("--tls-client-ca")),
+            operator_key: self.custody.as_ref().map(|custody| custody.operator_key.display().to_string()),
         })
     }
 
     /// Keeps everything running until told to stop.
-    fn supervise(&mut self, mut enclave: Enclave, mut proxy: Child) -> Result<()> {
-        let (mut enclave_backoff, mut proxy_backoff) = (MIN_BACKOFF, MIN_BACKOFF);
-        let mut proxy_since = Instant::now();
+    fn supervise(&mut self, mut enclave: Enclave, mut proxy: Running, kms: &mut Option<Running>) -> Result<()> {
+        let mut enclave_backoff = MIN_BACKOFF;
         while !self.stop.asked() {
             sleep(TICK);
             if let Some(who) = enclave.ended()? {
@@ -226,18 +379,27 @@ impl Stack {
                 enclave.end()?;
                 enclave = self.start_enclave()?;
             }
-            if let Some(status) = proxy.try_wait()? {
-                eprintln!("casemate-dev: the proxy has ended ({status}) and starts again");
-                backoff(&mut proxy_backoff, proxy_since);
-                proxy = self.start_proxy()?;
-                proxy_since = Instant::now();
+            again("proxy", &mut proxy, || self.start_proxy())?;
+            if let Some(kms) = kms {
+                again("local KMS", kms, || self.start_kms()?.context("there is no local KMS"))?;
             }
         }
         eprintln!("\ncasemate-dev: ending; requests in flight are answered first");
         // The proxy first: while it answers what is in flight, the enclave is needed.
-        let proxy_ended = end(&mut proxy);
+        let proxy_ended = end(&mut proxy.child);
         enclave.end().and(proxy_ended)
     }
+}
+
+/// Starts a part again where it has ended.
+fn again(name: &str, part: &mut Running, start: impl FnOnce() -> Result<Child>) -> Result<()> {
+    if let Some(status) = part.child.try_wait()? {
+        eprintln!("casemate-dev: the {name} has ended ({status}) and starts again");
+        backoff(&mut part.backoff, part.since);
+        part.child = start()?;
+        part.since = Instant::now();
+    }
+    Ok(())
 }
 
 impl Enclave {
@@ -323,6 +485,29 @@ fn first_key(socket: &Path) -> Option<casemate_protocol::PublicKey> {
         Ok(Reply::PublicKeys { keys, .. }) => keys.first().copied(),
         _ => None,
     }
+}
+
+/// The measured configuration of the stack, as an image has it.
+fn configuration(options: &Options, key_arn: &str, operator: OperatorKey) -> Result<String> {
+    let network = if casemate_config::NAMED.iter().any(|(name, _)| *name == options.network) {
+        toml::Value::String(options.network.clone())
+    } else {
+        toml::Value::Table(toml_of(options)?.parse().context("the network's file")?)
+    };
+    let texts = |texts: Vec<String>| toml::Value::Array(texts.into_iter().map(toml::Value::String).collect());
+    let mut table = toml::Table::new();
+    table.insert("group".to_owned(), nsm::GROUP.to_owned().into());
+    table.insert("kms_key_arn".to_owned(), key_arn.to_owned().into());
+    table.insert("network".to_owned(), network);
+    let mut operators = toml::Table::new();
+    operators.insert("threshold".to_owned(), 1.into());
+    operators.insert("keys".to_owned(), texts(vec![operator.to_string()]));
+    table.insert("operators".to_owned(), operators.into());
+    let mut policy = toml::Table::new();
+    policy.insert("proof_of_validation".to_owned(), options.proof_of_validation.into());
+    policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
+    table.insert("policy".to_owned(), policy.into());
+    toml::to_string(&table).context("writing the configuration")
 }
 
 /// The network's TOML, as the vault gets it.

@@ -1,19 +1,26 @@
-//! The vault's process: the production vault, its keys from the stack's pipe, its watermarks in a file.
+//! The vault's process: the production vault, its keys unsealed through the local KMS or (`--plain`) from the stack's pipe, its
+//! watermarks in a file.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::PublicKey;
+use casemate_protocol::{Bytes, Network, PublicKey};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::{Clock, KeyError, Keys, Policy, SystemClock, Vault, server};
+use casemate_vault::boot::Start;
+use casemate_vault::kms::Endpoint;
+use casemate_vault::{Attestor, Clock, Identity, KeyError, Keys, Policy, SystemClock, Vault, server};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::boot::Boot;
+use crate::boot::{Boot, BootKeys};
 use crate::journal::{FileJournal, floor_at};
-use crate::nsm;
+use crate::{kms, nsm};
 
 /// A clock that stands still.
 struct FixedClock(u64);
@@ -33,56 +40,112 @@ pub fn run() -> Result<()> {
     drop(text);
     let broker = UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned().context("the broker's socket")?);
 
-    let network = casemate_config::parse(&boot.network)?;
-    let clock: Box<dyn Clock> = match boot.fixed_time_ms {
+    let workers = NonZeroUsize::new(boot.workers).unwrap_or(NonZeroUsize::MIN);
+    match boot.keys {
+        BootKeys::Plain { .. } => plain(boot, &broker, workers),
+        BootKeys::Sealed { .. } => sealed(boot, &broker, workers),
+    }
+}
+
+/// Keys from the stack, in clear.
+fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
+    let BootKeys::Plain { network, proof_of_validation, keys } = boot.keys else { bail!("another boot message") };
+    let network = casemate_config::parse(&network)?;
+    let clock = clock(boot.fixed_time_ms);
+    let journal = journal(&boot.journal, &network, clock.as_ref())?;
+    let mut secrets = Vec::with_capacity(keys.len());
+    let mut histories = Vec::with_capacity(keys.len());
+    for key in keys {
+        secrets.push(const_hex::decode_to_array::<_, 32>(&key.secret.0).context("a secret key")?);
+        histories.push(key.history.map(Watermarks::from));
+    }
+    let mut starts = Starts::default();
+    let loaded =
+        Keys::load(&mut secrets, |number, key| starts.add(&journal, *key, histories.get(number).copied().flatten()));
+    secrets.zeroize();
+    let keys = loaded.map_err(told)?;
+    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms)?;
+    let (configuration_sha256, group) = (Bytes(boot.nsm.configuration_sha256), nsm::GROUP.to_owned());
+    let identity = Identity { group, configuration_sha256, fence: nsm::FENCE };
+    let attestor = Attestor::new(nsm, identity, &network, &keys).context("the software NSM")?;
+    let marks = journal.start(&starts.0)?;
+    let close = marks.closer();
+    let policy = Policy { proof_of_validation };
+    let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks)).attested_by(attestor);
+    // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
+    let served = server::serve(&vault, broker, workers);
+    close().context("closing the watermarks")?;
+    served.context("serving the broker")
+}
+
+/// Keys as in the image: unsealed through KMS.
+fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
+    let BootKeys::Sealed { configuration, kms } = boot.keys else { bail!("another boot message") };
+    let configuration = casemate_config::configuration(&configuration, Bytes(boot.nsm.configuration_sha256))?;
+    let network = configuration.network.clone();
+    let clock = clock(boot.fixed_time_ms);
+    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(kms.root.as_bytes()).context("the root of the local KMS")?)?;
+    let kms = Endpoint::new(kms::HOST, kms.port, roots).context("the address of the local KMS")?;
+    let link = server::Link::open(broker).context("the broker's socket")?;
+    let mut unsealed = Start { configuration, nsm, kms, oldest_generation: 0 }.unseal(&link).context("unsealing")?;
+    let journal = journal(&boot.journal, &network, clock.as_ref())?;
+    let mut starts = Starts::default();
+    let contents = std::mem::take(&mut unsealed.contents);
+    let keys = Keys::unsealed(contents, |_, key, history| starts.add(&journal, *key, history.watermarks().ok()));
+    let keys = keys.map_err(told)?;
+    let marks = journal.start(&starts.0)?;
+    let close = marks.closer();
+    let vault = unsealed.vault(keys, Limits::NONE, nsm::FENCE, clock, Box::new(marks)).context("the software NSM")?;
+    let served = link.serve(&vault, workers);
+    close().context("closing the watermarks")?;
+    served.context("serving the broker")
+}
+
+/// What each key starts from: what it brings, what the file says, and the file's floor.
+#[derive(Default)]
+struct Starts(Vec<(PublicKey, Option<Watermarks>)>);
+
+impl Starts {
+    fn add(&mut self, journal: &FileJournal, key: PublicKey, brought: Option<Watermarks>) -> History {
+        let start = match (brought, journal.watermarks(&key)) {
+            (Some(brought), Some(kept)) => Some(brought.merge(kept)),
+            (one, other) => one.or(other),
+        }
+        .map(|start| start.merge(journal.floor()));
+        self.0.push((key, start));
+        start.map_or(History::Missing, History::Known)
+    }
+}
+
+fn told(error: KeyError) -> anyhow::Error {
+    match error {
+        KeyError::Invalid(number) => anyhow::anyhow!("key number {number} is no BLS secret key"),
+        KeyError::Duplicate(key) => anyhow::anyhow!("key {key} occurs twice"),
+        KeyError::TooMany => anyhow::anyhow!("too many keys"),
+    }
+}
+
+fn clock(fixed_time_ms: Option<u64>) -> Box<dyn Clock> {
+    match fixed_time_ms {
         Some(ms) => Box::new(FixedClock(ms)),
         None => Box::new(SystemClock),
-    };
+    }
+}
+
+fn journal(path: &Path, network: &Network, clock: &dyn Clock) -> Result<FileJournal> {
     // What the window rule has allowed until now at most; a vote from that epoch to itself is among it, so the source
     // must not be lower (docs/ARCHITECTURE.md, «The floor after an unclean end»).
     let latest_slot = network.slot_at(clock.unix_ms()).saturating_add(1);
     let latest = network.epoch_of(latest_slot);
     let above = floor_at(latest_slot, latest, latest);
-    let journal = FileJournal::open(&boot.journal, network.genesis_validators_root(), above)?;
+    let journal = FileJournal::open(path, network.genesis_validators_root(), above)?;
     if journal.maybe_behind {
         eprintln!(
             "casemate-dev (vault): the machine went down without closing the watermarks; to be safe, attestations \
              start above target epoch {latest} and from source epoch {latest}: two to three epochs of silence"
         );
     }
-
-    let mut secrets = Vec::with_capacity(boot.keys.len());
-    let mut histories = Vec::with_capacity(boot.keys.len());
-    for key in boot.keys {
-        secrets.push(const_hex::decode_to_array::<_, 32>(&key.secret.0).context("a secret key")?);
-        histories.push(key.history.map(Watermarks::from));
-    }
-    let mut starts: Vec<(PublicKey, Option<Watermarks>)> = Vec::with_capacity(histories.len());
-    let loaded = Keys::load(&mut secrets, |number, key| {
-        let imported = histories.get(number).copied().flatten();
-        let start = match (imported, journal.watermarks(key)) {
-            (Some(imported), Some(kept)) => Some(imported.merge(kept)),
-            (one, other) => one.or(other),
-        }
-        .map(|start| start.merge(journal.floor()));
-        starts.push((*key, start));
-        start.map_or(History::Missing, History::Known)
-    });
-    secrets.zeroize();
-    let keys = match loaded {
-        Ok(keys) => keys,
-        Err(KeyError::Invalid(number)) => bail!("key number {number} is no BLS secret key"),
-        Err(KeyError::Duplicate(key)) => bail!("key {key} occurs twice"),
-        Err(KeyError::TooMany) => bail!("too many keys"),
-    };
-    let marks = journal.start(&starts)?;
-    let close = marks.closer();
-    let policy = Policy { proof_of_validation: boot.proof_of_validation };
-    let attestor = nsm::attestor(&boot.nsm, boot.fixed_time_ms, &network, &keys)?;
-    let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks)).attested_by(attestor);
-    let workers = NonZeroUsize::new(boot.workers).unwrap_or(NonZeroUsize::MIN);
-    // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
-    let served = server::serve(&vault, &broker, workers);
-    close().context("closing the watermarks")?;
-    served.context("serving the broker")
+    Ok(journal)
 }

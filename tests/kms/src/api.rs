@@ -8,7 +8,7 @@ use casemate_document::{Anchor, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::policy::Policy;
+use crate::policy::{Asked, Policy};
 use crate::recipient::{self, Recipient};
 use crate::state::{Key, State};
 use crate::{cms, state};
@@ -66,6 +66,17 @@ struct DescribeKey {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct PutKeyPolicy {
+    key_id: String,
+    policy: String,
+    #[serde(rename = "PolicyName")]
+    _policy_name: Option<String>,
+    #[serde(rename = "BypassPolicyLockoutSafetyCheck")]
+    _bypass: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct GenerateDataKey {
     key_id: String,
     key_spec: Option<String>,
@@ -101,17 +112,31 @@ struct RecipientInfo {
 }
 
 impl Kms {
-    /// One request: `X-Amz-Target` and the body.
+    /// One request of whoever holds an account: `X-Amz-Target` and the body.
     pub fn handle(&mut self, target: &str, body: &[u8], now: Timestamp) -> Result<Value, Failure> {
+        self.handle_as("arn:aws:iam::000000000000:root", target, body, now)
+    }
+
+    /// One request of a principal.
+    pub fn handle_as(&mut self, who: &str, target: &str, body: &[u8], now: Timestamp) -> Result<Value, Failure> {
         match target.strip_prefix("TrentService.") {
             Some("CreateKey") => self.create_key(&parse(body)?, now),
-            Some("DescribeKey") => self.describe_key(&parse(body)?),
-            Some("GenerateDataKey") => self.generate_data_key(&parse(body)?, now, true),
-            Some("GenerateDataKeyWithoutPlaintext") => self.generate_data_key(&parse(body)?, now, false),
-            Some("Decrypt") => self.decrypt(&parse(body)?, now),
+            Some("DescribeKey") => self.describe_key(who, &parse(body)?),
+            Some("PutKeyPolicy") => self.put_key_policy(who, &parse(body)?),
+            Some("GenerateDataKey") => self.generate_data_key(who, &parse(body)?, now, true),
+            Some("GenerateDataKeyWithoutPlaintext") => self.generate_data_key(who, &parse(body)?, now, false),
+            Some("Decrypt") => self.decrypt(who, &parse(body)?, now),
             Some("GenerateRandom") => self.generate_random(&parse(body)?, now),
             _ => Err(failure("UnknownOperationException", format!("{target} is not spoken here"))),
         }
+    }
+
+    fn put_key_policy(&mut self, who: &str, asked: &PutKeyPolicy) -> Result<Value, Failure> {
+        let key = self.key(&asked.key_id)?;
+        allowed(&key, who, "kms:PutKeyPolicy", None, &BTreeMap::new())?;
+        Policy::parse(&asked.policy).map_err(|e| failure("MalformedPolicyDocumentException", format!("{e:#}")))?;
+        self.state.set_policy(&key.id, &asked.policy).map_err(|e| internal(&e))?;
+        Ok(json!({}))
     }
 
     fn create_key(&mut self, asked: &CreateKey, now: Timestamp) -> Result<Value, Failure> {
@@ -128,14 +153,15 @@ impl Kms {
         Ok(json!({ "KeyMetadata": metadata(&key) }))
     }
 
-    fn describe_key(&self, asked: &DescribeKey) -> Result<Value, Failure> {
+    fn describe_key(&self, who: &str, asked: &DescribeKey) -> Result<Value, Failure> {
         let key = self.key(&asked.key_id)?;
-        allowed(&key, "kms:DescribeKey", None)?;
+        allowed(&key, who, "kms:DescribeKey", None, &BTreeMap::new())?;
         Ok(json!({ "KeyMetadata": metadata(&key) }))
     }
 
     fn generate_data_key(
         &self,
+        who: &str,
         asked: &GenerateDataKey,
         now: Timestamp,
         plaintext_too: bool,
@@ -149,7 +175,7 @@ impl Kms {
         let key = self.key(&asked.key_id)?;
         let recipient = self.recipient(asked.recipient.as_ref(), now)?;
         let action = if plaintext_too { "kms:GenerateDataKey" } else { "kms:GenerateDataKeyWithoutPlaintext" };
-        allowed(&key, action, recipient.as_ref())?;
+        allowed(&key, who, action, recipient.as_ref(), &asked.encryption_context)?;
         let plaintext = random(len)?;
         let blob = key.encrypt(&plaintext, &asked.encryption_context).map_err(|e| internal(&e))?;
         let mut answer = json!({ "CiphertextBlob": BASE64_STANDARD.encode(blob), "KeyId": key.arn });
@@ -159,7 +185,7 @@ impl Kms {
         Ok(answer)
     }
 
-    fn decrypt(&self, asked: &Decrypt, now: Timestamp) -> Result<Value, Failure> {
+    fn decrypt(&self, who: &str, asked: &Decrypt, now: Timestamp) -> Result<Value, Failure> {
         if asked.encryption_algorithm.as_deref().is_some_and(|a| a != "SYMMETRIC_DEFAULT") {
             return Err(failure("InvalidKeyUsageException", "only SYMMETRIC_DEFAULT"));
         }
@@ -175,7 +201,7 @@ impl Kms {
             ));
         }
         let recipient = self.recipient(asked.recipient.as_ref(), now)?;
-        allowed(&key, "kms:Decrypt", recipient.as_ref())?;
+        allowed(&key, who, "kms:Decrypt", recipient.as_ref(), &asked.encryption_context)?;
         let plaintext = key.decrypt(&blob, &asked.encryption_context).map_err(|state::InvalidCiphertext| invalid())?;
         let mut answer = json!({ "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT" });
         put(&mut answer, "Plaintext", &plaintext, recipient.as_ref())?;
@@ -223,9 +249,16 @@ fn put(answer: &mut Value, name: &str, plaintext: &[u8], recipient: Option<&Reci
     Ok(())
 }
 
-fn allowed(key: &Key, action: &str, recipient: Option<&Recipient>) -> Result<(), Failure> {
+fn allowed(
+    key: &Key,
+    principal: &str,
+    action: &str,
+    recipient: Option<&Recipient>,
+    context: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
     let attested = recipient.map(|recipient| &recipient.pcrs);
-    if key.policy.as_ref().is_none_or(|policy| policy.allows(action, attested)) {
+    let asked = Asked { principal, action, attested, context };
+    if key.policy.as_ref().is_none_or(|policy| policy.allows(&asked)) {
         return Ok(());
     }
     Err(failure(

@@ -63,7 +63,7 @@ fn main() -> Result<()> {
         None => None,
     };
     let secrets = BTreeMap::from([(options.access_key, options.secret_key)]);
-    let access = Access { region: options.region, secrets };
+    let access = Access { region: options.region, secrets, account: options.account };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let server = Server::bind(options.listen, Kms { state, anchor }, access, tls.as_ref()).await?;
         let scheme = if tls.is_some() { "https" } else { "http" };

@@ -1,5 +1,5 @@
-//! Key policies, as far as attestation needs them: Allow and Deny, actions, and string conditions on the attested PCRs. What is
-//! not understood is refused when the policy is given, never passed over.
+//! Key policies, as far as attestation needs them: Allow and Deny, principals, actions, and conditions on the attested PCRs and the
+//! encryption context. What is not understood is refused when the policy is given, never passed over.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,19 @@ use serde::Deserialize;
 
 /// PCRs of the verified document, in hex; none without a `Recipient`.
 pub type Attested<'a> = Option<&'a BTreeMap<u8, String>>;
+
+/// What is to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// ARN of whoever asks.
+    pub principal: &'a str,
+    /// `kms:Decrypt`.
+    pub action: &'a str,
+    /// PCRs of the recipient.
+    pub attested: Attested<'a>,
+    /// The encryption context.
+    pub context: &'a BTreeMap<String, String>,
+}
 
 /// A key policy.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,15 +41,31 @@ struct Statement {
     _sid: Option<String>,
     #[serde(rename = "Effect")]
     effect: Effect,
-    /// Everybody who can sign a request is one principal here.
     #[serde(rename = "Principal")]
-    _principal: serde_json::Value,
-    #[serde(rename = "Action")]
-    actions: OneOrMany<String>,
+    principal: Principal,
+    #[serde(rename = "Action", default)]
+    actions: Option<OneOrMany<String>>,
+    #[serde(rename = "NotAction", default)]
+    not_actions: Option<OneOrMany<String>>,
     #[serde(rename = "Resource")]
     _resource: serde_json::Value,
     #[serde(rename = "Condition", default)]
     conditions: BTreeMap<Operator, BTreeMap<String, OneOrMany<String>>>,
+}
+
+/// `"*"`, or ARNs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Principal {
+    Everybody(String),
+    Aws(Aws),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Aws {
+    #[serde(rename = "AWS")]
+    arns: OneOrMany<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -51,6 +80,7 @@ enum Operator {
     StringEquals,
     StringEqualsIgnoreCase,
     StringNotEqualsIgnoreCase,
+    Null,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -71,12 +101,16 @@ impl<T> OneOrMany<T> {
 
 /// What a condition looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
+enum Key<'a> {
     Pcr(u8),
+    Context(&'a str),
 }
 
-impl Key {
-    fn parse(name: &str) -> Result<Self> {
+impl<'a> Key<'a> {
+    fn parse(name: &'a str) -> Result<Self> {
+        if let Some(name) = name.strip_prefix("kms:EncryptionContext:") {
+            return Ok(Self::Context(name));
+        }
         let attested = name.strip_prefix("kms:RecipientAttestation:");
         match attested {
             // PCR0, by the name that it had first.
@@ -98,45 +132,65 @@ impl Policy {
             for name in statement.conditions.values().flat_map(BTreeMap::keys) {
                 Key::parse(name)?;
             }
-            for action in statement.actions.as_slice() {
+            if statement.actions.is_some() == statement.not_actions.is_some() {
+                bail!("a statement has either Action or NotAction");
+            }
+            for action in statement.actions.iter().chain(&statement.not_actions).flat_map(OneOrMany::as_slice) {
                 if !action.starts_with("kms:") && action != "*" {
                     bail!("unknown action {action}");
                 }
+            }
+            if let Principal::Everybody(text) = &statement.principal
+                && text != "*"
+            {
+                bail!("unknown principal {text}");
             }
         }
         Ok(policy)
     }
 
-    /// Whether `action` (`kms:Decrypt`) is allowed: by a statement that allows it, and by none that denies it.
-    pub fn allows(&self, action: &str, attested: Attested<'_>) -> bool {
+    /// Whether it is allowed: by a statement that allows it, and by none that denies it.
+    pub fn allows(&self, asked: &Asked<'_>) -> bool {
         let applies = |effect| {
             let statements = self.statements.as_slice().iter().filter(move |s| s.effect == effect);
-            statements.filter(|statement| statement.is_for(action, attested)).count() > 0
+            statements.filter(|statement| statement.is_for(asked)).count() > 0
         };
         applies(Effect::Allow) && !applies(Effect::Deny)
     }
 }
 
 impl Statement {
-    fn is_for(&self, action: &str, attested: Attested<'_>) -> bool {
-        let named = self.actions.as_slice().iter().any(|pattern| {
-            pattern == action || pattern.strip_suffix('*').is_some_and(|start| action.starts_with(start))
-        });
-        named
+    fn is_for(&self, asked: &Asked<'_>) -> bool {
+        let matches = |pattern: &String| {
+            pattern == asked.action || pattern.strip_suffix('*').is_some_and(|start| asked.action.starts_with(start))
+        };
+        let named = |actions: &OneOrMany<String>| actions.as_slice().iter().any(matches);
+        let action = self.actions.as_ref().is_none_or(named) && !self.not_actions.as_ref().is_some_and(named);
+        let principal = match &self.principal {
+            Principal::Everybody(_) => true,
+            Principal::Aws(Aws { arns }) => arns.as_slice().iter().any(|arn| arn == "*" || arn == asked.principal),
+        };
+        action
+            && principal
             && self.conditions.iter().all(|(operator, keys)| {
-                keys.iter().all(|(name, values)| operator.holds(found(name, attested), values.as_slice()))
+                keys.iter().all(|(name, values)| operator.holds(found(name, asked), values.as_slice()))
             })
     }
 }
 
-fn found<'a>(name: &str, attested: Attested<'a>) -> Option<&'a str> {
-    let Key::Pcr(index) = Key::parse(name).ok()?;
-    attested?.get(&index).map(String::as_str)
+fn found<'a>(name: &str, asked: &Asked<'a>) -> Option<&'a str> {
+    match Key::parse(name).ok()? {
+        Key::Pcr(index) => asked.attested?.get(&index).map(String::as_str),
+        Key::Context(name) => asked.context.get(name).map(String::as_str),
+    }
 }
 
 impl Operator {
     /// As AWS: a positive operator needs the key to be there, a negative one holds without it.
     fn holds(self, found: Option<&str>, values: &[String]) -> bool {
+        if self == Self::Null {
+            return values.iter().any(|value| (value == "true") == found.is_none());
+        }
         let equals = |value: &String| match (self, found) {
             (_, None) => false,
             (Self::StringEquals, Some(found)) => value == found,
@@ -150,6 +204,16 @@ impl Operator {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    trait Allows {
+        fn to(&self, action: &str, attested: Attested<'_>) -> bool;
+    }
+
+    impl Allows for Policy {
+        fn to(&self, action: &str, attested: Attested<'_>) -> bool {
+            self.allows(&Asked { principal: "arn:x", action, attested, context: &BTreeMap::new() })
+        }
+    }
 
     fn policy(condition: &str) -> Policy {
         Policy::parse(&format!(
@@ -168,16 +232,16 @@ mod tests {
             r#"{"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": "AB",
                 "kms:RecipientAttestation:PCR2": ["00", "cD"]}}"#,
         );
-        assert!(both.allows("kms:Decrypt", attested));
-        assert!(both.allows("kms:GenerateDataKeyWithoutPlaintext", attested));
-        assert!(!both.allows("kms:Encrypt", attested));
-        assert!(!both.allows("kms:Decrypt", None), "no recipient, no attested PCR");
+        assert!(both.to("kms:Decrypt", attested));
+        assert!(both.to("kms:GenerateDataKeyWithoutPlaintext", attested));
+        assert!(!both.to("kms:Encrypt", attested));
+        assert!(!both.to("kms:Decrypt", None), "no recipient, no attested PCR");
         for wrong in ["PCR1\": \"ab", "PCR2\": \"ab", "PCR0\": \"a"] {
             let condition = format!(r#"{{"StringEqualsIgnoreCase": {{"kms:RecipientAttestation:{wrong}"}}}}"#);
-            assert!(!policy(&condition).allows("kms:Decrypt", attested), "{wrong}");
+            assert!(!policy(&condition).to("kms:Decrypt", attested), "{wrong}");
         }
         let case = policy(r#"{"StringEquals": {"kms:RecipientAttestation:PCR0": "AB"}}"#);
-        assert!(!case.allows("kms:Decrypt", attested));
+        assert!(!case.to("kms:Decrypt", attested));
         let denied = Policy::parse(
             r#"{"Statement": [
                 {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"},
@@ -185,9 +249,33 @@ mod tests {
                  "Condition": {"StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": "ab"}}}]}"#,
         )
         .unwrap();
-        assert!(denied.allows("kms:Decrypt", attested));
-        assert!(!denied.allows("kms:Decrypt", None));
-        assert!(denied.allows("kms:DescribeKey", None));
+        assert!(denied.to("kms:Decrypt", attested));
+        assert!(!denied.to("kms:Decrypt", None));
+        assert!(denied.to("kms:DescribeKey", None));
+    }
+
+    #[test]
+    fn principals_contexts_and_absent_keys_decide() {
+        let policy = Policy::parse(
+            r#"{"Statement": [
+                {"Effect": "Allow", "Principal": {"AWS": ["arn:a", "arn:b"]}, "Action": "kms:*", "Resource": "*",
+                 "Condition": {"StringEquals": {"kms:EncryptionContext:casemate:group": "main"}}},
+                {"Effect": "Deny", "Principal": {"AWS": "arn:b"}, "NotAction": ["kms:Decrypt"], "Resource": "*"},
+                {"Effect": "Deny", "Principal": "*", "Action": "kms:Decrypt", "Resource": "*",
+                 "Condition": {"Null": {"kms:RecipientAttestation:PCR0": "true"}}}]}"#,
+        )
+        .unwrap();
+        let pcrs = BTreeMap::from([(0, "ab".to_owned())]);
+        let main = BTreeMap::from([("casemate:group".to_owned(), "main".to_owned())]);
+        let allows =
+            |principal, action, attested, context| policy.allows(&Asked { principal, action, attested, context });
+        assert!(allows("arn:a", "kms:Decrypt", Some(&pcrs), &main));
+        assert!(allows("arn:b", "kms:Decrypt", Some(&pcrs), &main));
+        assert!(allows("arn:a", "kms:Encrypt", None, &main));
+        assert!(!allows("arn:b", "kms:Encrypt", None, &main));
+        assert!(!allows("arn:c", "kms:Decrypt", Some(&pcrs), &main));
+        assert!(!allows("arn:a", "kms:Decrypt", None, &main));
+        assert!(!allows("arn:a", "kms:Decrypt", Some(&pcrs), &BTreeMap::new()));
     }
 
     #[test]
@@ -196,7 +284,8 @@ mod tests {
             (r#""Condition": {"StringLike": {"kms:RecipientAttestation:PCR0": "a*"}}"#, "unknown variant"),
             (r#""Condition": {"StringEquals": {"aws:SourceIp": "1"}}"#, "unknown condition key"),
             (r#""Condition": {"StringEquals": {"kms:RecipientAttestation:PCR32": "1"}}"#, "unknown condition key"),
-            (r#""NotAction": "kms:*""#, "unknown field"),
+            (r#""NotAction": "kms:*""#, "either Action or NotAction"),
+            (r#""NotResource": "*""#, "unknown field"),
         ] {
             let text = format!(
                 r#"{{"Statement": {{"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*", {part}}}}}"#

@@ -12,7 +12,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -28,12 +29,25 @@ pub struct Access {
     pub region: String,
     /// Secrets by access key.
     pub secrets: BTreeMap<String, String>,
+    /// Account of their users: `arn:aws:iam::ACCOUNT:user/ACCESS-KEY` is who asks.
+    pub account: String,
+}
+
+/// Whoever the access key of a signed request belongs to.
+fn principal(headers: &BTreeMap<String, String>, account: &str) -> String {
+    let credential = headers.get("authorization").and_then(|text| text.split("Credential=").nth(1));
+    let access_key = credential.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    format!("arn:aws:iam::{account}:user/{access_key}")
 }
 
 /// A certificate for this server under a root made for it; the root's PEM is for clients.
 pub struct Tls {
-    /// For clients to trust.
+    /// For clients to trust; empty where only the certificate is known.
     pub root_pem: String,
+    /// The certificate.
+    pub chain_pem: String,
+    /// Its key.
+    pub key_pem: String,
     config: Arc<rustls::ServerConfig>,
 }
 
@@ -48,14 +62,21 @@ impl Tls {
         let issuer = rcgen::Issuer::new(params, key);
         let leaf_key = rcgen::KeyPair::generate()?;
         let leaf = rcgen::CertificateParams::new(names.to_vec())?.signed_by(&leaf_key, &issuer)?;
+        let tls = Self::from_pem(&leaf.pem(), &leaf_key.serialize_pem())?;
+        Ok(Self { root_pem: root.pem(), ..tls })
+    }
+
+    /// A certificate that was made before, and its key.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let secret = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let chain = vec![CertificateDer::from(leaf.der().to_vec())];
-        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, secret)?;
-        Ok(Self { root_pem: root.pem(), config: Arc::new(config) })
+        let (chain_pem, key_pem) = (chain_pem.to_owned(), key_pem.to_owned());
+        Ok(Self { root_pem: String::new(), chain_pem, key_pem, config: Arc::new(config) })
     }
 }
 
@@ -126,7 +147,8 @@ async fn answer(request: Request<Incoming>, kms: &Mutex<Kms>, access: &Access) -
         return failed(&Failure { code: refused.code, message: refused.message });
     }
     let target = headers.get("x-amz-target").map(String::as_str).unwrap_or_default();
-    let answer = kms.lock().unwrap_or_else(PoisonError::into_inner).handle(target, &body, now);
+    let who = principal(&headers, &access.account);
+    let answer = kms.lock().unwrap_or_else(PoisonError::into_inner).handle_as(&who, target, &body, now);
     match answer {
         Ok(value) => response(StatusCode::OK, &value.to_string()),
         Err(failure) => failed(&failure),

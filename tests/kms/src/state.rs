@@ -90,6 +90,20 @@ impl State {
         self.key(&id)?.context("the key that was just made")
     }
 
+    /// A key's policy as it was given.
+    pub fn policy_text(&self, id: &str) -> Option<String> {
+        self.stored.keys.get(id)?.policy.clone()
+    }
+
+    /// Gives a key another policy.
+    pub fn set_policy(&mut self, id: &str, policy: &str) -> Result<()> {
+        let mut stored = self.stored.clone();
+        stored.keys.get_mut(id).context("no such key")?.policy = Some(policy.to_owned());
+        write(&self.path, &stored)?;
+        self.stored = stored;
+        Ok(())
+    }
+
     /// A key by its id or ARN.
     pub fn key(&self, name: &str) -> Result<Option<Key>> {
         let id = name.strip_prefix(&self.prefix).unwrap_or(name);

@@ -1,0 +1,117 @@
+//! Deposit data, as the launchpad takes it (`deposit_data-*.json` of ethstaker-deposit-cli).
+//!
+//! The keys and signatures came through an untrusted proxy: each signature is verified here, over a message that is made here.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use casemate_protocol::{Bytes, PublicKey, Root, Signature, Statement, Version};
+use libssz_merkle::{Sha2Hasher, merkleize, pack};
+use serde_json::{Value, json};
+
+use crate::command::DepositPlace;
+use crate::session::{Refused, hex};
+
+/// Domain type of deposits (consensus specification, `DOMAIN_DEPOSIT`).
+const DOMAIN_DEPOSIT: [u8; 4] = [3, 0, 0, 0];
+const SUITE: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+/// The launchpad asks which version of the deposit tool the file's form is of.
+const FORM_VERSION: &str = "2.8.0";
+
+/// A deposit that the enclave has signed.
+pub struct Deposit {
+    pub public_key: PublicKey,
+    pub withdrawal_credentials: Root,
+    /// In Gwei.
+    pub amount: u64,
+    pub signature: Signature,
+}
+
+/// Verifies every deposit, and writes the file.
+pub fn write(deposits: &[Deposit], statement: &Statement, place: &DepositPlace<'_>) -> Result<PathBuf> {
+    let version = genesis_version(statement, place.genesis_fork_version)?;
+    let entries = deposits.iter().map(|deposit| entry(deposit, version, &statement.network.name));
+    let entries = entries.collect::<Result<Vec<Value>>>()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+    let path = place.folder.join(format!("deposit_data-{now}.json"));
+    let text = serde_json::to_string(&entries).context("writing JSON")?;
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// Of the chain that the statement pins.
+pub fn genesis_version(statement: &Statement, given: Option<&str>) -> Result<Version> {
+    let root = statement.network.genesis_validators_root;
+    let built_in = casemate_config::NAMED.iter().filter_map(|(name, _)| casemate_config::named(name)?.ok());
+    let known = built_in.into_iter().find(|n| n.genesis_validators_root() == root).map(|n| n.genesis_version());
+    let given = given.map(|text| hex::<4>(text, "--genesis-fork-version")).transpose()?;
+    match (known, given) {
+        (Some(known), Some(given)) if known != given => {
+            bail!("--genesis-fork-version is {given}; {} has {known}", statement.network.name)
+        }
+        (Some(version), _) | (None, Some(version)) => Ok(version),
+        (None, None) => bail!("the chain {root} is not built in: --genesis-fork-version is needed"),
+    }
+}
+
+fn entry(deposit: &Deposit, version: Version, network: &str) -> Result<Value> {
+    let Deposit { public_key, withdrawal_credentials, amount, signature } = deposit;
+    let (message, data) = roots(deposit);
+    let signing_root = container(&[message.0, domain(version).0]);
+    let key = blst::min_pk::PublicKey::from_bytes(&public_key.0);
+    let signed = blst::min_pk::Signature::from_bytes(&signature.0);
+    let (Ok(key), Ok(signed)) = (key, signed) else {
+        return Err(Refused(format!("the deposit of {public_key} is malformed: trust neither proxy nor file")).into());
+    };
+    if signed.verify(true, &signing_root.0, SUITE, &[], &key, true) != blst::BLST_ERROR::BLST_SUCCESS {
+        let told =
+            format!("the deposit of {public_key} is not signed for this chain, amount and address: trust neither");
+        return Err(Refused(told).into());
+    }
+    let bare = const_hex::encode::<&[u8]>;
+    Ok(json!({
+        "pubkey": bare(&public_key.0),
+        "withdrawal_credentials": bare(&withdrawal_credentials.0),
+        "amount": amount,
+        "signature": bare(&signature.0),
+        "deposit_message_root": bare(&message.0),
+        "deposit_data_root": bare(&data.0),
+        "fork_version": bare(&version.0),
+        "network_name": network,
+        "deposit_cli_version": FORM_VERSION,
+    }))
+}
+
+/// Hash tree roots of `DepositMessage` and `DepositData`.
+fn roots(deposit: &Deposit) -> (Root, Root) {
+    let key = merkleize(&Sha2Hasher, &pack(&deposit.public_key.0), None);
+    let signature = merkleize(&Sha2Hasher, &pack(&deposit.signature.0), None);
+    let amount = padded(&deposit.amount.to_le_bytes());
+    let credentials = deposit.withdrawal_credentials.0;
+    (container(&[key, credentials, amount]), container(&[key, credentials, amount, signature]))
+}
+
+/// `compute_domain` with the genesis version and no genesis validators root.
+fn domain(version: Version) -> Root {
+    let fork_data = container(&[padded(&version.0), [0; 32]]);
+    let bytes = DOMAIN_DEPOSIT.iter().chain(fork_data.0.iter().take(28));
+    let mut domain = Bytes::ZERO;
+    for (to, from) in domain.0.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    domain
+}
+
+fn padded(bytes: &[u8]) -> [u8; 32] {
+    let mut chunk = [0; 32];
+    for (to, from) in chunk.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    chunk
+}
+
+fn container(fields: &[[u8; 32]]) -> Root {
+    Bytes(merkleize(&Sha2Hasher, fields, None))
+}

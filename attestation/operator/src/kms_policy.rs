@@ -1,0 +1,138 @@
+//! The key policy that makes KMS unseal for these measurements alone.
+//!
+//! What it says, and what an AWS administrator can still do, is in docs/OPERATIONS.md («The key ceremony»).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use casemate_document::Pcr;
+use serde_json::{Map, Value, json};
+
+use crate::cli::KmsPolicy;
+use crate::pins;
+
+/// PCRs that every image must be pinned by; PCR8 where it is signed.
+const NEEDED: [u8; 3] = [0, 1, 2];
+
+/// `casemate kms-policy`.
+pub fn run(options: &KmsPolicy) -> Result<String> {
+    let KmsPolicy { account, parent_role, administrator, group, .. } = options;
+    if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
+        bail!("--account {account:?} is not 12 digits");
+    }
+    for (name, arn) in [("--parent-role", parent_role), ("--administrator", administrator)] {
+        let of_account = arn.starts_with("arn:aws") && arn.contains(&format!(":iam::{account}:"));
+        if !of_account || arn.ends_with(":root") || arn.contains(['*', '"', ' ']) {
+            bail!("{name} {arn:?} is no ARN of a role in the account {account}");
+        }
+    }
+    if parent_role == administrator {
+        bail!(
+            "the parent's role must not administer the key: whoever takes the parent would write a policy of their own"
+        );
+    }
+    let mut images = Vec::new();
+    for path in &options.measurements {
+        images.push(pins::file(path)?);
+    }
+    let given = [(0, &options.pcr0), (1, &options.pcr1), (2, &options.pcr2), (8, &options.pcr8)];
+    let mut own = BTreeMap::new();
+    for (index, text) in given {
+        if let Some(text) = text {
+            own.insert(index, pins::pcr(text)?);
+        }
+    }
+    match (images.as_mut_slice(), own.is_empty()) {
+        (_, true) => {}
+        ([], false) => images.push(own),
+        // PCR8 is not among what every builder measures.
+        ([image], false) => image.append(&mut own),
+        _ => bail!("PCRs beside several files of measurements: of which image are they?"),
+    }
+    if images.is_empty() {
+        bail!("which image? --measurements FILE, or --pcr0, --pcr1 and --pcr2");
+    }
+    let mut statements = vec![administration(administrator, options.immutable)];
+    for (number, image) in images.iter().enumerate() {
+        statements.push(unsealing(number.saturating_add(1), parent_role, group, image)?);
+    }
+    statements.extend(denials(parent_role));
+    let policy = json!({ "Version": "2012-10-17", "Id": "casemate", "Statement": statements });
+    Ok(format!("{policy:#}\n"))
+}
+
+fn administration(administrator: &str, immutable: bool) -> Value {
+    let mut actions = vec![
+        "kms:CancelKeyDeletion",
+        "kms:DescribeKey",
+        "kms:EnableKey",
+        "kms:GetKeyPolicy",
+        "kms:GetKeyRotationStatus",
+        "kms:ListKeyPolicies",
+        "kms:ListResourceTags",
+    ];
+    if !immutable {
+        actions.extend(["kms:DisableKey", "kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:TagResource"]);
+        actions.sort_unstable();
+    }
+    json!({
+        "Sid": "Administration",
+        "Effect": "Allow",
+        "Principal": { "AWS": administrator },
+        "Action": actions,
+        "Resource": "*",
+    })
+}
+
+/// One statement for each image: PCRs of different images must not be mixed.
+fn unsealing(number: usize, parent_role: &str, group: &str, image: &BTreeMap<u8, Pcr>) -> Result<Value> {
+    if let Some(missing) = NEEDED.into_iter().find(|index| !image.contains_key(index)) {
+        bail!("PCR{missing} of image {number} is missing");
+    }
+    if let Some((index, _)) = image.iter().find(|(_, value)| value.iter().all(|byte| *byte == 0)) {
+        bail!("PCR{index} of image {number} is zero: that is a debug image, whose memory its parent can read");
+    }
+    let pinned = image.iter().filter(|(index, _)| NEEDED.contains(index) || **index == 8);
+    let pcrs: Map<String, Value> = pinned
+        .map(|(index, value)| (format!("kms:RecipientAttestation:PCR{index}"), const_hex::encode(value).into()))
+        .collect();
+    Ok(json!({
+        "Sid": format!("UnsealImage{number}"),
+        "Effect": "Allow",
+        "Principal": { "AWS": parent_role },
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": "*",
+        "Condition": {
+            "StringEqualsIgnoreCase": pcrs,
+            "StringEquals": { "kms:EncryptionContext:casemate:group": group },
+        },
+    }))
+}
+
+fn denials(parent_role: &str) -> [Value; 3] {
+    let deny = |sid: &str| json!({ "Sid": sid, "Effect": "Deny", "Resource": "*" });
+    let with = |mut statement: Value, more: Value| {
+        if let (Value::Object(statement), Value::Object(more)) = (&mut statement, more) {
+            statement.extend(more);
+        }
+        statement
+    };
+    [
+        // Whatever IAM gives it besides.
+        with(
+            deny("ParentDoesNothingElse"),
+            json!({ "Principal": { "AWS": parent_role }, "NotAction": ["kms:Decrypt", "kms:GenerateDataKey"] }),
+        ),
+        // Nobody, by whatever right, without an enclave's document; and nothing that could be encrypted for an enclave to load.
+        with(
+            deny("NothingWithoutAnEnclave"),
+            json!({
+                "Principal": "*",
+                "Action": ["kms:Decrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*", "kms:Encrypt"],
+                "Condition": { "Null": { "kms:RecipientAttestation:PCR0": "true" } },
+            }),
+        ),
+        // Grants stand beside the policy.
+        with(deny("NoGrants"), json!({ "Principal": "*", "Action": "kms:CreateGrant" })),
+    ]
+}

@@ -1,0 +1,84 @@
+//! `POST /commands`: an operators' command, passed on to the enclave, which alone judges it.
+//!
+//! The answer is the enclave's, but it came through here: `casemate` asks for an attestation document afterwards and believes that.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use casemate_protocol::Reply;
+use casemate_protocol::command::{Envelope, KeyOutcome, MAX_SIGNED_LEN, Outcome};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::keys::json_body;
+use super::{App, Failure, RequestId};
+
+pub(super) async fn command(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let answer = app.command(&headers, body).await;
+    match &answer {
+        Ok(outcome) => info!(id = id.as_str(), keys = count(outcome), "an operators' command was carried out"),
+        Err(failure) => {
+            info!(id = id.as_str(), status = failure.status.as_u16(), reason = failure.message, "command refused");
+        }
+    }
+    answer.map(|outcome| json_body(&shown(&outcome)))
+}
+
+impl App {
+    async fn command(&self, headers: &HeaderMap, body: Body) -> Result<Outcome, Failure> {
+        let (body, _permit) = self.read_body(headers, body).await?;
+        let len = body.len();
+        let envelope = Envelope::new(body.to_vec()).ok_or_else(|| {
+            let status = if len == 0 { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
+            Failure::new(status, format!("the command has {len} bytes; 1 to {MAX_SIGNED_LEN} are allowed"))
+        })?;
+        match self.enclave.command(envelope).await? {
+            Reply::Command(outcome) => Ok(outcome),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+}
+
+fn count(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Imported { keys } | Outcome::Deleted { keys } => keys.len(),
+        Outcome::Generated { keys } => keys.len(),
+    }
+}
+
+fn shown(outcome: &Outcome) -> Value {
+    let names = |keys: &[KeyOutcome]| keys.iter().map(|key| json!(name(*key))).collect::<Vec<_>>();
+    match outcome {
+        Outcome::Imported { keys } => json!({ "outcome": "imported", "keys": names(keys) }),
+        Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
+        Outcome::Generated { keys } => {
+            let one = |key: &casemate_protocol::command::GeneratedKey| {
+                json!({
+                    "public_key": key.public_key.to_string(),
+                    "deposit_signature": key.deposit_signature.to_string(),
+                })
+            };
+            json!({ "outcome": "generated", "keys": keys.iter().map(one).collect::<Vec<_>>() })
+        }
+    }
+}
+
+fn name(outcome: KeyOutcome) -> &'static str {
+    match outcome {
+        KeyOutcome::Imported => "imported",
+        KeyOutcome::Duplicate => "duplicate",
+        KeyOutcome::WrongSecret => "wrong_secret",
+        KeyOutcome::Deleted => "deleted",
+        KeyOutcome::NotFound => "not_found",
+    }
+}

@@ -1,0 +1,83 @@
+//! `GET /metrics`, in the text format of OpenMetrics.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::{App, Failure};
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Collected(Arc::clone(&app))));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)
+        .map_err(|_| Failure::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// What is counted elsewhere, read when it is asked for.
+struct Collected(Arc<App>);
+
+impl std::fmt::Debug for Collected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Collected")
+    }
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut one = |name: &str, help: &str, metric: &dyn Dyn| metric.write(&mut encoder, name, help);
+        let Self(app) = self;
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let keys = app.enclave.info().map_or(0, |info| info.keys);
+        one(
+            "casemate_enclave_connections",
+            "Connections to the enclave that are up",
+            &ConstGauge::new(number(app.enclave.connections_up())),
+        )?;
+        one(
+            "casemate_enclave_keys",
+            "Keys that signed when the enclave was last reached",
+            &ConstGauge::new(i64::from(keys)),
+        )?;
+        let Some(outward) = &app.outward else { return Ok(()) };
+        for (name, help, count) in [
+            (
+                "casemate_outward_connections",
+                "Connections that the enclave has made through this host",
+                &outward.connected,
+            ),
+            (
+                "casemate_outward_refused",
+                "Connections that the enclave asked for to hosts that are not on the list",
+                &outward.refused,
+            ),
+            ("casemate_outward_failed", "Hosts on the list that could not be reached", &outward.failed),
+            ("casemate_outward_credentials", "Credentials handed to the enclave", &outward.credentials),
+            ("casemate_outward_blobs_stored", "Sealed blobs written to the disk", &outward.stored),
+        ] {
+            one(name, help, &ConstCounter::new(count.load(Ordering::Relaxed)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gauges and counters alike.
+trait Dyn {
+    fn write(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error>;
+}
+
+impl<M: EncodeMetric> Dyn for M {
+    fn write(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error> {
+        self.encode(encoder.encode_descriptor(name, help, None, self.metric_type())?)
+    }
+}
