@@ -12,11 +12,18 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use casemate_protocol::{Reply, Request};
+
 use super::{App, Failure};
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    // Keys may have come through another proxy since this one connected.
+    let keys = match app.enclave.call(Request::Info).await {
+        Ok(Reply::Info(info)) => Some(info.keys),
+        _ => None,
+    };
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Collected(Arc::clone(&app))));
+    registry.register_collector(Box::new(Collected { app, keys }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)
         .map_err(|_| Failure::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"))?;
@@ -25,7 +32,11 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Fai
 }
 
 /// What is counted elsewhere, read when it is asked for.
-struct Collected(Arc<App>);
+struct Collected {
+    app: Arc<App>,
+    /// Nothing while the enclave does not say.
+    keys: Option<u32>,
+}
 
 impl std::fmt::Debug for Collected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -36,19 +47,16 @@ impl std::fmt::Debug for Collected {
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut one = |name: &str, help: &str, metric: &dyn Dyn| metric.write(&mut encoder, name, help);
-        let Self(app) = self;
+        let Self { app, keys } = self;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let keys = app.enclave.info().map_or(0, |info| info.keys);
         one(
             "casemate_enclave_connections",
             "Connections to the enclave that are up",
             &ConstGauge::new(number(app.enclave.connections_up())),
         )?;
-        one(
-            "casemate_enclave_keys",
-            "Keys that signed when the enclave was last reached",
-            &ConstGauge::new(i64::from(keys)),
-        )?;
+        if let Some(keys) = keys {
+            one("casemate_enclave_keys", "Keys that sign", &ConstGauge::new(i64::from(*keys)))?;
+        }
         let Some(outward) = &app.outward else { return Ok(()) };
         for (name, help, count) in [
             (

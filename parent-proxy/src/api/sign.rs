@@ -78,7 +78,9 @@ impl App {
     async fn parse(&self, headers: &HeaderMap, body: Body) -> Result<Parsed, Failure> {
         let (body, permit) = self.read_body(headers, body).await?;
         // The network's sizes are needed to read the body.
-        let info = self.enclave.info().ok_or(Unavailable::Away)?;
+        let Some(info) = self.enclave.info() else {
+            return Err(self.enclave.starting().map_or_else(|| Unavailable::Away.into(), Failure::from));
+        };
         if body.len() <= SMALL_BODY {
             return Ok(request::parse(&body, &info.network)?);
         }

@@ -12,6 +12,7 @@ use casemate_e2e::requests::{NETWORK, NOW_MS, attestation, block, fork_info, ran
 use casemate_e2e::stack::{alive, eventually};
 use casemate_e2e::tls::Authority;
 use casemate_e2e::{Client, Stack, blst_signature};
+use casemate_protocol::frame::MAX_COMMAND_FRAME_LEN;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ impl Bench {
     /// A stack whose watermarks outlive it.
     fn start(&self, options: &[&str]) -> Stack {
         let network = self.network();
-        let mut all = vec!["--network", network.to_str().unwrap(), "--fixed-time-ms", NOW_MS];
+        let mut all = vec!["--network", network.to_str().unwrap(), "--plain", "--fixed-time-ms", NOW_MS];
         all.extend_from_slice(options);
         Stack::start_in(PROGRAM, &self.folder.path().join("data"), &all)
     }
@@ -518,7 +519,8 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
     let mut bad: Vec<(&str, Vec<u8>)> = vec![
         ("length 0", vec![0; 4]),
         ("length 2^32-1", vec![0xff; 4]),
-        ("one byte too long", vec![0, 1, 0, 1]),
+        ("one byte too long", u32::try_from(MAX_COMMAND_FRAME_LEN + 1).unwrap().to_be_bytes().to_vec()),
+        ("as long as only a command may be", frame(&[&info[..], &[0; 66_000]].concat())),
         ("no CBOR", frame(&[0xff; 64])),
         ("another version", frame(&[0xa3, 0x00, 0x02, 0x01, 0x05, 0x02, 0x00])),
         ("a trailing byte", frame(&[&info[..], &[0]].concat())),
@@ -549,7 +551,7 @@ fn hostile_frames_cost_their_connection_and_nothing_else() {
     // A thousand good requests and a bad length in one write: all are answered, the refusal comes last, and the end at once.
     let mut stream = UnixStream::connect(&stack.socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let burst = [frame(&info).repeat(1000), vec![0, 2, 0, 0]].concat();
+    let burst = [frame(&info).repeat(1000), vec![0, 0x20, 0, 0]].concat();
     let mut writer = stream.try_clone().unwrap();
     std::thread::spawn(move || writer.write_all(&burst));
     let mut replies = Vec::new();

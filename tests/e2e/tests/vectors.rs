@@ -101,7 +101,8 @@ fn replay(cases: Vec<Case>, options: &[&str]) {
         let folder = tempfile::tempdir().unwrap();
         let network = folder.path().join("network.toml");
         fs::write(&network, chain.toml()).unwrap();
-        let mut all = vec!["--network", network.to_str().unwrap(), "--fixed-time-ms", "18446744073709551615"];
+        let mut all =
+            vec!["--network", network.to_str().unwrap(), "--plain", "--fixed-time-ms", "18446744073709551615"];
         all.extend_from_slice(options);
         while !cases.is_empty() {
             let stack = Stack::start(PROGRAM, &all);
@@ -308,7 +309,7 @@ fn gloas_types_by_lodestars_roots() {
     let network = folder.path().join("network.toml");
     let root4 = casemate_e2e::requests::root(4);
     fs::write(&network, casemate_e2e::requests::NETWORK).unwrap();
-    let options = ["--network", network.to_str().unwrap(), "--fixed-time-ms", "18446744073709551615"];
+    let options = ["--network", network.to_str().unwrap(), "--plain", "--fixed-time-ms", "18446744073709551615"];
     let stack = Stack::start(PROGRAM, &options);
     let mut client = stack.client();
     let path = format!("/api/v1/eth2/sign/{}", interop_public_key());

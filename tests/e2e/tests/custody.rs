@@ -1,0 +1,486 @@
+//! Keys from the operator's machine into the vault, onto the disk, through KMS and back; with everybody between them lying.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use casemate::Exit;
+use casemate_e2e::requests::{NETWORK, attestation, block};
+use casemate_e2e::stack::eventually;
+use casemate_e2e::{Client, Stack};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_casemate-e2e-stack");
+const ADDRESS: &str = "0x00000000219ab540356cBB839Cbe05303d7705Fa";
+
+struct Told {
+    exit: Exit,
+    out: String,
+    err: String,
+}
+
+fn casemate(arguments: &[&str]) -> Told {
+    let arguments: Vec<OsString> = std::iter::once(&"casemate").chain(arguments).map(OsString::from).collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = casemate::run(&arguments, &mut out, &mut err);
+    Told { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+}
+
+impl Told {
+    fn done(self) -> String {
+        assert_eq!(self.exit, Exit::Accepted, "{}{}", self.out, self.err);
+        self.out
+    }
+
+    fn refused(&self, words: &str) {
+        assert_eq!(self.exit, Exit::Refused, "{}{}", self.out, self.err);
+        assert!(self.err.contains(words) || self.out.contains(words), "{}{}", self.out, self.err);
+    }
+
+    fn unusable(&self, words: &str) {
+        assert_eq!(self.exit, Exit::Unusable, "{}{}", self.out, self.err);
+        assert!(self.err.contains(words), "{}", self.err);
+    }
+}
+
+/// A folder for a stack on a chain of its own, where any slot has passed.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let network = NETWORK.replace("slot_duration_ms = 12000", "slot_duration_ms = 1");
+        std::fs::write(folder.path().join("network.toml"), network).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The folder of the chain.
+    fn chain(&self) -> PathBuf {
+        std::fs::read_dir(self.data()).unwrap().next().unwrap().unwrap().path()
+    }
+
+    fn start(&self, interop_keys: &str) -> Stack {
+        let network = self.path("network.toml");
+        let options = ["--network", &network, "--interop-keys", interop_keys, "--withdrawal-address", ADDRESS];
+        Stack::start_in(PROGRAM, &self.data(), &options)
+    }
+
+    /// A command of `casemate` with the pins of this stack, at any proxy.
+    fn ask_at(&self, url: &str, verb: &[&str], more: &[&str]) -> Told {
+        let nsm = self.chain().join("nsm");
+        let (root, measurements) = (nsm.join("root.pem"), nsm.join("measurements.json"));
+        let pins = ["--root", root.to_str().unwrap(), "--measurements", measurements.to_str().unwrap()];
+        casemate(&[verb, &[url], more, &pins].concat())
+    }
+
+    fn ask(&self, stack: &Stack, verb: &[&str], more: &[&str]) -> Told {
+        self.ask_at(&format!("http://{}", stack.address), verb, more)
+    }
+
+    fn operator(&self) -> String {
+        self.chain().join("operator.pem").to_str().unwrap().to_owned()
+    }
+
+    fn blobs(&self) -> Vec<PathBuf> {
+        let mut all: Vec<PathBuf> =
+            std::fs::read_dir(self.chain().join("blobs/dev")).unwrap().map(|e| e.unwrap().path()).collect();
+        all.sort();
+        all
+    }
+}
+
+fn listed(client: &mut Client) -> Vec<String> {
+    let mut keys: Vec<String> = serde_json::from_value(client.get("/api/v1/eth2/publicKeys", &[]).json()).unwrap();
+    keys.sort();
+    keys
+}
+
+/// Secret and public key.
+fn key(byte: u8) -> (String, String) {
+    let secret = [byte; 32];
+    let public = blst::min_pk::SecretKey::from_bytes(&secret).unwrap().sk_to_pk().to_bytes();
+    (format!("0x{}", const_hex::encode(secret)), format!("0x{}", const_hex::encode(public)))
+}
+
+fn history(key: &str, slot: u64, source: u64, target: u64) -> Value {
+    json!({
+        "metadata": { "interchange_format_version": "5", "genesis_validators_root": format!("0x{}", "04".repeat(32)) },
+        "data": [ { "pubkey": key, "signed_blocks": [ { "slot": slot.to_string() } ],
+            "signed_attestations": [ { "source_epoch": source.to_string(), "target_epoch": target.to_string() } ] } ],
+    })
+}
+
+fn genesis_validators_root() -> String {
+    let line = NETWORK.lines().find(|l| l.starts_with("genesis_validators_root")).unwrap();
+    line.split('"').nth(1).unwrap().to_owned()
+}
+
+/// Signs as soon as everything is up again.
+fn signed(stack: &Stack, key: &str, body: &Value) {
+    let path = format!("/api/v1/eth2/sign/{key}");
+    eventually("a signature", || {
+        let Some(mut client) = Client::try_connect(stack.address) else { return false };
+        let answer = client.send("POST", &path, &[("Accept", "application/json")], body.to_string().as_bytes());
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+#[test]
+fn whatever_dies_no_key_is_lost_and_no_watermark_lowered() {
+    let bench = Bench::new();
+    let stack = bench.start("3");
+    let keys = listed(&mut stack.client());
+    assert_eq!(keys.len(), 3);
+    let mut target = 10;
+    let mut advance = |stack: &Stack| {
+        target += 1;
+        for key in &keys {
+            signed(stack, key, &attestation(5, target, 1));
+            assert_eq!(stack.client().sign(key, &attestation(5, target, 2)).status, 412);
+            assert_eq!(stack.client().sign(key, &attestation(5, target - 1, 2)).status, 412);
+        }
+    };
+    advance(&stack);
+    for part in ["vault", "broker", "proxy", "kms", "vault"] {
+        for pid in stack.processes(part) {
+            Stack::signal(pid, Signal::KILL);
+        }
+        advance(&stack);
+    }
+    stack.kill();
+    // The keys come from the disk: nothing has to be imported.
+    let stack = bench.start("0");
+    assert_eq!(listed(&mut stack.client()), keys);
+    assert!(!stack.log().contains("imported"), "{}", stack.log());
+    advance(&stack);
+}
+
+#[test]
+fn while_kms_is_away_clients_hear_it_and_signing_goes_on_until_the_next_start() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let key = listed(&mut stack.client())[0].clone();
+    for pid in stack.processes("kms") {
+        Stack::signal(pid, Signal::STOP);
+    }
+    stack.client().sign(&key, &attestation(5, 10, 1)).signature();
+    Stack::signal(stack.pids["vault"], Signal::KILL);
+    let told = stack.until(
+        "to hear it",
+        |c| c.sign(&key, &attestation(5, 11, 1)),
+        |a| a.status == 503 && a.body.contains("KMS or the parent's services are away"),
+    );
+    assert!(told.body.contains("the enclave is starting"), "{}", told.body);
+    for pid in stack.processes("kms") {
+        Stack::signal(pid, Signal::CONT);
+    }
+    stack.until("a signature", |c| c.sign(&key, &attestation(5, 11, 1)), |a| a.status == 200);
+}
+
+#[test]
+fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let ((first, first_public), (second, second_public)) = (key(1), key(2));
+    let raw = bench.file("raw", &format!("{first}\n{second}\n"));
+    let operator = bench.operator();
+    let import = |more: &[&str]| {
+        bench.ask(&stack, &["import"], &[&["--raw-keys", &raw, "--operator-key", &operator], more].concat())
+    };
+    import(&[]).unusable("what have these keys signed so far?");
+    let mut file = history(&first_public, 1000, 20, 21);
+    file["metadata"]["genesis_validators_root"] = genesis_validators_root().into();
+    let past = bench.file("past.json", &file.to_string());
+    import(&["--slashing-protection", &past]).unusable("1 of 2 keys are not in the slashing protection file");
+    file["metadata"]["genesis_validators_root"] = format!("0x{}", "ee".repeat(32)).into();
+    let foreign = bench.file("foreign.json", &file.to_string());
+    import(&["--slashing-protection", &foreign]).unusable("of another network");
+    assert_eq!(listed(&mut stack.client()).len(), 1, "nothing was imported by what was refused");
+
+    let out = import(&["--slashing-protection", &past, "--no-history-i-accept"]).done();
+    for line in [format!("{first_public}  imported"), format!("{second_public}  imported")] {
+        assert!(out.contains(&line), "{out}");
+    }
+    assert!(out.contains("confirmed by the enclave's own document: 3 keys sign now"), "{out}");
+    let mut client = stack.client();
+    assert_eq!(client.sign(&first_public, &attestation(20, 21, 1)).status, 412);
+    assert_eq!(client.sign(&first_public, &block(1000, 1)).status, 412);
+    client.sign(&first_public, &attestation(20, 22, 1)).signature();
+    client.sign(&second_public, &attestation(0, 1, 1)).signature();
+
+    let again = import(&["--no-history-i-accept"]).done();
+    assert!(again.contains(&format!("{first_public}  duplicate")), "{again}");
+    assert_eq!(client.sign(&first_public, &attestation(20, 22, 2)).status, 412, "a waiver lowers nothing");
+
+    // What is listed is what is proven; and it is there after the next start.
+    let keys = bench.ask(&stack, &["keys"], &[]).done();
+    assert_eq!(keys.lines().map(ToOwned::to_owned).collect::<Vec<_>>(), listed(&mut client));
+    stack.kill();
+    let stack = bench.start("0");
+    assert_eq!(listed(&mut stack.client()).len(), 3);
+    assert_eq!(stack.client().sign(&first_public, &attestation(20, 22, 2)).status, 412);
+    // The key came with its secret in a file: its bytes stand in no file of the stack.
+    let secret = const_hex::decode(&first).unwrap();
+    for path in bench.blobs().into_iter().chain([bench.chain().join("watermarks")]) {
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(32).any(|window| window == secret), "{}", path.display());
+    }
+}
+
+#[test]
+fn keystores_are_imported_from_a_folder_with_their_passwords() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    // EIP-2335's own test vectors: one key, scrypt and pbkdf2.
+    let Some(data) = casemate_testdata::folder("signing") else { return };
+    let vectors = casemate_testdata::files(&data.join("keystore/eip-2335"), ".json");
+    let keystores = bench.folder.path().join("keystores");
+    std::fs::create_dir(&keystores).unwrap();
+    for path in &vectors {
+        std::fs::copy(path, keystores.join(path.file_name().unwrap())).unwrap();
+    }
+    let password = "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑";
+    let passwords = bench.file("password", &format!("{password}\n"));
+    let (keystores, operator) = (bench.path("keystores"), bench.operator());
+    let options = ["--keystores", &keystores, "--no-history-i-accept", "--operator-key", &operator, "--passwords"];
+    let wrong = bench.file("wrong", "wrong\n");
+    bench.ask(&stack, &["import"], &[&options[..], &[&wrong]].concat()).unusable("wrong password");
+    let out = bench.ask(&stack, &["import"], &[&options[..], &[&passwords]].concat()).done();
+    assert!(out.contains("imported"), "{out}");
+    assert_eq!(out.lines().filter(|line| line.ends_with("imported")).count(), 1, "one key: {out}");
+    assert_eq!(listed(&mut stack.client()).len(), 2);
+}
+
+#[test]
+fn commands_are_signed_elsewhere_through_a_file() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let (secret, public) = key(7);
+    let raw = bench.file("raw", &secret);
+    let file = bench.path("command.json");
+    let written =
+        bench.ask(&stack, &["import"], &["--raw-keys", &raw, "--no-history-i-accept", "--command-out", &file]);
+    assert!(written.done().contains("0 of the signatures"));
+    let shown = casemate(&["command", "show", &file]).done();
+    assert!(
+        shown.contains("IMPORT 1 keys") && shown.contains(&public) && shown.contains("NO HISTORY: waived"),
+        "{shown}"
+    );
+    assert!(!std::fs::read_to_string(&file).unwrap().contains(&secret[2..]));
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("0 valid signatures");
+    // A stranger's signature is no signature.
+    let stranger = bench.path("stranger.pem");
+    casemate(&["operator", "keygen", "--out", &stranger]).done();
+    casemate(&["operator", "keygen", "--out", &stranger]).unusable("File exists");
+    casemate(&["command", "sign", &file, "--operator-key", &stranger, "--yes"]).done();
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("of nobody whom the configuration names");
+    std::fs::remove_file(&file).unwrap();
+    bench.ask(&stack, &["import"], &["--raw-keys", &raw, "--no-history-i-accept", "--command-out", &file]).done();
+    casemate(&["command", "sign", &file, "--operator-key", &bench.operator(), "--yes"]).done();
+    let sent = bench.ask(&stack, &["command", "send", &file], &[]).done();
+    assert!(sent.contains(&format!("{public}  imported")), "{sent}");
+    // It was carried out: once, and only for this boot.
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("the command's counter");
+    Stack::signal(stack.pids["vault"], Signal::KILL);
+    stack.until("recovery", |c| c.get("/upcheck", &[]), |a| a.status == 200);
+    eventually("a document", || stack.client().get("/attestation?nonce=0011223344556677", &[]).status == 200);
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("another boot of the enclave");
+}
+
+#[test]
+fn keys_are_made_in_the_vault_with_deposits_for_the_allowed_address_and_deleted() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let (operator, out) = (bench.operator(), bench.path("deposits"));
+    let keygen = |address: &str, more: &[&str]| {
+        let options = ["--count", "2", "--withdrawal-address", address, "--operator-key", &operator, "--out", &out];
+        bench.ask(&stack, &["keygen"], &[&options[..], more].concat())
+    };
+    let version = ["--genesis-fork-version", "0x00000001"];
+    keygen(ADDRESS, &[]).unusable("is not built in");
+    keygen(ADDRESS, &version).unusable("no such folder");
+    std::fs::create_dir(&out).unwrap();
+    keygen("0x00000000219ab540356cBB839Cbe05303d7705Fb", &version).refused("allows no deposit");
+    keygen(ADDRESS, &["--genesis-fork-version", "0x00000001", "--amount", "999"]).refused("amount is 999 Gwei");
+    assert_eq!(listed(&mut stack.client()).len(), 1);
+    keygen(ADDRESS, &version).done();
+    let file = casemate_testdata::files(Path::new(&out), ".json");
+    let deposits: Vec<Value> = serde_json::from_slice(&std::fs::read(&file[0]).unwrap()).unwrap();
+    let held = listed(&mut stack.client());
+    assert_eq!((deposits.len(), held.len()), (2, 3));
+    for deposit in &deposits {
+        assert!(held.contains(&format!("0x{}", deposit["pubkey"].as_str().unwrap())));
+        assert_eq!(
+            deposit["withdrawal_credentials"],
+            "01000000000000000000000000000000219ab540356cbb839cbe05303d7705fa"
+        );
+        assert_eq!((&deposit["amount"], &deposit["network_name"]), (&json!(32_000_000_000_u64), &json!("e2e")));
+    }
+    // Another genesis: the signature is not for it, and the file is not written.
+    let other = bench.path("other");
+    std::fs::create_dir(&other).unwrap();
+    let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &other];
+    let wrong = [&options[..], &["--genesis-fork-version", "0x00000009"]].concat();
+    bench.ask(&stack, &["keygen"], &wrong).refused("is not signed for this chain");
+    assert!(casemate_testdata::files(Path::new(&other), ".json").is_empty());
+
+    let gone = bench.file("gone", &held[0]);
+    let delete = |file: &str| bench.ask(&stack, &["delete"], &["--public-keys", file, "--operator-key", &operator]);
+    assert!(delete(&gone).done().contains("deleted"));
+    assert!(!listed(&mut stack.client()).contains(&held[0]));
+    assert_eq!(stack.client().sign(&held[0], &attestation(5, 6, 1)).status, 404);
+    delete(&gone).refused("does not hold it");
+}
+
+/// A proxy of the attacker's own between `casemate` and the enclave.
+fn lying_proxy(to: SocketAddr, lie: impl Fn(&str, &str, String) -> (String, String) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let (mut request, mut buffer) = (Vec::new(), [0; 65536]);
+            let head = loop {
+                let n = stream.read(&mut buffer).unwrap_or(0);
+                request.extend_from_slice(&buffer[..n]);
+                let text = String::from_utf8_lossy(&request).into_owned();
+                if let Some((head, _)) = text.split_once("\r\n\r\n") {
+                    break head.to_owned();
+                }
+                if n == 0 {
+                    break text;
+                }
+            };
+            let length = head.lines().find_map(|line| {
+                line.to_ascii_lowercase().strip_prefix("content-length: ").map(|n| n.parse::<usize>().unwrap())
+            });
+            while request.len() < head.len() + 4 + length.unwrap_or(0) {
+                let n = stream.read(&mut buffer).unwrap();
+                request.extend_from_slice(&buffer[..n]);
+            }
+            let mut up = TcpStream::connect(to).unwrap();
+            let text = String::from_utf8_lossy(&request[..head.len()])
+                .replace("\r\nHost", "\r\nConnection: close\r\nHost")
+                .replace("\r\nhost", "\r\nconnection: close\r\nhost");
+            up.write_all(text.as_bytes()).unwrap();
+            up.write_all(&request[head.len()..]).unwrap();
+            let mut answer = Vec::new();
+            let _ = up.read_to_end(&mut answer);
+            let answer = String::from_utf8(answer).unwrap();
+            let (answer_head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let status = answer_head.lines().next().unwrap();
+            let path = head.lines().next().unwrap_or_default().to_owned();
+            let (status, body) = lie(&path, status, body.to_owned());
+            let _ = write!(stream, "{status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_lying_proxy_passes_off_neither_keys_nor_success() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let operator = bench.operator();
+    let out = bench.path("deposits");
+    std::fs::create_dir(&out).unwrap();
+    let evil = key(66).1;
+    // Honest, it works: what is refused below is refused for the lie.
+    let honest = lying_proxy(stack.address, |_, status, body| (status.to_owned(), body));
+    bench.ask_at(&honest, &["keys"], &[]).done();
+    // Another key among those that were made: the attacker would hold the validator's key.
+    let replaced = evil.clone();
+    let liar = lying_proxy(stack.address, move |path, status, mut body| {
+        if path.contains("/commands") {
+            let mut told: Value = serde_json::from_str(&body).unwrap();
+            told["keys"][0]["public_key"] = replaced.clone().into();
+            body = told.to_string();
+        }
+        (status.to_owned(), body)
+    });
+    let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
+    let keygen = [&options[..], &["--genesis-fork-version", "0x00000001"]].concat();
+    bench.ask_at(&liar, &["keygen"], &keygen).refused("does not list");
+    assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
+    // Success told of a command that the enclave has refused: a stranger has signed it.
+    let raw = bench.file("raw", &key(9).0);
+    let liar = lying_proxy(stack.address, |path, status, body| {
+        if path.contains("/commands") {
+            return ("HTTP/1.1 200 OK".to_owned(), json!({ "outcome": "imported", "keys": ["imported"] }).to_string());
+        }
+        (status.to_owned(), body)
+    });
+    let stranger = bench.path("stranger.pem");
+    casemate(&["operator", "keygen", "--out", &stranger]).done();
+    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &stranger];
+    bench.ask_at(&liar, &["import"], &import).refused("does not list");
+    assert!(!listed(&mut stack.client()).contains(&key(9).1));
+    // A list with a key of the attacker's own.
+    let added = evil.clone();
+    let liar = lying_proxy(stack.address, move |path, status, mut body| {
+        if path.contains("/publicKeys") {
+            let mut keys: Vec<String> = serde_json::from_str(&body).unwrap();
+            keys.push(added.clone());
+            body = json!(keys).to_string();
+        }
+        (status.to_owned(), body)
+    });
+    bench.ask_at(&liar, &["keys"], &[]).refused("other keys");
+}
+
+#[test]
+fn a_disk_that_lies_gets_no_keys_loaded() {
+    let bench = Bench::new();
+    let stack = bench.start("2");
+    let keys = listed(&mut stack.client());
+    stack.kill();
+    let blob = bench.blobs().pop().unwrap();
+    let good = std::fs::read(&blob).unwrap();
+    let mut bad = good.clone();
+    let last = bad.len() - 20;
+    bad[last] ^= 1;
+    std::fs::write(&blob, &bad).unwrap();
+    let network = bench.path("network.toml");
+    let log = Stack::try_start(PROGRAM, &bench.data(), &["--network", &network, "--interop-keys", "0"]).err().unwrap();
+    assert!(log.contains("does not open with this data key"), "{log}");
+    std::fs::write(&blob, &good[..good.len() / 2]).unwrap();
+    let log = Stack::try_start(PROGRAM, &bench.data(), &["--network", &network, "--interop-keys", "0"]).err().unwrap();
+    assert!(log.contains("the sealed blob is malformed"), "{log}");
+    std::fs::write(&blob, &good).unwrap();
+    let stack = bench.start("0");
+    assert_eq!(listed(&mut stack.client()), keys);
+}
+
+#[test]
+fn metrics_count_the_way_out() {
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let text = stack.client().get("/metrics", &[]).body;
+    for line in [
+        "casemate_enclave_keys 1",
+        "casemate_outward_connections_total 1",
+        "casemate_outward_refused_total 0",
+        "casemate_outward_blobs_stored_total 1",
+        "# EOF",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
