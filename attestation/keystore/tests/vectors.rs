@@ -86,7 +86,7 @@ fn costs_that_would_stop_the_machine_are_refused() {
         assert_ne!(bad, text);
         assert!(Keystore::parse(bad.as_bytes()).is_err(), "{to} was accepted");
     }
-    assert!(matches!(Keystore::parse(&vec![b' '; 70_000]), Err(KeystoreError::TooLong(70_000))));
+    assert!(matches!(Keystore::parse(&vec![b' '; 5_000_000]), Err(KeystoreError::TooLong(5_000_000))));
 }
 
 #[test]
@@ -131,4 +131,65 @@ fn passwords_are_found_in_the_clients_layouts() {
     let all = folder.path().join("password");
     fs::write(&all, PASSWORD).unwrap();
     assert_eq!(folder::find(folder.path(), &all).unwrap().len(), 1);
+}
+
+/// A wallet as Prysm keeps it: all accounts in one keystore, whose secret is JSON of two lists.
+#[test]
+fn a_wallet_of_prysms_opens_whole() {
+    use aes::cipher::{KeyIvInit, StreamCipher};
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use sha2::{Digest, Sha256};
+
+    let wallet = |private: &[[u8; 32]], public: &[[u8; 48]]| {
+        let base64 = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        let clear = serde_json::json!({
+            "private_keys": private.iter().map(|k| base64(k)).collect::<Vec<_>>(),
+            "public_keys": public.iter().map(|k| base64(k)).collect::<Vec<_>>(),
+        });
+        let mut key = [0; 32];
+        pbkdf2::pbkdf2_hmac::<Sha256>(b"wallet password", &[7; 32], 2, &mut key);
+        let mut message = clear.to_string().into_bytes();
+        ctr::Ctr128BE::<aes::Aes128>::new_from_slices(&key[..16], &[9; 16]).unwrap().apply_keystream(&mut message);
+        let checksum = Sha256::new().chain_update(&key[16..]).chain_update(&message).finalize();
+        // Prysm's own order and names: no pubkey, no path.
+        let file = serde_json::json!({
+            "crypto": {
+                "checksum": { "function": "sha256", "message": hex(&checksum), "params": {} },
+                "cipher": { "function": "aes-128-ctr", "message": hex(&message), "params": { "iv": hex(&[9; 16]) } },
+                "kdf": { "function": "pbkdf2", "message": "",
+                    "params": { "c": 2, "dklen": 32, "prf": "hmac-sha256", "salt": hex(&[7; 32]) } },
+            },
+            "uuid": "b1f5a4c2-0000-0000-0000-000000000000", "version": 4, "name": "keystore",
+        });
+        Keystore::parse(file.to_string().as_bytes()).unwrap()
+    };
+    let secrets: Vec<[u8; 32]> = (1..=300_u16)
+        .map(|n| {
+            let mut s = [1; 32];
+            s[..2].copy_from_slice(&n.to_be_bytes());
+            s
+        })
+        .collect();
+    let public = |secret: &[u8; 32]| blst::min_pk::SecretKey::from_bytes(secret).unwrap().sk_to_pk().to_bytes();
+    let publics: Vec<[u8; 48]> = secrets.iter().map(public).collect();
+    let opened = wallet(&secrets, &publics).decrypt_all("wallet password").unwrap();
+    assert_eq!(opened.len(), 300);
+    for (((secret, key), expected), public) in opened.iter().zip(&secrets).zip(&publics) {
+        assert_eq!((**secret, key.0), (*expected, *public));
+    }
+    assert!(matches!(wallet(&secrets, &publics).decrypt("wallet password"), Err(KeystoreError::ManyKeys(300))));
+    assert!(matches!(wallet(&secrets, &publics).decrypt_all("other"), Err(KeystoreError::WrongPassword)));
+    let mut swapped = publics.clone();
+    swapped.swap(0, 1);
+    let error = wallet(&secrets, &swapped).decrypt_all("wallet password").unwrap_err();
+    assert!(matches!(error, KeystoreError::OtherPublicKey { .. }), "{error}");
+    assert!(matches!(
+        wallet(&secrets, &publics[1..]).decrypt_all("wallet password"),
+        Err(KeystoreError::InvalidSecret)
+    ));
+    assert!(matches!(
+        wallet(&[[0; 32]], &publics[..1]).decrypt_all("wallet password"),
+        Err(KeystoreError::InvalidSecret)
+    ));
 }

@@ -183,7 +183,7 @@ impl Asked<'_> {
     }
 
     /// What KMS handed out, from a response that came over the vault's TLS.
-    pub(crate) fn read(&self, response: &Response) -> Option<KmsAnswer> {
+    pub fn read(&self, response: &Response) -> Option<KmsAnswer> {
         if response.status != 200 {
             return None;
         }
