@@ -1,0 +1,43 @@
+//! A keystore, decrypted, beside its KDF alone: what an import costs on one core.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::hint::black_box;
+
+use casemate_keystore::Keystore;
+use criterion::{Criterion, criterion_group, criterion_main};
+
+const PASSWORD: &str = "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑";
+
+fn decrypt(c: &mut Criterion) {
+    let Some(folder) = casemate_testdata::folder("signing") else {
+        println!("SKIPPED: the EIP's keystores are not here");
+        return;
+    };
+    let mut group = c.benchmark_group("keystore");
+    group.sample_size(10);
+    for kdf in ["scrypt", "pbkdf2"] {
+        let path = folder.join(format!("keystore/eip-2335/test-{kdf}.json"));
+        let keystore = Keystore::parse(&std::fs::read(path).unwrap()).unwrap();
+        group.bench_function(kdf, |b| b.iter(|| black_box(&keystore).decrypt(PASSWORD).unwrap()));
+    }
+    // The parameters of EIP-2335.
+    group.bench_function("scrypt-alone", |b| {
+        let params = scrypt::Params::new(18, 8, 1).unwrap();
+        b.iter(|| {
+            let mut key = [0; 32];
+            scrypt::scrypt(black_box(b"testpassword"), &[7; 32], &params, &mut key).unwrap();
+            key
+        });
+    });
+    group.bench_function("pbkdf2-alone", |b| {
+        b.iter(|| {
+            let mut key = [0; 32];
+            pbkdf2::pbkdf2_hmac::<sha2::Sha256>(black_box(b"testpassword"), &[7; 32], 262_144, &mut key);
+            key
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decrypt);
+criterion_main!(benches);
