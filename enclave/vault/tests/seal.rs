@@ -166,3 +166,29 @@ fn public_keys_are_derived_anew() {
     assert_eq!(too_long, Err(SealError::NotSealed));
     assert_eq!(seal::seal(&contents(), &DATA_KEY, vec![], &place(), 6), Err(SealError::NotSealed));
 }
+
+/// The example of docs/PROTOCOL.md: lines of an offset and hex. `UPDATE_EXAMPLE=1` prints another one.
+#[test]
+fn the_documented_example_opens() {
+    let watermarks = Watermarks {
+        block: Some(BlockMark { slot: Slot(9), signing_root: None }),
+        attestation: Some(AttestationMark { source: Epoch(3), target: Epoch(4), signing_root: None }),
+    };
+    if std::env::var_os("UPDATE_EXAMPLE").is_some() {
+        let contents = Contents { keys: vec![key(1, History::Known(watermarks))] };
+        let blob = seal::seal(&contents, &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap();
+        for (number, line) in blob.chunks(32).enumerate() {
+            println!("    {:04x}  {}", number * 32, const_hex::encode(line));
+        }
+        return;
+    }
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/PROTOCOL.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let example = page.split("### A worked example").nth(1).unwrap().split("\n## ").next().unwrap();
+    let lines = example.lines().filter_map(|line| line.strip_prefix("    ")?.split_once("  ")).map(|(_, hex)| hex);
+    let blob = const_hex::decode(lines.collect::<String>()).unwrap();
+    let opened = open(&blob, &place()).unwrap();
+    assert_eq!(shown(&opened), [(key(1, History::Missing).public_key, Some([1; 32]), History::Known(watermarks))]);
+    let header = seal::header(&blob, &place(), 6).unwrap();
+    assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));
+}

@@ -1,0 +1,134 @@
+//! The key policy that `casemate kms-policy` writes, as KMS judges it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use casemate::Exit;
+use casemate_local_kms::policy::{Asked, Policy};
+use serde_json::{Value, json};
+
+const PARENT: &str = "arn:aws:iam::123456789012:role/parent";
+const ADMINISTRATOR: &str = "arn:aws:iam::123456789012:role/keys";
+
+fn pcr(byte: u8) -> String {
+    const_hex::encode([byte; 48])
+}
+
+fn measurements(folder: &Path, name: &str, pcrs: [u8; 3]) -> String {
+    let [a, b, c] = pcrs.map(pcr);
+    let text = json!({ "Measurements": { "HashAlgorithm": "Sha384 { ... }", "PCR0": a, "PCR1": b, "PCR2": c } });
+    let path = folder.join(name);
+    std::fs::write(&path, text.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn casemate(more: &[&str]) -> Result<String, String> {
+    let base = [
+        "casemate",
+        "kms-policy",
+        "--account",
+        "123456789012",
+        "--parent-role",
+        PARENT,
+        "--administrator",
+        ADMINISTRATOR,
+        "--group",
+        "main",
+    ];
+    let arguments: Vec<OsString> = base.iter().chain(more).map(OsString::from).collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    match casemate::run(&arguments, &mut out, &mut err) {
+        Exit::Accepted => Ok(String::from_utf8(out).unwrap()),
+        _ => Err(String::from_utf8(err).unwrap()),
+    }
+}
+
+#[test]
+fn the_generated_policy_lets_these_images_unseal_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (measurements(folder.path(), "1", [1, 2, 3]), measurements(folder.path(), "2", [4, 5, 6]));
+    let text = casemate(&["--measurements", &one, "--measurements", &two]).unwrap();
+    // AWS takes 32 KiB, and wants its version by name.
+    assert!(text.len() < 32 * 1024);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["Version"], "2012-10-17");
+    let policy = Policy::parse(&text).unwrap();
+    let image = |pcrs: [u8; 3]| pcrs.iter().zip(0..).map(|(byte, n)| (n, pcr(*byte))).collect::<BTreeMap<u8, String>>();
+    let group = |name: &str| BTreeMap::from([("casemate:group".to_owned(), name.to_owned())]);
+    let allows = |principal: &str, action: &str, attested: Option<[u8; 3]>, name: &str| {
+        let (pcrs, context) = (attested.map(image), group(name));
+        policy.allows(&Asked { principal, action, attested: pcrs.as_ref(), context: &context })
+    };
+    for action in ["kms:Decrypt", "kms:GenerateDataKey"] {
+        assert!(allows(PARENT, action, Some([1, 2, 3]), "main"));
+        assert!(allows(PARENT, action, Some([4, 5, 6]), "main"));
+        // Images are not mixed; debug images and none at all are none of them.
+        for other in [Some([1, 2, 6]), Some([4, 2, 3]), Some([1, 5, 3]), Some([0, 0, 0]), None] {
+            assert!(!allows(PARENT, action, other, "main"), "{action} {other:?}");
+        }
+        assert!(!allows(PARENT, action, Some([1, 2, 3]), "other"));
+        for principal in [ADMINISTRATOR, "arn:aws:iam::123456789012:root", "arn:aws:iam::999999999999:role/parent"] {
+            assert!(!allows(principal, action, Some([1, 2, 3]), "main"), "{principal}");
+        }
+    }
+    // The parent's role does nothing else, the administrator nothing with data.
+    for action in [
+        "kms:PutKeyPolicy",
+        "kms:CreateGrant",
+        "kms:ScheduleKeyDeletion",
+        "kms:DisableKey",
+        "kms:Encrypt",
+        "kms:ReEncryptFrom",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:UpdateAlias",
+    ] {
+        assert!(!allows(PARENT, action, Some([1, 2, 3]), "main"), "{action}");
+    }
+    for action in ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:ScheduleKeyDeletion"] {
+        assert!(allows(ADMINISTRATOR, action, None, "main"), "{action}");
+    }
+    for action in ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:ReEncryptFrom"] {
+        assert!(!allows(ADMINISTRATOR, action, None, "main"), "{action}");
+    }
+    // Immutable: there is no way to another image.
+    let fixed = Policy::parse(&casemate(&["--measurements", &one, "--immutable"]).unwrap()).unwrap();
+    let context = group("main");
+    for action in ["kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DisableKey"] {
+        assert!(!fixed.allows(&Asked { principal: ADMINISTRATOR, action, attested: None, context: &context }));
+    }
+}
+
+#[test]
+fn a_policy_that_would_not_protect_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = measurements(folder.path(), "1", [1, 2, 3]);
+    let debug = measurements(folder.path(), "debug", [0, 0, 0]);
+    let told = |more: &[&str]| casemate(more).unwrap_err();
+    assert!(told(&[]).contains("which image?"));
+    assert!(told(&["--measurements", &debug]).contains("debug image"));
+    assert!(told(&["--pcr0", &pcr(1), "--pcr2", &pcr(2)]).contains("PCR1 of image 1 is missing"));
+    assert!(told(&["--measurements", &one, "--measurements", &one, "--pcr8", &pcr(8)]).contains("of which image"));
+    let with_pcr8 = casemate(&["--measurements", &one, "--pcr8", &pcr(8)]).unwrap();
+    assert!(with_pcr8.contains("kms:RecipientAttestation:PCR8"), "{with_pcr8}");
+    let other = |option: &str, value: &str| {
+        let mut arguments = vec!["casemate", "kms-policy", "--measurements", &one];
+        for (name, given) in [
+            ("--account", "123456789012"),
+            ("--parent-role", PARENT),
+            ("--administrator", ADMINISTRATOR),
+            ("--group", "main"),
+        ] {
+            arguments.extend([name, if name == option { value } else { given }]);
+        }
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        assert_eq!(casemate::run(&arguments, &mut out, &mut err), Exit::Unusable, "{option} {value}");
+        String::from_utf8(err).unwrap()
+    };
+    assert!(other("--account", "1234").contains("not 12 digits"));
+    assert!(other("--parent-role", "arn:aws:iam::999999999999:role/parent").contains("no ARN of a role"));
+    assert!(other("--parent-role", "arn:aws:iam::123456789012:root").contains("no ARN of a role"));
+    assert!(other("--parent-role", "*").contains("no ARN of a role"));
+    assert!(other("--administrator", PARENT).contains("must not administer"));
+}
