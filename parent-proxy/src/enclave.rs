@@ -33,7 +33,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest wait for a connection and its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest wait for a command: KMS has 45 s, the vault's calls 2 minutes.
+/// Longest wait for a command: KMS has 20 s, the vault's calls 2 minutes.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why the enclave did not answer.
@@ -125,7 +125,7 @@ impl Enclave {
     /// Has an operators' command carried out. It goes over a connection of its own: it may wait for KMS, and must neither hold
     /// up signatures nor look like an enclave that hangs.
     pub async fn command(&self, envelope: Envelope) -> Result<Reply, Unavailable> {
-        let _alone = self.shared.command.try_lock().map_err(|_| Unavailable::Busy)?;
+        let Ok(_alone) = self.shared.command.try_lock() else { return Ok(Reply::Refused(Refusal::CommandBusy)) };
         let exchange = async {
             let (mut stream, _) = match open(&self.shared.address).await? {
                 Ok(opened) => opened,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::command::DepositPlace;
 use casemate_document::Timestamp;
 use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
@@ -25,6 +26,9 @@ pub enum Command {
     /// Have an enclave make keys, and write their deposit data for the launchpad
     #[command(after_help = COMMAND_EXIT_CODES)]
     Keygen(Box<Keygen>),
+    /// Have an enclave sign deposits of keys that it holds, and write their deposit data
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Deposit(Box<Deposit>),
     /// List the keys of an enclave, as its document proves them
     #[command(after_help = COMMAND_EXIT_CODES)]
     Keys(KeysOptions),
@@ -40,7 +44,7 @@ pub enum Command {
     KmsPolicy(KmsPolicy),
 }
 
-const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done, 1 refused (by the document's verification, by the enclave, or for one of the keys), 2 unusable input.";
+const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, by the document's verification, by the enclave, or for one of the keys; 2 unusable input; 3 no answer: what became of it is not known.";
 
 /// A running signer.
 #[derive(Args)]
@@ -121,7 +125,8 @@ pub struct Import {
     /// What the keys have signed so far: an EIP-3076 file
     #[arg(long, value_name = "FILE")]
     pub slashing_protection: Option<PathBuf>,
-    /// Let keys sign of which nobody knows what they have signed so far. This is how validators get slashed
+    /// Take keys of which nobody knows what they have signed so far: they start above the moment of the import, two to three
+    /// epochs later. Where another signer still has them, this is how validators get slashed
     #[arg(long)]
     pub no_history_i_accept: bool,
     #[command(flatten)]
@@ -137,6 +142,17 @@ pub struct Keygen {
     /// How many keys to make, up to 1000
     #[arg(long, value_name = "N")]
     pub count: u32,
+    #[command(flatten)]
+    pub deposit: DepositOptions,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+/// Deposits, and the file that they go to.
+#[derive(Args)]
+pub struct DepositOptions {
     /// Where the stake goes when it is withdrawn; the enclave's configuration must allow it
     #[arg(long, value_name = "0xADDRESS")]
     pub withdrawal_address: String,
@@ -152,6 +168,24 @@ pub struct Keygen {
     /// Genesis fork version of a chain that is not built in
     #[arg(long, value_name = "0xVERSION")]
     pub genesis_fork_version: Option<String>,
+}
+
+impl DepositOptions {
+    /// Where the file goes.
+    pub fn place(&self) -> DepositPlace<'_> {
+        DepositPlace { folder: &self.out, genesis_fork_version: self.genesis_fork_version.as_deref() }
+    }
+}
+
+#[derive(Args)]
+pub struct Deposit {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// File with the public keys: one in hex a line, or a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub public_keys: PathBuf,
+    #[command(flatten)]
+    pub deposit: DepositOptions,
     #[command(flatten)]
     pub signing: Signing,
     #[command(flatten)]
@@ -173,9 +207,12 @@ pub struct KeysOptions {
 pub struct Delete {
     #[command(flatten)]
     pub connection: Connection,
-    /// File with the public keys to delete: one in hex a line, or a JSON array
+    /// File with the public keys to delete: one in hex a line, or a JSON array. Keys that the enclave has made cannot be brought back
     #[arg(long, value_name = "FILE")]
     pub public_keys: PathBuf,
+    /// Do not ask before deleting
+    #[arg(long)]
+    pub yes: bool,
     #[command(flatten)]
     pub signing: Signing,
     #[command(flatten)]
@@ -281,7 +318,8 @@ pub struct KmsPolicy {
     /// Measurements of the image, as casemate-eif and nitro-cli write them; several while one image follows another
     #[arg(long, value_name = "FILE")]
     pub measurements: Vec<PathBuf>,
-    /// Let no one change the policy any more, its administrator neither. There is no way back, and no way to another image
+    /// Let no one change the policy any more, its administrator neither. There is no way back, and no way to another image; AWS
+    /// takes it with --bypass-policy-lockout-safety-check alone
     #[arg(long)]
     pub immutable: bool,
 }
@@ -302,8 +340,7 @@ pub enum AttestCommand {
     Fetch(Fetch),
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input.";
+const EXIT_CODES: &str = "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input, 3 no answer.";
 
 #[derive(Args)]
 pub struct Verify {

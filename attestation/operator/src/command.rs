@@ -10,17 +10,18 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
-    Action, Command, MAX_OPERATORS, OperatorSignature, SignedCommand, withdrawal_address,
+    Action, Command, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, SignedCommand, withdrawal_address,
 };
-use casemate_protocol::{BoundedBytes, PublicKey};
+use casemate_protocol::history::Past;
+use casemate_protocol::{BoundedBytes, PublicKey, Root};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{CommandFileCommand, Signing};
 use crate::operator::{OperatorPair, is_signed};
-use crate::session::{Refused, Session, Told, hex};
-use crate::{Exit, deposit, progress};
+use crate::session::{Refused, Session, Told, ToldKey, hex};
+use crate::{Exit, deposit, plain, progress};
 
 /// Longest command file, in bytes: a hundred commands of the largest kind.
 const MAX_FILE_LEN: u64 = 160 * 1024 * 1024;
@@ -66,7 +67,13 @@ pub fn give(
     signing: &Signing,
     deposits: Option<&DepositPlace<'_>>,
 ) -> Result<Answer> {
-    let pairs = signing.operator_key.iter().map(|path| OperatorPair::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut pairs: Vec<OperatorPair> = Vec::new();
+    for path in &signing.operator_key {
+        let pair = OperatorPair::read(path)?;
+        if pairs.iter().all(|other| other.public() != pair.public()) {
+            pairs.push(pair);
+        }
+    }
     let mut signed = Vec::with_capacity(commands.len());
     for command in commands {
         let bytes = command.encode()?;
@@ -81,116 +88,275 @@ pub fn give(
         }
         return send(session, &signed, deposits);
     };
+    if path.exists() {
+        bail!("{} exists already and is not overwritten", path.display());
+    }
     write(path, &signed)?;
     let text = format!(
-        "{}\nwritten to {} with {} of the signatures. Each further operator: casemate command sign {} --operator-key KEY.pem\n\
+        "{}\nwritten to {}, signed by {} so far. Each further operator: casemate command sign {} --operator-key KEY.pem\n\
          then: casemate command send {} URL, before the enclave starts anew\n",
         summary(commands)?,
         path.display(),
-        pairs.len(),
+        plural(pairs.len(), "operator"),
         path.display(),
         path.display()
     );
     Ok((text, Exit::Accepted))
 }
 
-/// Sends signed commands, one after the other; what became of them counts once a document says so.
+/// What the proxy told of a command.
+enum Heard {
+    Told(Told),
+    /// It was refused, or there was no answer: the enclave may have carried it out all the same.
+    Failed(anyhow::Error),
+}
+
+/// Sends signed commands, one after the other. What became of them is what a document says afterwards: the proxy may lie about
+/// success and about failure.
 pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&DepositPlace<'_>>) -> Result<Answer> {
-    let (mut out, mut failed) = (String::new(), 0_usize);
-    let (mut there, mut gone, mut generated) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-    let bar = progress::bar(
-        u64::try_from(signed.len()).unwrap_or(u64::MAX),
-        "the enclave seals keys, in commands of up to 1000",
-    );
-    let mut stopped = None;
+    let commands = signed.iter().map(|one| Command::decode(one.command.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let is_deposit = |command: &Command| matches!(command.action, Action::Generate { .. } | Action::Deposit { .. });
+    // Before there are keys: a place for their deposits.
+    let mut file = match deposits {
+        Some(place) if commands.iter().any(is_deposit) => Some(deposit::File::create(place, &session.statement)?),
+        None if commands.iter().any(is_deposit) => bail!("there is no folder for the deposit data"),
+        _ => None,
+    };
+    let before: BTreeSet<PublicKey> = session.keys()?.into_iter().collect();
+    let bar = progress::bar(signed.len().try_into().unwrap_or(u64::MAX), "the enclave carries out commands");
+    let mut heard = Vec::new();
     for one in signed {
-        let command = Command::decode(one.command.as_ref())?;
-        let told = match session.send(one) {
-            Ok(told) => told,
-            // What was done before is done: it is told below.
-            Err(error) => {
-                stopped = Some(error);
-                break;
-            }
-        };
+        let told = session.send(one);
+        let failed = told.is_err();
+        heard.push(told.map_or_else(Heard::Failed, Heard::Told));
         bar.inc(1);
-        match (command.action, told) {
-            (Action::Import { keys, .. }, Told::Imported { keys: words }) if keys.len() == words.len() => {
-                for (key, word) in keys.iter().zip(words) {
-                    let line = match word.as_str() {
-                        "imported" | "duplicate" => {
-                            there.insert(key.public_key);
-                            word
-                        }
-                        "wrong_secret" => {
-                            failed = failed.saturating_add(1);
-                            "error: the secret key is not this public key's".to_owned()
-                        }
-                        _ => bail!("the proxy answered something else than it was asked"),
-                    };
-                    let _ = writeln!(out, "{}  {line}", key.public_key);
-                }
-            }
-            (Action::Delete { keys }, Told::Deleted { keys: words }) if keys.len() == words.len() => {
-                for (key, word) in keys.iter().zip(words) {
-                    let line = match word.as_str() {
-                        "deleted" => word,
-                        "not_found" => {
-                            failed = failed.saturating_add(1);
-                            "error: the enclave does not hold it".to_owned()
-                        }
-                        _ => bail!("the proxy answered something else than it was asked"),
-                    };
-                    gone.insert(*key);
-                    let _ = writeln!(out, "{key}  {line}");
-                }
-            }
-            (Action::Generate { withdrawal_credentials, amount, count }, Told::Generated { keys })
-                if u32::try_from(keys.len()) == Ok(count) =>
-            {
-                for key in keys {
-                    let public_key = hex(&key.public_key, "the public key of a key that was made")?;
-                    let signature = hex(&key.deposit_signature, "the signature of a deposit")?;
-                    there.insert(public_key);
-                    let _ = writeln!(out, "{public_key}  made");
-                    generated.push(deposit::Deposit { public_key, withdrawal_credentials, amount, signature });
-                }
-            }
-            _ => bail!("the proxy answered something else than it was asked"),
+        if failed {
+            break;
         }
     }
     bar.finish_and_clear();
-    if !there.is_empty() || !gone.is_empty() {
-        session.confirm(&there, &gone)?;
-        let _ = writeln!(
-            out,
-            "\nconfirmed by the enclave's own document: {} keys sign now",
-            session.statement.public_keys.count
-        );
-    }
-    if !generated.is_empty() {
-        let place = deposits.context("keys were made, and there is no folder for their deposit data")?;
-        let path = deposit::write(&generated, &session.statement, place)?;
-        let _ = writeln!(out, "deposit data of {} keys, each signature verified: {}", generated.len(), path.display());
-    }
-    match stopped {
-        Some(error) if out.is_empty() => Err(error),
-        Some(error) => {
-            let _ = writeln!(out, "stopped: {error:#}");
-            Ok((out, Exit::Refused))
+    let (mut deposited, mut lies) = (Vec::new(), Vec::new());
+    for (command, heard) in commands.iter().zip(&heard) {
+        if let Heard::Told(Told::Generated { keys } | Told::Deposited { keys }) = heard {
+            match told_deposits(&command.action, keys) {
+                Ok(more) => deposited.extend(more),
+                Err(error) => lies.push(plain(&format!("{error:#}"))),
+            }
         }
-        None => Ok((out, if failed == 0 { Exit::Accepted } else { Exit::Refused })),
     }
+    // On the disk before anything else can go wrong; its name says that it is not confirmed.
+    if let Some(Err(error)) = file.as_mut().map(|file| file.write(&deposited)) {
+        if !error.is::<Refused>() {
+            return Err(error);
+        }
+        lies.push(plain(&format!("{error:#}")));
+    }
+    let Some(after) = session.keys_now() else {
+        return Ok((unknown(&heard, file.as_ref().filter(|_| !deposited.is_empty())), Exit::NoAnswer));
+    };
+    let report = Report { before: &before, after: &after, commands: &commands, heard: &heard };
+    report.tell(session, lies, file, &deposited)
+}
+
+fn unknown(heard: &[Heard], file: Option<&deposit::File>) -> String {
+    let mut out = String::new();
+    for heard in heard {
+        if let Heard::Failed(error) = heard {
+            let _ = writeln!(out, "{}", plain(&format!("{error:#}")));
+        }
+    }
+    out.push_str(
+        "UNKNOWN: no document could be had after the commands were sent. Count them as carried out (keys as imported: they must sign nowhere \
+         else), and look with casemate keys before you give them again\n",
+    );
+    if let Some(file) = file {
+        let _ = writeln!(out, "the deposit data is in {}: not confirmed", file.path().display());
+    }
+    out
+}
+
+/// Deposits as the proxy tells them, for keys that were asked for, each once.
+fn told_deposits(action: &Action, keys: &[ToldKey]) -> Result<Vec<deposit::Deposit>> {
+    let (withdrawal_credentials, amount, asked) = match action {
+        Action::Generate { withdrawal_credentials, amount, .. } => (*withdrawal_credentials, *amount, None),
+        Action::Deposit { withdrawal_credentials, amount, keys } => (*withdrawal_credentials, *amount, Some(keys)),
+        _ => bail!("the proxy answered something else than it was asked"),
+    };
+    let mut deposits: Vec<deposit::Deposit> = Vec::new();
+    for key in keys {
+        let public_key = hex(&key.public_key, "the public key of a deposit")?;
+        let signature = hex(&key.deposit_signature, "the signature of a deposit")?;
+        let twice = deposits.iter().any(|deposit| deposit.public_key == public_key);
+        if twice || asked.is_some_and(|asked| !asked.contains(&public_key)) {
+            return Err(
+                Refused(format!("the proxy lies: it told a deposit of {public_key}, twice or not asked for")).into()
+            );
+        }
+        deposits.push(deposit::Deposit { public_key, withdrawal_credentials, amount, signature });
+    }
+    Ok(deposits)
+}
+
+/// What was asked, what was told, and what documents say before and after.
+struct Report<'a> {
+    before: &'a BTreeSet<PublicKey>,
+    after: &'a BTreeSet<PublicKey>,
+    commands: &'a [Command],
+    heard: &'a [Heard],
+}
+
+impl Report<'_> {
+    fn tell(
+        &self,
+        session: &Session,
+        mut lies: Vec<String>,
+        file: Option<deposit::File>,
+        deposited: &[deposit::Deposit],
+    ) -> Result<Answer> {
+        let (mut out, mut failed) = (String::new(), 0_usize);
+        let mut expected = self.before.clone();
+        for (number, command) in self.commands.iter().enumerate() {
+            match (&command.action, self.heard.get(number)) {
+                (_, None) => {}
+                (action, Some(Heard::Failed(error))) => {
+                    failed = failed.saturating_add(1);
+                    let _ = writeln!(out, "{}", plain(&format!("{error:#}")));
+                    // Believed no more than a success.
+                    match action {
+                        Action::Import { keys, .. } => {
+                            for key in keys.iter().map(|key| key.public_key).filter(|key| self.after.contains(key)) {
+                                let known = !expected.insert(key);
+                                let _ = writeln!(
+                                    out,
+                                    "{key}  {}",
+                                    if known { "was there before" } else { "IMPORTED all the same" }
+                                );
+                            }
+                        }
+                        Action::Delete { keys } => {
+                            for key in keys.iter().filter(|key| !self.after.contains(key)) {
+                                if expected.remove(key) {
+                                    let _ = writeln!(out, "{key}  DELETED all the same");
+                                }
+                            }
+                        }
+                        Action::Generate { .. } => {
+                            for key in self.after.difference(&expected.clone()) {
+                                expected.insert(*key);
+                                let _ =
+                                    writeln!(out, "{key}  MADE all the same; for its deposit data: casemate deposit");
+                            }
+                        }
+                        Action::Deposit { .. } => {}
+                    }
+                }
+                (Action::Import { keys, .. }, Some(Heard::Told(Told::Imported { keys: words })))
+                    if keys.len() == words.len() =>
+                {
+                    for (key, word) in keys.iter().zip(words) {
+                        let line = match (word.as_str(), expected.contains(&key.public_key)) {
+                            ("imported", _) => {
+                                expected.insert(key.public_key);
+                                "imported".to_owned()
+                            }
+                            ("duplicate", _) => {
+                                expected.insert(key.public_key);
+                                let raised =
+                                    key.history.map(|past| format!("; it stands at {} or above now", past_of(&past)));
+                                format!("duplicate{}", raised.unwrap_or_default())
+                            }
+                            ("wrong_secret", _) => "error: the secret key is not this public key's".to_owned(),
+                            ("impossible_history", _) => {
+                                "error: its history lies in the future, or has a source above its target".to_owned()
+                            }
+                            _ => bail!("the proxy answered something else than it was asked"),
+                        };
+                        failed = failed.saturating_add(usize::from(line.starts_with("error")));
+                        let _ = writeln!(out, "{}  {line}", key.public_key);
+                    }
+                }
+                (Action::Delete { keys }, Some(Heard::Told(Told::Deleted { keys: words })))
+                    if keys.len() == words.len() =>
+                {
+                    for (key, word) in keys.iter().zip(words) {
+                        match word.as_str() {
+                            "deleted" => {}
+                            "not_found" => failed = failed.saturating_add(1),
+                            _ => bail!("the proxy answered something else than it was asked"),
+                        }
+                        expected.remove(key);
+                        let line = if word == "deleted" { "deleted" } else { "error: the enclave does not hold it" };
+                        let _ = writeln!(out, "{key}  {line}");
+                    }
+                }
+                (Action::Generate { count, .. }, Some(Heard::Told(Told::Generated { keys })))
+                    if u32::try_from(keys.len()) == Ok(*count) =>
+                {
+                    // What was wrong with them stands among the lies already.
+                    for key in told_deposits(&command.action, keys).unwrap_or_default() {
+                        if !expected.insert(key.public_key) {
+                            lies.push(format!("{} was there before", key.public_key));
+                        }
+                        let _ = writeln!(out, "{}  made", key.public_key);
+                    }
+                }
+                (Action::Deposit { keys: asked, .. }, Some(Heard::Told(Told::Deposited { keys })))
+                    if keys.len() == asked.len() => {}
+                _ => bail!("the proxy answered something else than it was asked"),
+            }
+        }
+        lies.extend(
+            expected.difference(self.after).map(|key| format!("the enclave's own document does not list {key}")),
+        );
+        lies.extend(self.after.difference(&expected).map(|key| format!("the enclave's own document lists {key}")));
+        if let Some(first) = lies.first() {
+            let more = lies.len().saturating_sub(1);
+            let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            let _ = writeln!(
+                out,
+                "THE PROXY LIES, or somebody else changes the keys: {first}{more}. What was told above counts for nothing; the enclave's own document says:"
+            );
+            for key in self.after.difference(self.before) {
+                let _ = writeln!(out, "{key}  signs now, and did not before");
+            }
+            for key in self.before.difference(self.after) {
+                let _ = writeln!(out, "{key}  signs no more");
+            }
+            out.push_str("Keys that were made have their deposits signed again by casemate deposit\n");
+            return Ok((out, Exit::Refused));
+        }
+        if let Some(file) = file.filter(|_| !deposited.is_empty()) {
+            let path = file.confirm()?;
+            let _ = writeln!(
+                out,
+                "deposit data of {}, each signature verified: {}",
+                plural(deposited.len(), "key"),
+                path.display()
+            );
+        }
+        let count = session.statement.public_keys.count;
+        let _ = writeln!(out, "\nconfirmed by the enclave's own document: {count} keys sign now");
+        let skipped = self.commands.len().saturating_sub(self.heard.len());
+        if skipped > 0 {
+            let _ = writeln!(out, "{} not sent any more", plural(skipped, "command"));
+        }
+        Ok((out, if failed == 0 { Exit::Accepted } else { Exit::Refused }))
+    }
+}
+
+/// `1 key`, `2 keys`.
+pub fn plural(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 /// `casemate command`.
 pub fn run(command: CommandFileCommand) -> Result<Answer> {
     match command {
-        CommandFileCommand::Show { file } => Ok((shown(&read(&file)?)?, Exit::Accepted)),
+        CommandFileCommand::Show { file } => shown(&read(&file)?),
         CommandFileCommand::Sign { file, operator_key, yes } => {
             let mut signed = read(&file)?;
-            let text = shown(&signed)?;
-            if !yes && !agreed(&text)? {
+            let (text, _) = shown(&signed)?;
+            if !yes && !agreed(&text, "Sign this?")? {
                 return Ok(("nothing was signed\n".to_owned(), Exit::Refused));
             }
             for pair in operator_key.iter().map(|path| OperatorPair::read(path)) {
@@ -202,7 +368,8 @@ pub fn run(command: CommandFileCommand) -> Result<Answer> {
                 }
             }
             write(&file, &signed)?;
-            Ok((format!("{}\nsigned and written to {}\n", shown(&signed)?, file.display()), Exit::Accepted))
+            let (text, exit) = shown(&signed)?;
+            Ok((format!("{text}\nsigned and written to {}\n", file.display()), exit))
         }
         CommandFileCommand::Send(options) => {
             let signed = read(&options.file)?;
@@ -221,11 +388,12 @@ pub fn run(command: CommandFileCommand) -> Result<Answer> {
     }
 }
 
-fn agreed(text: &str) -> Result<bool> {
+/// Asks on the terminal.
+pub fn agreed(text: &str, question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("there is no terminal to ask on: read it with casemate command show, then sign with --yes");
+        bail!("there is no terminal to ask on; --yes goes on without asking");
     }
-    eprint!("{text}\nSign this? Type yes: ");
+    eprint!("{text}\n{question} Type yes: ");
     std::io::stderr().flush().context("asking")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("reading the answer")?;
@@ -235,9 +403,11 @@ fn agreed(text: &str) -> Result<bool> {
 /// What commands order, for those who are to sign them.
 fn summary(commands: &[Command]) -> Result<String> {
     let first = commands.first().context("there is no command in it")?;
+    let keys: usize = commands.iter().map(Command::keys).sum();
     let mut out = format!(
-        "{} command(s) for the group {:?} on the chain {}\nboot nonce {}\n",
-        commands.len(),
+        "{} about {} for the group {:?} on the chain {}\nboot nonce {}\n",
+        plural(commands.len(), "command"),
+        plural(keys, "key"),
         first.group,
         first.genesis_validators_root,
         first.boot_nonce
@@ -253,21 +423,29 @@ fn summary(commands: &[Command]) -> Result<String> {
         let _ = write!(out, "\ncounter {} ({})\n", command.counter, made.as_deref().unwrap_or("no time"));
         match &command.action {
             Action::Import { keys, .. } => {
-                let _ = writeln!(out, "IMPORT {} keys:", keys.len());
+                let _ = writeln!(out, "IMPORT {}:", plural(keys.len(), "key"));
                 for key in keys {
                     let _ = writeln!(out, "  {}  {}", key.public_key, past(key.history.as_ref()));
                 }
             }
             Action::Generate { count, withdrawal_credentials, amount } => {
-                let address = withdrawal_address(withdrawal_credentials).map(|address| address.to_string());
+                let count = usize::try_from(*count).unwrap_or(usize::MAX);
+                let _ =
+                    writeln!(out, "GENERATE {}, {}", plural(count, "key"), withdrawal(withdrawal_credentials, *amount));
+            }
+            Action::Deposit { keys, withdrawal_credentials, amount } => {
                 let _ = writeln!(
                     out,
-                    "GENERATE {count} keys, each with a deposit of {amount} Gwei that withdraws to {} (credentials {withdrawal_credentials})",
-                    address.as_deref().unwrap_or("no address")
+                    "SIGN DEPOSITS of {}, {}:",
+                    plural(keys.len(), "key"),
+                    withdrawal(withdrawal_credentials, *amount)
                 );
+                for key in keys {
+                    let _ = writeln!(out, "  {key}");
+                }
             }
             Action::Delete { keys } => {
-                let _ = writeln!(out, "DELETE {} keys:", keys.len());
+                let _ = writeln!(out, "DELETE {}:", plural(keys.len(), "key"));
                 for key in keys {
                     let _ = writeln!(out, "  {key}");
                 }
@@ -277,15 +455,29 @@ fn summary(commands: &[Command]) -> Result<String> {
     Ok(out)
 }
 
-fn past(history: Option<&casemate_protocol::history::Past>) -> String {
-    let Some(past) = history else { return "NO HISTORY: waived".to_owned() };
+fn withdrawal(credentials: &Root, gwei: u64) -> String {
+    let address = withdrawal_address(credentials).map(|address| address.to_string());
+    let (eth, rest) = (gwei / MIN_DEPOSIT, gwei % MIN_DEPOSIT);
+    let fraction = if rest == 0 { String::new() } else { format!(".{rest:09}") };
+    format!(
+        "each with a deposit of {gwei} Gwei ({eth}{fraction} ETH) that withdraws to {} (credentials {credentials})",
+        address.as_deref().unwrap_or("no address")
+    )
+}
+
+fn past(history: Option<&Past>) -> String {
+    history.map_or_else(|| "NO HISTORY: waived, it starts above the moment of the import".to_owned(), past_of)
+}
+
+fn past_of(past: &Past) -> String {
     let block = past.block.map_or("no block".to_owned(), |b| format!("block {}", b.slot));
     let attestation =
         past.attestation.map_or("no attestation".to_owned(), |a| format!("attestation {} → {}", a.source, a.target));
     format!("{block}, {attestation}")
 }
 
-fn shown(signed: &[SignedCommand]) -> Result<String> {
+fn shown(signed: &[SignedCommand]) -> Result<Answer> {
+    let mut exit = Exit::Accepted;
     let commands = signed.iter().map(|one| Command::decode(one.command.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let mut out = summary(&commands)?;
     let first = signed.first().context("there is no command in it")?;
@@ -295,12 +487,16 @@ fn shown(signed: &[SignedCommand]) -> Result<String> {
             let its = one.signatures.iter().find(|signature| signature.operator == operator);
             its.is_some_and(|signature| is_signed(one.command.as_ref(), signature))
         });
-        let _ = writeln!(out, "  {operator}{}", if all { "" } else { "  NOT VALID FOR ALL" });
+        if !all {
+            exit = Exit::Refused;
+        }
+        let _ =
+            writeln!(out, "  {operator}{}", if all { "" } else { "  SIGNATURE NOT VALID, or not for all commands" });
     }
     if first.signatures.is_empty() {
         out.push_str("  nobody\n");
     }
-    Ok(out)
+    Ok((out, exit))
 }
 
 fn read(path: &Path) -> Result<Vec<SignedCommand>> {
@@ -352,7 +548,7 @@ fn write(path: &Path, signed: &[SignedCommand]) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = Path::new(&name);
-    fs::write(new, text).with_context(|| format!("writing {}", new.display()))?;
+    fs::write(new, text).with_context(|| format!("writing {}", path.display()))?;
     fs::rename(new, path).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -407,14 +603,16 @@ mod tests {
         for key in &keys {
             assert!(text.contains(&OperatorPair::read(key).unwrap().public().to_string()), "{text}");
         }
-        assert!(text.contains("DELETE 1 keys") && text.contains("2026-") && !text.contains("NOT VALID"), "{text}");
+        assert!(text.contains("DELETE 1 key:") && text.contains("2026-") && !text.contains("NOT VALID"), "{text}");
         let signed = read(&path).unwrap();
         assert_eq!(signed[0].signatures.len(), 2);
         // A signature over something else is seen.
         let mut forged = signed;
         forged[0].signatures[0].signature.0[5] ^= 1;
         write(&path, &forged).unwrap();
-        assert!(show(&path).contains("NOT VALID FOR ALL"));
+        let (text, exit) = run(CommandFileCommand::Show { file: path.clone() }).unwrap();
+        assert!(text.contains("SIGNATURE NOT VALID"), "{text}");
+        assert_eq!(exit, Exit::Refused);
     }
 
     #[test]

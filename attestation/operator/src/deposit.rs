@@ -29,16 +29,69 @@ pub struct Deposit {
     pub signature: Signature,
 }
 
-/// Verifies every deposit, and writes the file.
-pub fn write(deposits: &[Deposit], statement: &Statement, place: &DepositPlace<'_>) -> Result<PathBuf> {
-    let version = genesis_version(statement, place.genesis_fork_version)?;
-    let entries = deposits.iter().map(|deposit| entry(deposit, version, &statement.network.name));
-    let entries = entries.collect::<Result<Vec<Value>>>()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
-    let path = place.folder.join(format!("deposit_data-{now}.json"));
-    let text = serde_json::to_string(&entries).context("writing JSON")?;
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    Ok(path)
+/// A file for deposit data; until they are confirmed its name says that they are not.
+pub struct File {
+    path: PathBuf,
+    version: Version,
+    network: String,
+}
+
+impl File {
+    /// Makes one, empty, before there is anything to lose.
+    pub fn create(place: &DepositPlace<'_>, statement: &Statement) -> Result<Self> {
+        let version = genesis_version(statement, place.genesis_fork_version)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+        for number in 0..100 {
+            let suffix = if number == 0 { String::new() } else { format!("-{number}") };
+            let path = place.folder.join(format!("deposit_data-{now}{suffix}.json"));
+            let file = Self { path, version, network: statement.network.name.clone() };
+            if file.path.exists() {
+                continue;
+            }
+            match fs::OpenOptions::new().write(true).create_new(true).open(file.unconfirmed()) {
+                Ok(_) => return Ok(file),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("making a file in {}", place.folder.display()));
+                }
+            }
+        }
+        bail!("{} has a hundred files of this second", place.folder.display())
+    }
+
+    fn unconfirmed(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".unconfirmed");
+        name.into()
+    }
+
+    /// Where it is while it is not confirmed.
+    pub fn path(&self) -> PathBuf {
+        self.unconfirmed()
+    }
+
+    /// Verifies every deposit, and writes them.
+    pub fn write(&mut self, deposits: &[Deposit]) -> Result<()> {
+        let path = self.unconfirmed();
+        let entries = deposits.iter().map(|deposit| entry(deposit, self.version, &self.network));
+        match entries.collect::<Result<Vec<Value>>>() {
+            Ok(entries) if !entries.is_empty() => {
+                let text = serde_json::to_string(&entries).context("writing JSON")?;
+                // What cannot be written is at least shown.
+                fs::write(&path, &text).with_context(|| format!("writing {}; the deposit data: {text}", path.display()))
+            }
+            other => {
+                let _ = fs::remove_file(&path);
+                other.map(|_| ())
+            }
+        }
+    }
+
+    /// The keys are the enclave's: the file gets its name.
+    pub fn confirm(self) -> Result<PathBuf> {
+        fs::rename(self.unconfirmed(), &self.path).with_context(|| format!("writing {}", self.path.display()))?;
+        Ok(self.path)
+    }
 }
 
 /// Of the chain that the statement pins.

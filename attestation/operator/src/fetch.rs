@@ -22,6 +22,15 @@ const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
 
+/// Nobody answered, or nobody who could.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoAnswer(String);
+
+fn no_answer(url: &str) -> impl Fn(ureq::Error) -> NoAnswer {
+    move |error| NoAnswer(format!("asking {url}: {error}"))
+}
+
 /// A proxy.
 pub struct Proxy {
     agent: Agent,
@@ -70,6 +79,9 @@ impl Proxy {
                     let [jitter] = jitter;
                     std::thread::sleep(Duration::from_millis(300_u64.saturating_add(u64::from(jitter) * 3)));
                 }
+                http::StatusCode::SERVICE_UNAVAILABLE => {
+                    return Err(NoAnswer(format!("{} answered {status}: {}", self.url, sentence(&body))).into());
+                }
                 _ => bail!("{} answered {status}: {}", self.url, sentence(&body)),
             }
         }
@@ -109,7 +121,7 @@ impl Proxy {
 
     fn get(&self, path: &str, timeout: Duration, max_len: u64) -> Result<(http::StatusCode, Vec<u8>)> {
         let request = self.agent.get(format!("{}{path}", self.url)).config().timeout_global(Some(timeout)).build();
-        let mut answer = request.call().with_context(|| format!("asking {}", self.url))?;
+        let mut answer = request.call().map_err(no_answer(&self.url))?;
         let body = answer.body_mut().with_config().limit(max_len).read_to_vec();
         Ok((answer.status(), body.with_context(|| format!("the answer of {}", self.url))?))
     }
@@ -120,7 +132,8 @@ fn sentence(body: &[u8]) -> String {
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let told = json.as_ref().and_then(|json| json.get("message")).and_then(|message| message.as_str());
     let text = told.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
-    text.chars().take(400).collect()
+    // It goes to a terminal.
+    crate::plain(&text.chars().take(400).collect::<String>())
 }
 
 fn tls(options: &Connection) -> Result<TlsConfig> {

@@ -29,14 +29,16 @@ pub fn parse(text: &[u8]) -> Result<Vec<PublicKey>> {
         keys
     };
     keys.sort_unstable();
-    if let Some(pair) = keys.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
-        bail!("a key occurs twice: {:?}", pair.first());
+    if let Some(twice) =
+        keys.windows(2).find_map(|pair| matches!(pair, [a, b] if a == b).then(|| pair.first()).flatten())
+    {
+        bail!("a key occurs twice: {twice}");
     }
     Ok(keys)
 }
 
 fn key(text: &str) -> Result<PublicKey> {
-    let bytes = const_hex::decode_to_array(text)
-        .with_context(|| format!("{} characters; a public key is 96 hex digits", text.len()))?;
-    Ok(Bytes(bytes))
+    const_hex::decode_to_array(text)
+        .map(Bytes)
+        .map_err(|_| anyhow::anyhow!("{} characters; a public key is 96 hex digits", text.len()))
 }

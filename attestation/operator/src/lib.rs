@@ -3,9 +3,10 @@
 //!
 //! `casemate attest verify FILE` and `casemate attest fetch URL` tell whether an enclave is the one that the operator means; what
 //! changes its keys (`import`, `keygen`, `delete`) verifies it first, and believes what became of it only when a document says so.
-//! Exit codes: 0 accepted, 1 refused, 2 unusable input.
+//! Exit codes: 0 accepted, 1 refused, 2 unusable input, 3 no answer.
 #![forbid(unsafe_code)]
 
+mod address;
 mod attest;
 mod cli;
 mod command;
@@ -26,15 +27,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use casemate_keystore::Secret;
-use casemate_protocol::PublicKey;
-use casemate_protocol::command::{Action, OperatorKey, withdrawal_credentials};
+use casemate_protocol::command::{Action, MIN_DEPOSIT, OperatorKey, max_deposit, withdrawal_credentials};
+use casemate_protocol::{ExecutionAddress, PublicKey, Root};
 use casemate_slashing::interchange::Histories;
 use clap::Parser;
 
 use cli::Command;
-use command::DepositPlace;
 use session::{Refused, Session};
 
 /// How a command ended.
@@ -46,6 +46,8 @@ pub enum Exit {
     Refused,
     /// There was nothing to judge: the input or the command line cannot be used.
     Unusable,
+    /// The signer cannot be reached, or what became of a command is not known.
+    NoAnswer,
 }
 
 impl From<Exit> for ExitCode {
@@ -54,8 +56,15 @@ impl From<Exit> for ExitCode {
             Exit::Accepted => 0,
             Exit::Refused => 1,
             Exit::Unusable => 2,
+            Exit::NoAnswer => 3,
         })
     }
+}
+
+/// The program, from its arguments to the end.
+pub fn main(arguments: &[OsString]) -> ExitCode {
+    // Standard error is not locked: progress bars are drawn by a thread of their own.
+    run(arguments, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
 
 /// Runs a command line; answers go to `out`, complaints to `err`.
@@ -71,7 +80,13 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
     match carry_out(options.command) {
         Ok((text, exit)) => written(out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
         Err(error) => {
-            let exit = if error.is::<Refused>() { Exit::Refused } else { Exit::Unusable };
+            let exit = if error.is::<Refused>() {
+                Exit::Refused
+            } else if error.chain().any(|cause| cause.is::<fetch::NoAnswer>()) {
+                Exit::NoAnswer
+            } else {
+                Exit::Unusable
+            };
             written(writeln!(err, "casemate: {}", plain(&format!("{error:#}"))), exit)
         }
     }
@@ -82,11 +97,21 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
         Command::Attest(attest) => attest::run(&attest.command),
         Command::Import(options) => import::run(*options),
         Command::Keygen(options) => keygen(*options),
+        Command::Deposit(options) => deposit(*options),
         Command::Keys(options) => list(options),
         Command::Delete(options) => {
-            let keys = keys::parse(&input::read(&options.public_keys)?)?;
+            let keys = public_keys(&options.public_keys)?;
             let mut session = Session::open(options.connection, options.pins)?;
             let commands = command::delete(&session, &keys)?;
+            let question = format!(
+                "{} of {} keys are to be deleted. A key that the enclave has made exists nowhere else: it cannot be brought back.",
+                keys.len(),
+                session.statement.public_keys.count
+            );
+            let sending = options.signing.command_out.is_none();
+            if sending && !options.yes && !command::agreed(&question, "Delete them?")? {
+                return Ok(("nothing was deleted\n".to_owned(), Exit::Refused));
+            }
             command::give(&mut session, &commands, &options.signing, None)
         }
         Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
@@ -95,20 +120,44 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
     }
 }
 
-fn keygen(options: cli::Keygen) -> Result<(String, Exit)> {
-    let address = session::hex(&options.withdrawal_address, "--withdrawal-address")?;
-    let mut session = Session::open(options.connection, options.pins)?;
-    let version = options.genesis_fork_version.as_deref();
-    // Better told before there are keys.
-    deposit::genesis_version(&session.statement, version)?;
-    if options.signing.command_out.is_none() && !options.out.is_dir() {
-        anyhow::bail!("--out {}: there is no such folder", options.out.display());
-    }
+/// Where deposits withdraw to, and how much they are; checked before anybody signs.
+fn credentials(options: &cli::DepositOptions) -> Result<Root> {
+    let address = address::parse(&options.withdrawal_address).context("--withdrawal-address")?;
     let credentials = withdrawal_credentials(address, options.compounding);
-    let action = Action::Generate { count: options.count, withdrawal_credentials: credentials, amount: options.amount };
-    let command = session.command(0, action)?;
-    let place = DepositPlace { folder: &options.out, genesis_fork_version: version };
-    command::give(&mut session, &[command], &options.signing, Some(&place))
+    let max = max_deposit(&credentials);
+    if !(MIN_DEPOSIT..=max).contains(&options.amount) {
+        anyhow::bail!("--amount is {} Gwei; {MIN_DEPOSIT} (1 ETH) to {max} are allowed", options.amount);
+    }
+    Ok(credentials)
+}
+
+fn keygen(options: cli::Keygen) -> Result<(String, Exit)> {
+    let credentials = credentials(&options.deposit)?;
+    let mut session = Session::open(options.connection, options.pins)?;
+    let action =
+        Action::Generate { count: options.count, withdrawal_credentials: credentials, amount: options.deposit.amount };
+    let commands = [session.command(0, action)?];
+    command::give(&mut session, &commands, &options.signing, Some(&options.deposit.place()))
+}
+
+fn deposit(options: cli::Deposit) -> Result<(String, Exit)> {
+    let credentials = credentials(&options.deposit)?;
+    let keys = public_keys(&options.public_keys)?;
+    let mut session = Session::open(options.connection, options.pins)?;
+    let commands = command::portions(&keys).map(|(number, keys)| {
+        let (keys, withdrawal_credentials) = (keys.to_vec(), credentials);
+        session.command(number, Action::Deposit { keys, withdrawal_credentials, amount: options.deposit.amount })
+    });
+    let commands = commands.collect::<Result<Vec<_>>>()?;
+    command::give(&mut session, &commands, &options.signing, Some(&options.deposit.place()))
+}
+
+fn public_keys(path: &Path) -> Result<Vec<PublicKey>> {
+    let keys = keys::parse(&input::read(path)?).with_context(|| format!("in {}", path.display()))?;
+    if keys.is_empty() {
+        anyhow::bail!("there is no key in {}", path.display());
+    }
+    Ok(keys)
 }
 
 fn list(options: cli::KeysOptions) -> Result<(String, Exit)> {
@@ -170,6 +219,11 @@ pub fn make_operator_key(path: &Path) -> Result<OperatorKey> {
     let pair = operator::OperatorPair::generate()?;
     pair.write(path)?;
     Ok(pair.public())
+}
+
+/// An address of the execution layer, as people write it; a checksum in it must be right (EIP-55).
+pub fn execution_address(text: &str) -> Result<ExecutionAddress> {
+    address::parse(text)
 }
 
 /// The public half of an operator's key.

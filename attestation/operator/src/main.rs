@@ -3,6 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    casemate::run(&arguments, &mut std::io::stdout().lock(), &mut std::io::stderr().lock()).into()
+    casemate::main(&std::env::args_os().collect::<Vec<_>>())
 }

@@ -32,17 +32,20 @@ impl OperatorPair {
             bail!("{} has {len} bytes; a key has at most {MAX_FILE_LEN}", path.display());
         }
         let text = Zeroizing::new(fs::read(path).with_context(|| format!("reading {}", path.display()))?);
-        let block = pem::parse(text.as_slice()).with_context(|| format!("no PEM in {}", path.display()))?;
+        let block = pem::parse(text.as_slice()).map_err(|_| anyhow::anyhow!("no PEM in {}", path.display()))?;
         if block.tag() != "PRIVATE KEY" {
             bail!("{} holds a {}, not a PRIVATE KEY (PKCS #8)", path.display(), block.tag());
         }
         let contents = Zeroizing::new(block.into_contents());
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&contents);
-        Ok(Self(pair.map_err(|e| anyhow::anyhow!("{} holds no Ed25519 key: {e}", path.display()))?))
+        Ok(Self(pair.map_err(|_| anyhow::anyhow!("{} holds no Ed25519 key", path.display()))?))
     }
 
     /// Writes it; an existing file is not overwritten, and nobody else may read this one.
     pub fn write(&self, path: &Path) -> Result<()> {
+        if path.exists() {
+            bail!("{} exists already and is not overwritten", path.display());
+        }
         let der = self.0.to_pkcs8v1().map_err(|_| anyhow::anyhow!("the key cannot be written"))?;
         let text = Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", der.as_ref())));
         let mut file = OpenOptions::new()
@@ -115,7 +118,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(OperatorPair::read(&path).unwrap().public(), pair.public());
         let again = OperatorPair::generate().unwrap().write(&path).unwrap_err();
-        assert!(format!("{again:#}").contains("File exists"), "{again:#}");
+        assert!(format!("{again:#}").contains("exists already"), "{again:#}");
         let signature = OperatorPair::read(&path).unwrap().sign(b"command");
         assert!(is_signed(b"command", &signature));
         assert!(!is_signed(b"commanD", &signature));

@@ -5,7 +5,7 @@
 //! command is what a document says afterwards.
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::{Command, SignedCommand};
@@ -16,6 +16,9 @@ use crate::cli::{Connection, ExpectedOptions, Fetch, PinOptions};
 use crate::fetch::Proxy;
 use crate::report::Verdict;
 use crate::{attest, keys};
+
+/// How long a document is asked for after a command: an enclave that was killed meanwhile unseals its keys first.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer was no: by the document's verification or by the enclave.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,8 @@ pub enum Told {
     Imported { keys: Vec<String> },
     /// The keys.
     Generated { keys: Vec<ToldKey> },
+    /// The keys, with their deposits.
+    Deposited { keys: Vec<ToldKey> },
     /// One word for each key.
     Deleted { keys: Vec<String> },
 }
@@ -60,13 +65,15 @@ impl Session {
         Ok(Self { fetch, proxy, statement, hpke_key })
     }
 
-    /// Another document of the same boot; the keys may have changed.
-    pub fn renew(&mut self) -> Result<()> {
-        let (statement, hpke_key) = attested(&self.fetch)?;
-        if statement.boot_nonce != self.statement.boot_nonce {
-            return Err(Refused("the enclave has started anew meanwhile: try again".to_owned()).into());
+    /// Another document; the keys may have changed, and the enclave may have started anew.
+    fn renew(&mut self) -> Result<()> {
+        let (statement, _) = attested(&self.fetch)?;
+        let (ours, now) = (&self.statement, &statement);
+        if (&ours.group, ours.network.genesis_validators_root) != (&now.group, now.network.genesis_validators_root) {
+            return Err(Refused("this is the enclave of another group now".to_owned()).into());
         }
-        (self.statement, self.hpke_key) = (statement, hpke_key);
+        // Commands are for the boot that was verified first.
+        self.statement.public_keys = statement.public_keys;
         Ok(())
     }
 
@@ -91,29 +98,24 @@ impl Session {
         Ok(Command::new(group.clone(), network.genesis_validators_root, *boot_nonce, counter, action))
     }
 
-    /// Sends a signed command; the answer is only what the proxy says.
+    /// Sends a signed command; the answer, success or not, is only what the proxy says.
     pub fn send(&self, signed: &SignedCommand) -> Result<Told> {
         let envelope = signed.encode()?;
         let body = self.proxy.command(envelope.as_ref())?.map_err(Refused)?;
         serde_json::from_slice(&body).context("the answer to a command")
     }
 
-    /// Believes it only when a document says so: these keys are there, those are not.
-    pub fn confirm(&mut self, there: &BTreeSet<PublicKey>, gone: &BTreeSet<PublicKey>) -> Result<()> {
-        self.renew()?;
-        let held: BTreeSet<PublicKey> = self.keys()?.into_iter().collect();
-        let missing = there.iter().find(|key| !held.contains(key));
-        let still = gone.iter().find(|key| held.contains(key));
-        match (missing, still) {
-            (Some(key), _) => Err(Refused(format!(
-                "the proxy said that it is done, but the enclave's own document does not list {key}: trust neither"
-            ))
-            .into()),
-            (None, Some(key)) => Err(Refused(format!(
-                "the proxy said that it is done, but the enclave's own document still lists {key}: trust neither"
-            ))
-            .into()),
-            (None, None) => Ok(()),
+    /// The keys by a document of now; nothing where none can be had for a while.
+    pub fn keys_now(&mut self) -> Option<BTreeSet<PublicKey>> {
+        let begun = Instant::now();
+        loop {
+            if let Ok(keys) = self.renew().and_then(|()| self.keys()) {
+                return Some(keys.into_iter().collect());
+            }
+            if begun.elapsed() > PATIENCE {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(500));
         }
     }
 }
@@ -132,9 +134,7 @@ fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32])> {
 
 /// Hex of exactly `N` bytes, from a stranger.
 pub fn hex<const N: usize>(text: &str, what: &str) -> Result<Bytes<N>> {
-    let bytes = const_hex::decode_to_array(text);
-    Ok(Bytes(
-        bytes
-            .with_context(|| format!("{what}: {} characters; 0x and {} hex digits belong there", text.len(), N * 2))?,
-    ))
+    const_hex::decode_to_array(text)
+        .map(Bytes)
+        .map_err(|_| anyhow::anyhow!("{what}: {} characters; 0x and {} hex digits belong there", text.len(), N * 2))
 }

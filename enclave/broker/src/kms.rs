@@ -35,9 +35,10 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::outward::{Parent, ParentError};
 
-const ATTEMPTS: u32 = 4;
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(45);
+/// KMS answers in milliseconds: whoever waits longer waits for a way that is broken.
+const ATTEMPTS: u32 = 3;
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where KMS is.
 #[derive(Clone, Debug)]

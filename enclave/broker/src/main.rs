@@ -33,6 +33,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is not the vault's socket")?;

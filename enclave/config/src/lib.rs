@@ -74,6 +74,7 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
     };
     let policy = Policy {
         proof_of_validation: file.policy.proof_of_validation,
+        voluntary_exits: file.policy.voluntary_exits,
         withdrawal_addresses: file.policy.withdrawal_addresses.into_iter().map(|address| address.0).collect(),
     };
     Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, sha256)?)
@@ -118,6 +119,8 @@ struct OperatorsTable {
 struct PolicyTable {
     #[serde(default)]
     proof_of_validation: bool,
+    #[serde(default)]
+    voluntary_exits: bool,
     #[serde(default)]
     withdrawal_addresses: Vec<Hex<20>>,
 }

@@ -72,6 +72,15 @@ pub enum Action {
         /// The deposits' amount, in Gwei.
         amount: u64,
     },
+    /// Sign deposits of keys that are there.
+    Deposit {
+        /// The keys.
+        keys: Vec<PublicKey>,
+        /// Where the stake goes when it is withdrawn.
+        withdrawal_credentials: Root,
+        /// The deposits' amount, in Gwei.
+        amount: u64,
+    },
     /// Delete keys. What they have signed is remembered.
     Delete {
         /// The keys.
@@ -179,7 +188,7 @@ impl Command {
         match &self.action {
             Action::Import { keys, .. } => keys.len(),
             Action::Generate { count, .. } => usize::try_from(*count).unwrap_or(usize::MAX),
-            Action::Delete { keys } => keys.len(),
+            Action::Deposit { keys, .. } | Action::Delete { keys } => keys.len(),
         }
     }
 
@@ -258,6 +267,11 @@ pub enum Outcome {
         /// Keys with their deposits' signatures.
         keys: Vec<GeneratedKey>,
     },
+    /// Deposits of keys that are there.
+    Deposited {
+        /// Keys with their deposits' signatures.
+        keys: Vec<GeneratedKey>,
+    },
     /// Of each key, in order.
     Deleted {
         /// One for each.
@@ -278,6 +292,8 @@ pub enum KeyOutcome {
     Deleted,
     /// It was not there.
     NotFound,
+    /// It is said to have signed what lies in the future, or a source above its target: that would silence it.
+    ImpossibleHistory,
 }
 
 /// A key that the vault has made.
@@ -288,6 +304,21 @@ pub struct GeneratedKey {
     pub public_key: PublicKey,
     /// Over the deposit message, in the deposit domain of this chain.
     pub deposit_signature: Signature,
+}
+
+/// Gwei of one ether, the least that a deposit may be (`MIN_DEPOSIT_AMOUNT`).
+pub const MIN_DEPOSIT: u64 = 1_000_000_000;
+/// `MIN_ACTIVATION_BALANCE`: what a validator of 0x01 credentials counts for at most.
+pub const MAX_DEPOSIT: u64 = 32_000_000_000;
+/// `MAX_EFFECTIVE_BALANCE_ELECTRA`: with compounding (0x02) credentials.
+pub const MAX_COMPOUNDING_DEPOSIT: u64 = 2_048_000_000_000;
+
+/// Most Gwei that a deposit for these credentials may have.
+pub fn max_deposit(withdrawal_credentials: &Root) -> u64 {
+    match withdrawal_credentials.0.first() {
+        Some(&COMPOUNDING_PREFIX) => MAX_COMPOUNDING_DEPOSIT,
+        _ => MAX_DEPOSIT,
+    }
 }
 
 /// Prefixes of withdrawal credentials.
@@ -332,6 +363,7 @@ mod tests {
         for action in [
             Action::Import { keys: vec![key, ImportedKey { history: None, ..key }], secrets: secrets(80) },
             Action::Generate { count: 1000, withdrawal_credentials: Bytes([1; 32]), amount: 32_000_000_000 },
+            Action::Deposit { keys: vec![Bytes([9; 48])], withdrawal_credentials: Bytes([1; 32]), amount: 1 },
             Action::Delete { keys: vec![Bytes([9; 48])] },
         ] {
             let written = command(action).encode().unwrap();

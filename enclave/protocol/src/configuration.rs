@@ -55,7 +55,9 @@ pub struct Operators {
 pub struct Policy {
     /// Sign proofs of validation.
     pub proof_of_validation: bool,
-    /// Addresses that deposits of generated keys may withdraw to.
+    /// Sign voluntary exits for whoever asks.
+    pub voluntary_exits: bool,
+    /// Addresses that deposits may withdraw to.
     pub withdrawal_addresses: Vec<ExecutionAddress>,
 }
 

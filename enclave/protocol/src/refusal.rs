@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Root, Slot, Version};
+use crate::command::OperatorKey;
+use crate::{Epoch, PublicKey, Root, Slot, Version};
 
 /// A typed refusal. The order of the variants is part of the wire format: new ones go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -78,7 +79,7 @@ pub enum Refusal {
     NsmFailed,
     #[error("another attestation document is being made; ask again")]
     NsmBusy,
-    #[error("the enclave is starting: {0}")]
+    #[error("the enclave is starting: {0}; it goes on by itself as soon as it can")]
     Starting(Waiting),
     #[error("this enclave takes no commands: its configuration names no operators")]
     NoOperators,
@@ -94,8 +95,10 @@ pub enum Refusal {
         "the command's counter is {counter}; it must be above {last}, that of the last command: it was carried out, or sign anew"
     )]
     CommandCounter { counter: u64, last: u64 },
-    #[error("the command has a signature that is not valid, of nobody whom the configuration names, or twice")]
-    CommandSignature,
+    #[error(
+        "the command has a signature of {operator} that is not valid, of nobody whom the configuration names, or there twice"
+    )]
+    CommandSignature { operator: OperatorKey },
     #[error("the command has {signatures} valid signatures of operators; the configuration asks for {threshold}")]
     TooFewSignatures { signatures: u32, threshold: u32 },
     #[error("the secret keys of the command do not open: they were encrypted to another enclave")]
@@ -104,9 +107,23 @@ pub enum Refusal {
     WithdrawalNotAllowed(Root),
     #[error("the deposit's amount is {gwei} Gwei; {min} to {max} are allowed for these withdrawal credentials")]
     DepositAmount { gwei: u64, min: u64, max: u64 },
+    #[error("exit refused: the configuration does not allow voluntary exits")]
+    ExitNotAllowed,
+    #[error(
+        "another state, of generation {kept}, is on the parent's disk beside that of this enclave, {ours}; start the enclave anew, so that it \
+         takes the newest"
+    )]
+    OtherState { kept: u64, ours: u64 },
+    #[error(
+        "it is not known whether the parent has kept the sealed state: {0}. The command may take effect at the enclave's next start: count it \
+         as done, and give it again once the parent's disk works"
+    )]
+    MaybeSealed(Waiting),
+    #[error("the enclave does not hold the key {0}")]
+    KeyNotHeld(PublicKey),
     #[error("this enclave holds {held} keys; with {more} more there would be more than {max}")]
     TooManyKeys { held: u64, more: u64, max: u64 },
-    #[error("nothing was changed, because the keys could not be sealed: {0}")]
+    #[error("no key was added or deleted, because the keys could not be sealed: {0}; give the command again, later")]
     NotSealed(Waiting),
 }
 
@@ -117,13 +134,13 @@ pub enum Refusal {
 pub enum Waiting {
     #[error("its keys are being unsealed")]
     Unsealing,
-    #[error("KMS or the parent's services are away; it tries again")]
+    #[error("KMS or the parent's services are away")]
     Away,
-    #[error("the parent's AWS credentials do not work; it tries again")]
+    #[error("the parent's AWS credentials do not work")]
     Credentials,
-    #[error("KMS denies it: the key policy wants other PCRs, or the parent's role has no right; it tries again")]
+    #[error("KMS denies it: the key policy wants other PCRs, or the parent's role has no right")]
     Denied,
-    #[error("KMS or the parent refused, the broker's log says why; it tries again")]
+    #[error("KMS or the parent refused, the broker's log says why")]
     Refused,
 }
 
@@ -166,16 +183,21 @@ impl Refusal {
             | Self::TooLong { .. }
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
-            Self::NotSaved | Self::NsmFailed | Self::Starting(_) | Self::NotSealed(_) => Kind::Unavailable,
+            Self::NotSaved | Self::NsmFailed | Self::Starting(_) | Self::NotSealed(_) | Self::MaybeSealed(_) => {
+                Kind::Unavailable
+            }
             Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy => Kind::TooMany,
             Self::NoOperators
             | Self::CommandForAnother
             | Self::CommandCounter { .. }
-            | Self::CommandSignature
+            | Self::CommandSignature { .. }
             | Self::TooFewSignatures { .. }
             | Self::SecretsNotOpened
             | Self::WithdrawalNotAllowed(_)
             | Self::DepositAmount { .. }
+            | Self::KeyNotHeld(_)
+            | Self::ExitNotAllowed
+            | Self::OtherState { .. }
             | Self::TooManyKeys { .. }
             | Self::NoHistory
             | Self::OtherNetwork { .. }

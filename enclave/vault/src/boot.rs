@@ -15,7 +15,7 @@ use crate::kms::Endpoint;
 use crate::nsm::NsmError;
 use crate::seal::{Contents, Place};
 use crate::server::Link;
-use crate::{Attestor, Clock, Identity, Journal, Keys, Nsm, Office, Policy, Vault};
+use crate::{Attestor, Clock, Deposits, Identity, Journal, Keys, Nsm, Office, Policy, Vault};
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
@@ -96,9 +96,10 @@ impl Unsealed {
         let Configuration { group, network, operators, policy, sha256, .. } = self.configuration;
         let identity = Identity { group, configuration_sha256: sha256, fence };
         let attestor = Attestor::new(Arc::clone(&self.nsm), identity, &network, &keys)?;
+        let (proof_of_validation, voluntary_exits) = (policy.proof_of_validation, policy.voluntary_exits);
         let addresses = policy.withdrawal_addresses;
-        let office = Office::new(self.custody, self.nsm, operators, addresses, self.generation);
-        let policy = Policy { proof_of_validation: policy.proof_of_validation };
+        let office = Office::new(self.custody, self.nsm, operators, addresses.clone(), self.generation);
+        let policy = Policy { proof_of_validation, voluntary_exits, deposits: Deposits::To(addresses) };
         Ok(Vault::new(network, keys, limits, policy, clock, journal).attested_by(attestor).commanded_by(office))
     }
 }

@@ -15,7 +15,7 @@ use crate::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
 use crate::kms::{Asked, Endpoint, Exchange};
 use crate::seal::MAX_BLOB_LEN;
 
-/// Longest wait for an answer: the broker gives KMS 45 s, with all attempts.
+/// Longest wait for an answer: the broker gives KMS 20 s, with all attempts, and blobs may be long.
 const TIMEOUT: Duration = Duration::from_mins(2);
 /// Answers of the broker that may wait to be taken: what KMS sends is a few parts.
 const UNREAD: usize = 64;

@@ -2,36 +2,30 @@
 //!
 //! A command is taken where M of the N operators that the measured configuration names have signed it, for this group, chain and
 //! boot, and with a counter above the last. What it changed is sealed and on the parent's disk before it is answered and before a new key
-//! signs; where it cannot be sealed, nothing has changed.
+//! signs. A parent that keeps a state and says that it did not could have it take effect at the next start: the answer says so.
 
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, COMPOUNDING_PREFIX, Command, Envelope, GeneratedKey, ImportedKey, KeyOutcome, Outcome, SECRET_LEN,
-    SignedCommand, withdrawal_address,
+    Action, Command, Envelope, GeneratedKey, ImportedKey, KeyOutcome, MIN_DEPOSIT, Outcome, SECRET_LEN, SignedCommand,
+    max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::{Duty, ExecutionAddress, Network, PublicKey, Refusal, Root};
-use casemate_slashing::{History, Watermarks};
+use casemate_protocol::{Duty, ExecutionAddress, Network, PublicKey, Refusal, Root, Slot};
+use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey};
 use crate::custody::{Custody, CustodyError, ServiceError};
+use crate::keys::Key;
 use crate::{Journal, Keys, Nsm, signing_root};
 
 /// Most keys of a group: their sealed state stays far below the longest blob.
 pub const MAX_GROUP_KEYS: usize = 100_000;
-/// Gwei of one ether, the least that a deposit may be (`MIN_DEPOSIT_AMOUNT`).
-const MIN_DEPOSIT: u64 = 1_000_000_000;
-/// `MIN_ACTIVATION_BALANCE`: what a validator of 0x01 credentials counts for at most.
-const MAX_DEPOSIT: u64 = 32_000_000_000;
-/// `MAX_EFFECTIVE_BALANCE_ELECTRA`: with compounding (0x02) credentials.
-const MAX_COMPOUNDING_DEPOSIT: u64 = 2_048_000_000_000;
-
 /// Who may change the keys, and where changes are kept.
 pub struct Office {
     custody: Custody,
@@ -43,8 +37,10 @@ pub struct Office {
 
 /// One command at a time.
 struct Book {
-    /// Of the state that is in force, or the newest that was seen.
+    /// Of the state that is in force.
     generation: u64,
+    /// The newest that this enclave has tried to store.
+    tried: u64,
     counter: u64,
 }
 
@@ -53,7 +49,10 @@ pub(crate) struct Desk<'a> {
     pub(crate) attestor: &'a Attestor,
     pub(crate) network: &'a Network,
     pub(crate) journal: &'a dyn Journal,
-    pub(crate) keys: Arc<Keys>,
+    /// Read and exchanged under the lock on the book alone.
+    pub(crate) keys: &'a RwLock<Arc<Keys>>,
+    /// By trusted time.
+    pub(crate) now: Slot,
 }
 
 impl Office {
@@ -65,16 +64,12 @@ impl Office {
         withdrawal_addresses: Vec<ExecutionAddress>,
         generation: u64,
     ) -> Self {
-        let book = Mutex::new(Book { generation, counter: 0 });
+        let book = Mutex::new(Book { generation, tried: generation, counter: 0 });
         Self { custody, nsm, operators, withdrawal_addresses, book }
     }
 
-    /// Carries out a command; the keys that are in force from then on, where it changed them.
-    pub(crate) fn carry_out(
-        &self,
-        desk: &Desk<'_>,
-        envelope: &Envelope,
-    ) -> Result<(Outcome, Option<Arc<Keys>>), Refusal> {
+    /// Carries out a command.
+    pub(crate) fn carry_out(&self, desk: &Desk<'_>, envelope: &Envelope) -> Result<Outcome, Refusal> {
         let mut book = match self.book.try_lock() {
             Ok(book) => book,
             Err(TryLockError::WouldBlock) => return Err(Refusal::CommandBusy),
@@ -90,6 +85,15 @@ impl Office {
             }
             Action::Generate { count, withdrawal_credentials, amount } => {
                 self.generate(desk, &mut book, count, withdrawal_credentials, amount)
+            }
+            Action::Deposit { keys, withdrawal_credentials, amount } => {
+                self.check_deposit(withdrawal_credentials, amount)?;
+                let held = desk.keys();
+                let sign = |public_key: &PublicKey| {
+                    let (_, secret) = held.find(public_key).ok_or(Refusal::KeyNotHeld(*public_key))?;
+                    deposit(desk, secret, *public_key, withdrawal_credentials, amount)
+                };
+                Ok(Outcome::Deposited { keys: keys.iter().map(sign).collect::<Result<_, _>>()? })
             }
             Action::Delete { keys } => self.delete(desk, &mut book, &keys),
         }
@@ -108,7 +112,7 @@ impl Office {
             let named = self.operators.keys.contains(&one.operator);
             let key = UnparsedPublicKey::new(&ED25519, one.operator.0);
             if twice || !named || key.verify(&bytes, &one.signature.0).is_err() {
-                return Err(Refusal::CommandSignature);
+                return Err(Refusal::CommandSignature { operator: one.operator });
             }
             signatures = signatures.saturating_add(1);
         }
@@ -135,13 +139,14 @@ impl Office {
         book: &mut Book,
         keys: &[ImportedKey],
         opened: &[u8],
-    ) -> Result<(Outcome, Option<Arc<Keys>>), Refusal> {
+    ) -> Result<Outcome, Refusal> {
         let secrets: Vec<&[u8; SECRET_LEN]> =
             opened.chunks_exact(SECRET_LEN).filter_map(|s| s.try_into().ok()).collect();
         if secrets.len() != keys.len() {
             return Err(Refusal::SecretsNotOpened);
         }
         let derived = derive(&secrets);
+        let held = desk.keys();
         let mut outcomes = Vec::with_capacity(keys.len());
         let mut added: Vec<(PublicKey, SecretKey, History)> = Vec::new();
         for (key, derived) in keys.iter().zip(derived) {
@@ -150,27 +155,31 @@ impl Office {
                 outcomes.push(KeyOutcome::WrongSecret);
                 continue;
             };
+            if past.is_some_and(|past| !is_possible(past, desk)) {
+                outcomes.push(KeyOutcome::ImpossibleHistory);
+                continue;
+            }
             let again = added.iter_mut().find(|(public_key, ..)| *public_key == key.public_key);
-            match (again, desk.keys.find(&key.public_key)) {
+            match (again, held.find(&key.public_key)) {
                 (Some((_, _, known)), _) => {
                     *known = past.map_or(*known, |past| known.with(past));
                     outcomes.push(KeyOutcome::Duplicate);
                 }
-                (None, Some((number, held, _))) => {
+                (None, Some((known, _))) => {
                     if let Some(past) = past {
-                        raise(desk, number, held, past)?;
+                        raise(desk, &key.public_key, known, past)?;
                     }
                     outcomes.push(KeyOutcome::Duplicate);
                 }
                 (None, None) => {
-                    // Without a history it is the operators who say that there is none.
-                    added.push((key.public_key, secret, History::Known(past.unwrap_or(Watermarks::NONE))));
+                    // Where nobody knows the past, it ends now: what may have been signed until here lies at or below that.
+                    added.push((key.public_key, secret, History::Known(past.unwrap_or_else(|| now(desk)))));
                     outcomes.push(KeyOutcome::Imported);
                 }
             }
         }
-        let changed = self.add(desk, book, added)?;
-        Ok((Outcome::Imported { keys: outcomes }, Some(changed)))
+        self.add(desk, book, added)?;
+        Ok(Outcome::Imported { keys: outcomes })
     }
 
     fn generate(
@@ -180,30 +189,32 @@ impl Office {
         count: u32,
         withdrawal_credentials: Root,
         amount: u64,
-    ) -> Result<(Outcome, Option<Arc<Keys>>), Refusal> {
-        let address = withdrawal_address(&withdrawal_credentials);
-        if !address.is_some_and(|address| self.withdrawal_addresses.contains(&address)) {
-            return Err(Refusal::WithdrawalNotAllowed(withdrawal_credentials));
-        }
-        let compounding = withdrawal_credentials.0.first() == Some(&COMPOUNDING_PREFIX);
-        let max = if compounding { MAX_COMPOUNDING_DEPOSIT } else { MAX_DEPOSIT };
-        if !(MIN_DEPOSIT..=max).contains(&amount) {
-            return Err(Refusal::DepositAmount { gwei: amount, min: MIN_DEPOSIT, max });
-        }
+    ) -> Result<Outcome, Refusal> {
+        self.check_deposit(withdrawal_credentials, amount)?;
         let (mut added, mut generated) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let secret = self.new_key()?;
             let public_key = secret.public_key();
-            let genesis_fork_version = desk.network.genesis_version();
-            let deposit = Duty::Deposit { public_key, withdrawal_credentials, amount, genesis_fork_version };
-            let root = signing_root::compute(&deposit, None, desk.network)?;
-            let deposit_signature = secret.sign(&HashedMessage::new(&root.0));
-            generated.push(GeneratedKey { public_key, deposit_signature });
+            generated.push(deposit(desk, &secret, public_key, withdrawal_credentials, amount)?);
             // It has signed nothing that could be slashed, and nobody else has it.
             added.push((public_key, secret, History::Known(Watermarks::NONE)));
         }
-        let changed = self.add(desk, book, added)?;
-        Ok((Outcome::Generated { keys: generated }, Some(changed)))
+        self.add(desk, book, added)?;
+        Ok(Outcome::Generated { keys: generated })
+    }
+
+    /// To an address that the configuration allows, and neither too little nor too much.
+    fn check_deposit(&self, withdrawal_credentials: Root, gwei: u64) -> Result<(), Refusal> {
+        let address = withdrawal_address(&withdrawal_credentials);
+        if !address.is_some_and(|address| self.withdrawal_addresses.contains(&address)) {
+            return Err(Refusal::WithdrawalNotAllowed(withdrawal_credentials));
+        }
+        let max = max_deposit(&withdrawal_credentials);
+        if (MIN_DEPOSIT..=max).contains(&gwei) {
+            Ok(())
+        } else {
+            Err(Refusal::DepositAmount { gwei, min: MIN_DEPOSIT, max })
+        }
     }
 
     /// Out of the NSM's entropy and the kernel's: one of them may fail in silence.
@@ -215,82 +226,130 @@ impl Office {
         SecretKey::generate(entropy.as_slice()).ok_or(Refusal::NsmFailed)
     }
 
-    fn delete(
-        &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
-        public_keys: &[PublicKey],
-    ) -> Result<(Outcome, Option<Arc<Keys>>), Refusal> {
-        let known = |key: &PublicKey| desk.keys.find(key).is_some();
+    fn delete(&self, desk: &Desk<'_>, book: &mut Book, public_keys: &[PublicKey]) -> Result<Outcome, Refusal> {
+        let before = desk.keys();
+        let known = |key: &PublicKey| before.find(key).is_some();
         let outcome = |key| if known(key) { KeyOutcome::Deleted } else { KeyOutcome::NotFound };
         let outcomes: Vec<KeyOutcome> = public_keys.iter().map(outcome).collect();
-        let changed = desk.keys.without(public_keys).map_err(|_| Refusal::MalformedCommand)?;
-        self.seal(book, &changed)?;
-        Ok((Outcome::Deleted { keys: outcomes }, Some(Arc::new(changed))))
+        let changed = Arc::new(before.without(public_keys).map_err(|_| Refusal::MalformedCommand)?);
+        // They sign no more before their past is written down.
+        desk.publish(&changed);
+        self.seal(book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
+        Ok(Outcome::Deleted { keys: outcomes })
     }
 
-    /// The keys with more, sealed, and with room in the journal.
+    /// Adds keys: room in the journal first, then sealed, and only then in force.
     fn add(
         &self,
         desk: &Desk<'_>,
         book: &mut Book,
-        added: Vec<(PublicKey, SecretKey, History)>,
-    ) -> Result<Arc<Keys>, Refusal> {
-        let (held, more) = (desk.keys.len(), added.len());
+        mut added: Vec<(PublicKey, SecretKey, History)>,
+    ) -> Result<(), Refusal> {
+        let before = desk.keys();
+        let (held, more) = (before.len(), added.len());
         if held.saturating_add(more) > MAX_GROUP_KEYS {
             let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(MAX_GROUP_KEYS) });
         }
-        let is_new = |key: &PublicKey| desk.keys.past(key).is_none();
-        let public_keys: Vec<PublicKey> = added.iter().map(|(key, ..)| *key).collect();
-        let changed = desk.keys.with(added).map_err(|_| Refusal::MalformedCommand)?;
-        self.seal(book, &changed)?;
-        let mut fresh = Vec::new();
-        for (public_key, number, key) in public_keys.iter().filter_map(|k| changed.past(k).map(|(n, key)| (*k, n, key)))
-        {
-            let watermarks = key.history().watermarks()?;
-            if is_new(&public_key) {
-                fresh.push((public_key, watermarks));
-            } else {
-                // It was deleted and has come back, perhaps with more of a past.
-                desk.journal.record(number, &watermarks).map_err(|_| Refusal::NotSaved)?;
+        // What the vault remembers of a deleted key, and what the journal remembers of any.
+        for (public_key, _, history) in &mut added {
+            if let Some(History::Known(past)) = before.past(public_key).map(Key::history) {
+                *history = history.with(past);
             }
         }
-        let starts = desk.journal.admit(&fresh).map_err(|_| Refusal::NotSaved)?;
-        for ((public_key, _), start) in fresh.iter().zip(starts) {
-            if let Some((_, key)) = changed.past(public_key) {
-                let mut history = key.lock();
-                *history = history.with(start);
-            }
+        let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
+        let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;
+        let starts = desk.journal.admit(&brought).map_err(|_| Refusal::NotSaved)?;
+        for ((_, _, history), start) in added.iter_mut().zip(starts) {
+            *history = history.with(start);
         }
-        Ok(Arc::new(changed))
+        let changed = Arc::new(before.with(added).map_err(|_| Refusal::MalformedCommand)?);
+        self.seal(book, &changed, &before)?;
+        desk.publish(&changed);
+        Ok(())
     }
 
-    fn seal(&self, book: &mut Book, keys: &Keys) -> Result<(), Refusal> {
-        loop {
-            let next = book.generation.saturating_add(1);
-            match self.custody.seal(&keys.contents(), next) {
-                Ok(()) => {
-                    book.generation = next;
-                    return Ok(());
+    /// Seals a state. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
+    fn seal(&self, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(), Refusal> {
+        let next = book.tried.saturating_add(1);
+        match self.seal_as(book, keys, next) {
+            Err(CustodyError::NotStored(error)) => {
+                let waiting = waiting_for(&CustodyError::Service(error));
+                match self.seal_as(book, before, next.saturating_add(1)) {
+                    Ok(()) => Err(Refusal::NotSealed(waiting)),
+                    Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
-                // A blob of this number is on the disk: of a sealing whose end was not heard of, or of another enclave of this
-                // group. It is never overwritten.
-                Err(CustodyError::NotNewer { kept, .. }) if kept > book.generation && kept < u64::MAX => {
-                    book.generation = kept;
-                }
-                Err(error) => return Err(Refusal::NotSealed(waiting_for(&error))),
             }
+            // Of another enclave of this group: its keys and their past would be lost.
+            Err(CustodyError::NotNewer { kept, .. }) => Err(Refusal::OtherState { kept, ours: book.generation }),
+            Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
+            Ok(()) => Ok(()),
         }
+    }
+
+    fn seal_as(&self, book: &mut Book, keys: &Keys, generation: u64) -> Result<(), CustodyError> {
+        let sealed = self.custody.seal(&keys.contents(), generation);
+        if matches!(sealed, Ok(()) | Err(CustodyError::NotStored(_))) {
+            book.tried = generation;
+        }
+        if sealed.is_ok() {
+            book.generation = generation;
+        }
+        sealed
     }
 }
 
+impl Desk<'_> {
+    fn keys(&self) -> Arc<Keys> {
+        current(self.keys)
+    }
+
+    /// From now on these keys are in force, and the statement names them.
+    fn publish(&self, keys: &Arc<Keys>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(keys);
+        self.attestor.state(keys);
+    }
+}
+
+/// Above everything that the window has allowed until now (docs/ARCHITECTURE.md, «The floor after an unclean end»).
+fn now(desk: &Desk<'_>) -> Watermarks {
+    let slot = desk.now.saturating_add(1);
+    let epoch = desk.network.epoch_of(slot);
+    Watermarks {
+        block: Some(BlockMark { slot, signing_root: None }),
+        attestation: Some(AttestationMark { source: epoch, target: epoch, signing_root: None }),
+    }
+}
+
+/// A key's signature over its deposit message.
+fn deposit(
+    desk: &Desk<'_>,
+    secret: &SecretKey,
+    public_key: PublicKey,
+    withdrawal_credentials: Root,
+    amount: u64,
+) -> Result<GeneratedKey, Refusal> {
+    let genesis_fork_version = desk.network.genesis_version();
+    let duty = Duty::Deposit { public_key, withdrawal_credentials, amount, genesis_fork_version };
+    let root = signing_root::compute(&duty, None, desk.network)?;
+    Ok(GeneratedKey { public_key, deposit_signature: secret.sign(&HashedMessage::new(&root.0)) })
+}
+
+/// Whether a key may have signed that by now. What lies in the future would silence it until then: a slip, or an attack.
+fn is_possible(past: Watermarks, desk: &Desk<'_>) -> bool {
+    let latest = desk.now.saturating_add(1);
+    let block = past.block.is_none_or(|block| block.slot <= latest);
+    let vote =
+        past.attestation.is_none_or(|vote| vote.source <= vote.target && vote.target <= desk.network.epoch_of(latest));
+    block && vote
+}
+
 /// Adds to what is known of a key's past.
-fn raise(desk: &Desk<'_>, number: usize, key: &crate::keys::Key, past: Watermarks) -> Result<(), Refusal> {
+fn raise(desk: &Desk<'_>, public_key: &PublicKey, key: &Key, past: Watermarks) -> Result<(), Refusal> {
     let mut history = key.lock();
     let raised = history.with(past);
     if raised != *history {
-        desk.journal.record(number, &raised.watermarks()?).map_err(|_| Refusal::NotSaved)?;
+        desk.journal.record(public_key, &raised.watermarks()?).map_err(|_| Refusal::NotSaved)?;
         *history = raised;
     }
     Ok(())
@@ -331,6 +390,6 @@ pub fn waiting_for(error: &CustodyError) -> Waiting {
 }
 
 /// A vault's lock on its keys is short; poisoning changes nothing that it guards.
-pub(crate) fn current(keys: &std::sync::RwLock<Arc<Keys>>) -> Arc<Keys> {
+pub(crate) fn current(keys: &RwLock<Arc<Keys>>) -> Arc<Keys> {
     Arc::clone(&keys.read().unwrap_or_else(PoisonError::into_inner))
 }

@@ -94,6 +94,8 @@ pub enum CustodyError {
     DataKeyLength { len: usize },
     #[error("the parent keeps a blob of generation {kept}; generation {asked} would not be newer")]
     NotNewer { asked: u64, kept: u64 },
+    #[error("it is not known whether the parent has kept the sealed state: {0}")]
+    NotStored(ServiceError),
     #[error("no RSA key could be made")]
     NoKey,
 }
@@ -139,7 +141,7 @@ impl Custody {
         let answer = self.services.generate_data_key(&self.place.key_arn, &document, &self.context())?;
         let data_key = self.data_key(&answer)?;
         let blob = seal::seal(contents, &data_key, answer.wrapped, &self.place, generation)?;
-        Ok(self.services.store_blob(&self.place.group, generation, &blob)?)
+        self.services.store_blob(&self.place.group, generation, &blob).map_err(CustodyError::NotStored)
     }
 
     /// A document that carries the key for KMS's answer. It needs no nonce: KMS looks at its age.

@@ -12,11 +12,11 @@ pub struct NotSaved;
 /// In the image it is the fence that stands for the past (docs/ARCHITECTURE.md); a signer on a trusted disk writes
 /// each change down.
 pub trait Journal: Send + Sync {
-    /// Saves the watermarks of the key that was loaded as number `key`. Called under the key's lock, before signing.
-    fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved>;
+    /// Saves a key's watermarks. Called under the key's lock, before signing.
+    fn record(&self, key: &PublicKey, watermarks: &Watermarks) -> Result<(), NotSaved>;
 
-    /// Makes room for keys that are about to be added, in the order of their numbers, and tells what they start from: what they
-    /// bring, and whatever is remembered of them besides.
+    /// Makes room for keys that are about to be added, and tells what they start from: what they bring, and whatever is
+    /// remembered of them besides. All of them or none; the same keys may come again.
     fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
         Ok(keys.iter().map(|(_, watermarks)| *watermarks).collect())
     }
@@ -27,7 +27,7 @@ pub trait Journal: Send + Sync {
 pub struct Forgetful;
 
 impl Journal for Forgetful {
-    fn record(&self, _key: usize, _watermarks: &Watermarks) -> Result<(), NotSaved> {
+    fn record(&self, _key: &PublicKey, _watermarks: &Watermarks) -> Result<(), NotSaved> {
         Ok(())
     }
 }

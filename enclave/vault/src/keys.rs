@@ -105,19 +105,19 @@ impl Keys {
         Ok(keys)
     }
 
-    /// The number of a key, the key, and its secret.
-    pub(crate) fn find(&self, public_key: &PublicKey) -> Option<(usize, &Key, &SecretKey)> {
-        let (number, key) = self.past(public_key)?;
-        Some((number, key, key.secret.as_ref()?))
+    /// A key and its secret.
+    pub(crate) fn find(&self, public_key: &PublicKey) -> Option<(&Key, &SecretKey)> {
+        let key = self.past(public_key)?;
+        Some((key, key.secret.as_ref()?))
     }
 
-    /// The number of a key, and the key, deleted ones too.
-    pub(crate) fn past(&self, public_key: &PublicKey) -> Option<(usize, &Key)> {
+    /// A key, also one that was deleted.
+    pub(crate) fn past(&self, public_key: &PublicKey) -> Option<&Key> {
         let number = *self.by_public_key.get(public_key)?;
-        Some((number, self.all.get(number)?.as_ref()))
+        Some(self.all.get(number)?.as_ref())
     }
 
-    /// These keys and more. One that was deleted comes back to its past, to which what it brings is added; so numbers stay.
+    /// These keys and more. One that was deleted comes back to its past, to which what it brings is added.
     pub(crate) fn with(&self, more: Vec<(PublicKey, SecretKey, History)>) -> Result<Self, KeyError> {
         let mut all = self.all.clone();
         for (public_key, secret, history) in more {

@@ -41,4 +41,4 @@ pub use command::Office;
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
 pub use nsm::{Nsm, NsmDevice, NsmError};
-pub use vault::{Policy, Vault};
+pub use vault::{Deposits, Policy, Vault};

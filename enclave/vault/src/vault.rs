@@ -1,10 +1,12 @@
 //! One request at a time: from a typed request to a typed reply.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
-use casemate_protocol::command::{Envelope, Outcome};
+use casemate_protocol::command::{Envelope, Outcome, withdrawal_address};
 use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN};
-use casemate_protocol::{Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
+use casemate_protocol::{
+    Duty, ExecutionAddress, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot,
+};
 use casemate_slashing::{Ceilings, History, Limits, rules};
 
 use crate::attest::Attestor;
@@ -15,10 +17,51 @@ use crate::points::PointCache;
 use crate::{Clock, Journal, Keys, signing_root};
 
 /// What the measured configuration allows beyond duties.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Sign proofs of validation (Web3Signer's signing extension).
     pub proof_of_validation: bool,
+    /// Sign voluntary exits for whoever asks.
+    pub voluntary_exits: bool,
+    /// Which deposits are signed for whoever asks.
+    pub deposits: Deposits,
+}
+
+/// Deposits that are signed. The first deposit of a key decides for good where its stake goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deposits {
+    /// All: for a signer whose keys were made elsewhere.
+    All,
+    /// Those that withdraw to one of these addresses.
+    To(Vec<ExecutionAddress>),
+}
+
+impl Default for Deposits {
+    fn default() -> Self {
+        Self::To(Vec::new())
+    }
+}
+
+impl Policy {
+    /// Everything is signed that is no slashable message.
+    pub fn permissive() -> Self {
+        Self { proof_of_validation: true, voluntary_exits: true, deposits: Deposits::All }
+    }
+
+    fn check(&self, duty: &Duty) -> Result<(), Refusal> {
+        match duty {
+            Duty::VoluntaryExit { .. } if !self.voluntary_exits => Err(Refusal::ExitNotAllowed),
+            Duty::Deposit { withdrawal_credentials, .. } => match &self.deposits {
+                Deposits::To(allowed)
+                    if !withdrawal_address(withdrawal_credentials).is_some_and(|to| allowed.contains(&to)) =>
+                {
+                    Err(Refusal::WithdrawalNotAllowed(*withdrawal_credentials))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The key compartment's state.
@@ -84,13 +127,9 @@ impl Vault {
     /// It waits for KMS and the disk: the server carries commands out on a thread of their own.
     fn command(&self, envelope: &Envelope) -> Result<Outcome, Refusal> {
         let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
-        let desk = Desk { attestor, network: &self.network, journal: self.journal.as_ref(), keys: current(&self.keys) };
-        let (outcome, changed) = office.carry_out(&desk, envelope)?;
-        if let Some(keys) = changed {
-            attestor.state(&keys);
-            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        }
-        Ok(outcome)
+        let (network, journal) = (&self.network, self.journal.as_ref());
+        let now = network.slot_at(self.clock.unix_ms());
+        office.carry_out(&Desk { attestor, network, journal, keys: &self.keys, now }, envelope)
     }
 
     fn info(&self) -> Reply {
@@ -122,19 +161,27 @@ impl Vault {
 
     fn sign(&self, request: &SignRequest) -> Result<Signature, Refusal> {
         let keys = current(&self.keys);
-        let (number, key, secret) = keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
+        let (key, secret) = keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
+        self.policy.check(&request.duty)?;
         key.history().watermarks()?;
         let root = signing_root::compute(&request.duty, request.fork_info.as_ref(), &self.network)?;
         if let Some(asked) = request.signing_root.filter(|asked| *asked != root) {
             return Err(Refusal::SigningRootDiffers { asked, computed: root });
         }
         let now = self.network.slot_at(self.clock.unix_ms());
-        self.check_and_update(number, key, &request.duty, root, now)?;
+        self.check_and_update(&request.public_key, key, &request.duty, root, now)?;
         Ok(secret.sign(&self.points.hashed(&root)))
     }
 
     /// The rules, and for slashable duties the watermarks: saved before anything is signed.
-    fn check_and_update(&self, number: usize, key: &Key, duty: &Duty, root: Root, now: Slot) -> Result<(), Refusal> {
+    fn check_and_update(
+        &self,
+        public_key: &PublicKey,
+        key: &Key,
+        duty: &Duty,
+        root: Root,
+        now: Slot,
+    ) -> Result<(), Refusal> {
         match duty {
             Duty::Block(header) => rules::window::check_block(header.slot, now)?,
             Duty::Attestation(data) => rules::window::check_target(data.target.epoch, now, &self.network)?,
@@ -156,7 +203,7 @@ impl Vault {
             _ => return Ok(()),
         };
         if new != old {
-            self.journal.record(number, &new).map_err(|_| Refusal::NotSaved)?;
+            self.journal.record(public_key, &new).map_err(|_| Refusal::NotSaved)?;
             *history = History::Known(new);
         }
         Ok(())
@@ -168,7 +215,7 @@ impl Vault {
             return Err(Refusal::ProofOfValidationOff);
         }
         let keys = current(&self.keys);
-        let (_, key, secret) = keys.find(public_key).ok_or(Refusal::UnknownKey)?;
+        let (key, secret) = keys.find(public_key).ok_or(Refusal::UnknownKey)?;
         key.history().watermarks()?;
         for text in [platform, timestamp] {
             if text.len() > MAX_PROOF_TEXT_LEN {

@@ -33,16 +33,16 @@ impl Clock for FixedClock {
 /// Keeps what was saved, and fails when told to.
 #[derive(Clone, Default)]
 struct Memory {
-    saved: Arc<Mutex<Vec<(usize, Watermarks)>>>,
+    saved: Arc<Mutex<Vec<(PublicKey, Watermarks)>>>,
     full: Arc<AtomicBool>,
 }
 
 impl Journal for Memory {
-    fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved> {
+    fn record(&self, key: &PublicKey, watermarks: &Watermarks) -> Result<(), NotSaved> {
         if self.full.load(Ordering::SeqCst) {
             return Err(NotSaved);
         }
-        self.saved.lock().unwrap().push((key, *watermarks));
+        self.saved.lock().unwrap().push((*key, *watermarks));
         Ok(())
     }
 }
@@ -85,7 +85,11 @@ fn bench_with(histories: &[History], limits: Limits, policy: Policy) -> Bench {
 }
 
 fn bench() -> Bench {
-    bench_with(&[History::Known(Watermarks::NONE); 2], Limits::NONE, Policy::default())
+    bench_with(
+        &[History::Known(Watermarks::NONE); 2],
+        Limits::NONE,
+        Policy { proof_of_validation: false, ..Policy::permissive() },
+    )
 }
 
 fn fork_info() -> ForkInfo {
@@ -165,7 +169,11 @@ fn nothing_is_signed_that_could_not_be_saved() {
 
 #[test]
 fn a_key_without_history_signs_nothing_and_is_not_listed() {
-    let b = bench_with(&[History::Missing, History::Known(Watermarks::NONE)], Limits::NONE, Policy::default());
+    let b = bench_with(
+        &[History::Missing, History::Known(Watermarks::NONE)],
+        Limits::NONE,
+        Policy { proof_of_validation: false, ..Policy::permissive() },
+    );
     assert_eq!(b.sign(attestation(8, 9, 1)), Err(Refusal::NoHistory));
     assert_eq!(b.sign(Duty::RandaoReveal { epoch: Epoch(10) }), Err(Refusal::NoHistory));
     assert_eq!(
@@ -287,7 +295,11 @@ fn floors_and_ceilings_bind_every_key() {
         floors: Floors { slot: Some(Slot(310)), target: Some(Epoch(8)), source: Some(Epoch(7)) },
         ceilings: Ceilings { slot: Slot(315), target: Epoch(9), source: Epoch(8) },
     };
-    let b = bench_with(&[History::Known(Watermarks::NONE)], limits, Policy::default());
+    let b = bench_with(
+        &[History::Known(Watermarks::NONE)],
+        limits,
+        Policy { proof_of_validation: false, ..Policy::permissive() },
+    );
     assert_eq!(b.sign(block(310, 1)), Err(Refusal::BlockNotAboveFloor { slot: Slot(310), floor: Slot(310) }));
     assert_eq!(b.sign(block(316, 1)), Err(Refusal::BlockAboveCeiling { slot: Slot(316), ceiling: Slot(315) }));
     assert!(b.sign(block(315, 1)).is_ok());
@@ -334,7 +346,7 @@ fn proofs_of_validation_are_off_unless_turned_on_and_sign_no_foreign_text() {
         })
     };
     assert_eq!(ask(&bench(), "dappnode", "1"), Reply::Refused(Refusal::ProofOfValidationOff));
-    let on = bench_with(&[History::Known(Watermarks::NONE)], Limits::NONE, Policy { proof_of_validation: true });
+    let on = bench_with(&[History::Known(Watermarks::NONE)], Limits::NONE, Policy::permissive());
     let Reply::ProofOfValidation { payload, .. } = ask(&on, "dappnode", "1711338489397") else { panic!() };
     assert_eq!(payload, r#"{"type":"PROOF_OF_VALIDATION","platform":"dappnode","timestamp":"1711338489397"}"#);
     assert_eq!(ask(&on, "\"", "1"), Reply::Refused(Refusal::BadText));

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use casemate_protocol::Reply;
-use casemate_protocol::command::{Envelope, KeyOutcome, MAX_SIGNED_LEN, Outcome};
+use casemate_protocol::command::{Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome};
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -52,7 +52,7 @@ impl App {
 fn count(outcome: &Outcome) -> usize {
     match outcome {
         Outcome::Imported { keys } | Outcome::Deleted { keys } => keys.len(),
-        Outcome::Generated { keys } => keys.len(),
+        Outcome::Generated { keys } | Outcome::Deposited { keys } => keys.len(),
     }
 }
 
@@ -61,16 +61,14 @@ fn shown(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::Imported { keys } => json!({ "outcome": "imported", "keys": names(keys) }),
         Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
-        Outcome::Generated { keys } => {
-            let one = |key: &casemate_protocol::command::GeneratedKey| {
-                json!({
-                    "public_key": key.public_key.to_string(),
-                    "deposit_signature": key.deposit_signature.to_string(),
-                })
-            };
-            json!({ "outcome": "generated", "keys": keys.iter().map(one).collect::<Vec<_>>() })
-        }
+        Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
+        Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),
     }
+}
+
+fn deposits(keys: &[GeneratedKey]) -> Vec<Value> {
+    let one = |key: &GeneratedKey| json!({ "public_key": key.public_key.to_string(), "deposit_signature": key.deposit_signature.to_string() });
+    keys.iter().map(one).collect()
 }
 
 fn name(outcome: KeyOutcome) -> &'static str {
@@ -80,5 +78,6 @@ fn name(outcome: KeyOutcome) -> &'static str {
         KeyOutcome::WrongSecret => "wrong_secret",
         KeyOutcome::Deleted => "deleted",
         KeyOutcome::NotFound => "not_found",
+        KeyOutcome::ImpossibleHistory => "impossible_history",
     }
 }

@@ -45,7 +45,7 @@ pub fn text(running: &Running) -> String {
     if running.keys_without_history > 0 {
         let _ = writeln!(
             out,
-            "\n{} more keys are refused and not listed: nobody knows what they have signed. Give their history with\n\
+            "\n{} keys are left out and not listed: nobody knows what they have signed. Give their history with\n\
              --slashing-protection FILE, or accept the risk with --no-history-i-accept.",
             running.keys_without_history
         );
@@ -62,8 +62,14 @@ pub fn text(running: &Running) -> String {
     if let Some(key) = &running.operator_key {
         let _ = writeln!(
             out,
-            "\nThe keys are sealed under a data key of the local KMS, for these measurements alone. Its operator's key is\n{key}:\n\
-             casemate import, keygen and delete take it with --operator-key, beside the pins of attest."
+            "\nThe keys are sealed under a data key of the local KMS, for these measurements alone. To import more, as the operator\n\
+             whose key the measured configuration names:\n\n\
+             casemate import {} \\\n  --root {} \\\n  --measurements {} \\\n  --operator-key {} \\\n  \
+             --keystores DIR --slashing-protection FILE.json",
+            running.url,
+            quoted(&format!("{}/root.pem", running.nsm)),
+            quoted(&format!("{}/measurements.json", running.nsm)),
+            quoted(key)
         );
     }
     let _ = writeln!(

@@ -17,7 +17,8 @@ pub struct Options {
     /// Where to serve the Web3Signer API
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9000")]
     pub listen: SocketAddr,
-    /// How many of the interop keys to make, as every client's devnet has them
+    /// How many of the interop keys to have, as every client's devnet has them; those that are missing are imported at the
+    /// start, deleted ones too
     #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "keystores")]
     pub interop_keys: u32,
     /// Load EIP-2335 keystores from this folder instead

@@ -53,8 +53,8 @@ struct Place {
 /// The part that the vault holds.
 pub struct Marks {
     file: Arc<File>,
-    /// By the key's number in the vault: its key, its place in the file, the number of its last copy.
-    keys: RwLock<Vec<(PublicKey, u64, AtomicU64)>>,
+    /// The vault's keys: each one's place in the file, and the number of its last copy.
+    keys: RwLock<HashMap<PublicKey, (u64, AtomicU64)>>,
     /// Keys that the vault does not hold, and the first place that nobody has.
     others: Mutex<(HashMap<PublicKey, Place>, u64)>,
     floor: Watermarks,
@@ -136,18 +136,16 @@ impl FileJournal {
     /// Gives every key of the vault its place, writes where it starts from, and hands over.
     pub fn start(mut self, keys: &[(PublicKey, Option<Watermarks>)]) -> Result<Marks> {
         let mut next = self.places.values().map(|p| p.index.saturating_add(1)).max().unwrap_or(0);
-        let mut places = Vec::with_capacity(keys.len());
+        let mut places = HashMap::with_capacity(keys.len());
         for (key, start) in keys {
             let (index, number) = self.places.remove(key).map_or((next, 0), |p| (p.index, p.number));
             next = next.max(index.saturating_add(1));
-            places.push((*key, index, AtomicU64::new(number)));
+            let mut last = number;
             // Keys without history leave no trace: a trace would be a history.
             if let Some(start) = start {
-                let last = write_both(&self.file, key, index, number, start).context("writing the watermarks")?;
-                if let Some((_, _, number)) = places.last() {
-                    number.store(last, Ordering::Relaxed);
-                }
+                last = write_both(&self.file, key, index, number, start).context("writing the watermarks")?;
             }
+            places.insert(*key, (index, AtomicU64::new(last)));
         }
         self.file.sync_all().context("syncing the watermarks")?;
         let (keys, others) = (RwLock::new(places), Mutex::new((self.places, next)));
@@ -177,9 +175,9 @@ impl Marks {
 }
 
 impl Journal for Marks {
-    fn record(&self, key: usize, watermarks: &Watermarks) -> Result<(), NotSaved> {
+    fn record(&self, public_key: &PublicKey, watermarks: &Watermarks) -> Result<(), NotSaved> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let (public_key, index, last) = keys.get(key).ok_or(NotSaved)?;
+        let (index, last) = keys.get(public_key).ok_or(NotSaved)?;
         // The key's lock is held: nobody else takes this number.
         let number = last.load(Ordering::Relaxed).saturating_add(1);
         self.file
@@ -192,24 +190,35 @@ impl Journal for Marks {
     fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let (others, next) = &mut *others;
-        let mut starts = Vec::with_capacity(keys.len());
+        let (mut starts, mut places) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
         for (key, brought) in keys {
             let mut start = brought.merge(self.floor);
-            let (index, number) = match others.get(key) {
-                Some(place) => {
+            let held = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+            let (index, number) = match (held.get(key), others.get(key)) {
+                // One that was deleted: the vault itself remembers it.
+                (Some((index, last)), _) => (*index, last.load(Ordering::Relaxed)),
+                (None, Some(place)) => {
                     start = start.merge(place.watermarks);
                     (place.index, place.number)
                 }
-                None => (*next, 0),
+                (None, None) => {
+                    let index = *next;
+                    *next = next.saturating_add(1);
+                    (index, 0)
+                }
             };
+            drop(held);
             let last = write_both(&self.file, key, index, number, &start).map_err(|_| NotSaved)?;
-            others.remove(key);
-            *next = (*next).max(index.saturating_add(1));
-            let mut held = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            held.push((*key, index, AtomicU64::new(last)));
             starts.push(start);
+            places.push((*key, index, last));
         }
         self.file.sync_all().map_err(|_| NotSaved)?;
+        // All are on the disk: only now they have places.
+        let mut held = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, index, last) in places {
+            others.remove(&key);
+            held.insert(key, (index, AtomicU64::new(last)));
+        }
         Ok(starts)
     }
 }
@@ -366,7 +375,7 @@ mod tests {
         let start = [(key(1), Some(Watermarks::NONE)), (key(2), None), (key(3), Some(marks(1, 2)))];
         let marked = journal.start(&start).unwrap();
         for slot in 5..20 {
-            marked.record(0, &marks(slot, slot)).unwrap();
+            marked.record(&key(1), &marks(slot, slot)).unwrap();
         }
         // Dropped without being closed, as a kill leaves it; the machine did not boot anew.
         drop(marked);
@@ -377,8 +386,8 @@ mod tests {
         assert_eq!(journal.watermarks(&key(3)), Some(marks(1, 2)));
         // Other keys, another order: each keeps its place.
         let marked = journal.start(&[(key(3), Some(marks(1, 2))), (key(4), Some(Watermarks::NONE))]).unwrap();
-        marked.record(0, &marks(7, 8)).unwrap();
-        marked.record(1, &marks(9, 9)).unwrap();
+        marked.record(&key(3), &marks(7, 8)).unwrap();
+        marked.record(&key(4), &marks(9, 9)).unwrap();
         drop(marked);
         let journal = open(&path).unwrap();
         assert_eq!(journal.watermarks(&key(1)), Some(marks(19, 19)));
@@ -391,16 +400,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
         let marked = open(&path).unwrap().start(&[(key(1), Some(marks(5, 5))), (key(2), Some(marks(7, 7)))]).unwrap();
-        marked.record(1, &marks(8, 8)).unwrap();
+        marked.record(&key(2), &marks(8, 8)).unwrap();
         drop(marked);
         // The vault holds one of them, then the other comes back, and one that is new.
         let marked = open(&path).unwrap().start(&[(key(1), Some(marks(5, 5)))]).unwrap();
         let starts = marked.admit(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
         assert_eq!(starts.iter().map(|s| s.block.map(|b| b.slot.0)).collect::<Vec<_>>(), [Some(8), Some(1)]);
         assert_eq!(starts[0].attestation.map(|a| a.target.0), Some(9));
-        for (number, slot) in [(0, 10), (1, 20), (2, 30)] {
-            marked.record(number, &marks(slot, slot)).unwrap();
+        // The same again, as after a sealing that failed: no place is used twice.
+        let again = marked.admit(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
+        assert_eq!(again.len(), 2);
+        for (byte, slot) in [(1, 10), (2, 20), (3, 30)] {
+            marked.record(&key(byte), &marks(slot, slot)).unwrap();
         }
+        assert!(marked.record(&key(9), &marks(1, 1)).is_err());
         drop(marked);
         let journal = open(&path).unwrap();
         for (byte, slot) in [(1, 10), (2, 20), (3, 30)] {
@@ -413,8 +426,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("marks");
         let marked = open(&path).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
-        marked.record(0, &marks(5, 5)).unwrap();
-        marked.record(0, &marks(6, 6)).unwrap();
+        marked.record(&key(1), &marks(5, 5)).unwrap();
+        marked.record(&key(1), &marks(6, 6)).unwrap();
         let damage = |number: u64| {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&[0xff; 10], copy_at(0, number) + 60).unwrap();

@@ -68,7 +68,7 @@ fn load(
         let without_history = before.saturating_sub(keys.len());
         return Ok(ToImport { keys, known, waived, without_history });
     }
-    // Nobody has the interop keys in earnest: their history is waived.
+    // Nobody has the interop keys in earnest: they have signed nothing.
     let bar = bar(u64::from(options.interop_keys), "making interop keys");
     let keys = (0..options.interop_keys).filter_map(|number| {
         bar.inc(1);
@@ -76,8 +76,12 @@ fn load(
         let public_key = SecretKey::from_be_bytes(&mut secret.clone()).ok()?.public_key();
         (!sealed.contains(&public_key)).then_some((secret, public_key))
     });
-    let keys = keys.collect();
+    let keys: Vec<(Secret, PublicKey)> = keys.collect();
     bar.finish_and_clear();
+    let mut known = known;
+    for (_, key) in &keys {
+        known.entry(*key).or_insert(Watermarks::NONE);
+    }
     Ok(ToImport { keys, known, waived: true, without_history: 0 })
 }
 

@@ -17,7 +17,7 @@ mod nsm;
 mod stack;
 mod vault;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -34,6 +34,10 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     let part = arguments.get(1).and_then(|a| a.to_str()).unwrap_or_default();
     // A part's own arguments, behind a program name for its parser.
     let own = || std::iter::once(OsString::from("casemate")).chain(arguments.iter().skip(2).cloned());
+    if let Some(part) = part.strip_prefix("__").and_then(|part| CString::new(format!("casemate-{part}")).ok()) {
+        // For ps and pgrep: every part is the same program.
+        let _ = rustix::thread::set_name(&part);
+    }
     let ended = match part {
         VAULT => vault::run(),
         BROKER => broker(own()),
@@ -66,6 +70,7 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let arguments: Vec<String> = arguments.skip(1).filter_map(|a| a.into_string().ok()).collect();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;

@@ -11,9 +11,9 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -76,6 +76,9 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let keys = BootKeys::Plain { network: toml, proof_of_validation, keys };
         (Boot { keys, journal, workers, fixed_time_ms, nsm }, None)
     } else {
+        for address in &options.withdrawal_address {
+            casemate::execution_address(address).context("--withdrawal-address")?;
+        }
         let kms = LocalKms::prepare(&data_dir, &nsm::root(&nsm_folder)?)?;
         let operator_key = data_dir.join("operator.pem");
         if !operator_key.exists() {
@@ -403,14 +406,15 @@ fn again(name: &str, part: &mut Running, start: impl FnOnce() -> Result<Child>) 
 }
 
 impl Enclave {
-    /// Which of the two has ended.
+    /// Which of the two has ended; of both, the one that was killed.
     fn ended(&mut self) -> Result<Option<&'static str>> {
-        Ok(if self.vault.try_wait()?.is_some() {
-            Some("vault")
-        } else if self.broker.try_wait()?.is_some() {
-            Some("broker")
-        } else {
-            None
+        let (vault, broker) = (self.vault.try_wait()?, self.broker.try_wait()?);
+        let killed = |status: Option<ExitStatus>| status.is_some_and(|status| status.signal().is_some());
+        Ok(match (vault, broker) {
+            (None, None) => None,
+            (_, broker) if killed(broker) => Some("broker"),
+            (Some(_), _) => Some("vault"),
+            (None, Some(_)) => Some("broker"),
         })
     }
 
@@ -505,6 +509,8 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey) -> Res
     table.insert("operators".to_owned(), operators.into());
     let mut policy = toml::Table::new();
     policy.insert("proof_of_validation".to_owned(), options.proof_of_validation.into());
+    // Test keys may leave; where their deposits withdraw to is measured all the same.
+    policy.insert("voluntary_exits".to_owned(), true.into());
     policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
     table.insert("policy".to_owned(), policy.into());
     toml::to_string(&table).context("writing the configuration")

@@ -200,7 +200,8 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     let bench = Bench::new();
     let stack = bench.start("1");
     let ((first, first_public), (second, second_public)) = (key(1), key(2));
-    let raw = bench.file("raw", &format!("{first}\n{second}\n"));
+    let ((third, third_public), waived) = (key(3), "--no-history-i-accept");
+    let raw = bench.file("raw", &format!("{first}\n{second}\n{third}\n"));
     let operator = bench.operator();
     let import = |more: &[&str]| {
         bench.ask(&stack, &["import"], &[&["--raw-keys", &raw, "--operator-key", &operator], more].concat())
@@ -208,25 +209,30 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     import(&[]).unusable("what have these keys signed so far?");
     let mut file = history(&first_public, 1000, 20, 21);
     file["metadata"]["genesis_validators_root"] = genesis_validators_root().into();
+    let nothing = json!({ "pubkey": second_public, "signed_blocks": [], "signed_attestations": [] });
+    file["data"].as_array_mut().unwrap().push(nothing);
     let past = bench.file("past.json", &file.to_string());
-    import(&["--slashing-protection", &past]).unusable("1 of 2 keys are not in the slashing protection file");
+    // The second is listed without any record: it has signed nothing. Of the third nobody knows.
+    import(&["--slashing-protection", &past]).unusable("1 of 3 keys are not in the slashing protection file");
     file["metadata"]["genesis_validators_root"] = format!("0x{}", "ee".repeat(32)).into();
     let foreign = bench.file("foreign.json", &file.to_string());
     import(&["--slashing-protection", &foreign]).unusable("of another network");
     assert_eq!(listed(&mut stack.client()).len(), 1, "nothing was imported by what was refused");
 
-    let out = import(&["--slashing-protection", &past, "--no-history-i-accept"]).done();
-    for line in [format!("{first_public}  imported"), format!("{second_public}  imported")] {
+    let out = import(&["--slashing-protection", &past, waived]).done();
+    for line in [&first_public, &second_public, &third_public].map(|key| format!("{key}  imported")) {
         assert!(out.contains(&line), "{out}");
     }
-    assert!(out.contains("confirmed by the enclave's own document: 3 keys sign now"), "{out}");
+    assert!(out.contains("confirmed by the enclave's own document: 4 keys sign now"), "{out}");
     let mut client = stack.client();
     assert_eq!(client.sign(&first_public, &attestation(20, 21, 1)).status, 412);
     assert_eq!(client.sign(&first_public, &block(1000, 1)).status, 412);
     client.sign(&first_public, &attestation(20, 22, 1)).signature();
     client.sign(&second_public, &attestation(0, 1, 1)).signature();
+    // Whose past nobody knows starts above now.
+    assert_eq!(client.sign(&third_public, &attestation(20, 22, 1)).status, 412);
 
-    let again = import(&["--no-history-i-accept"]).done();
+    let again = import(&[waived]).done();
     assert!(again.contains(&format!("{first_public}  duplicate")), "{again}");
     assert_eq!(client.sign(&first_public, &attestation(20, 22, 2)).status, 412, "a waiver lowers nothing");
 
@@ -235,7 +241,7 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     assert_eq!(keys.lines().map(ToOwned::to_owned).collect::<Vec<_>>(), listed(&mut client));
     stack.kill();
     let stack = bench.start("0");
-    assert_eq!(listed(&mut stack.client()).len(), 3);
+    assert_eq!(listed(&mut stack.client()).len(), 4);
     assert_eq!(stack.client().sign(&first_public, &attestation(20, 22, 2)).status, 412);
     // The key came with its secret in a file: its bytes stand in no file of the stack.
     let secret = const_hex::decode(&first).unwrap();
@@ -269,6 +275,47 @@ fn keystores_are_imported_from_a_folder_with_their_passwords() {
     assert_eq!(listed(&mut stack.client()).len(), 2);
 }
 
+/// With bars that are drawn while the command runs: by `script`, which every Debian has.
+#[test]
+fn on_a_terminal_commands_show_their_progress_and_end() {
+    if std::process::Command::new("script").arg("--version").output().is_err() {
+        println!("SKIPPED: there is no script(1) here to play a terminal");
+        return;
+    }
+    let Some(data) = casemate_testdata::folder("signing") else { return };
+    let bench = Bench::new();
+    let stack = bench.start("1");
+    let nsm = bench.chain().join("nsm");
+    let password = bench.file("password", "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑\n");
+    let keystore = data.join("keystore/eip-2335/test-pbkdf2.json");
+    let command = format!(
+        "'{PROGRAM}' __casemate import http://{} --root '{}' --measurements '{}' --operator-key '{}' --keystores '{}' --passwords '{password}' \
+         --no-history-i-accept",
+        stack.address,
+        nsm.join("root.pem").display(),
+        nsm.join("measurements.json").display(),
+        bench.operator(),
+        keystore.display(),
+    );
+    let mut terminal = std::process::Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while terminal.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > deadline {
+            let _ = terminal.kill();
+            panic!("it hangs on a terminal");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let output = terminal.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("imported"), "{text}");
+}
+
 #[test]
 fn commands_are_signed_elsewhere_through_a_file() {
     let bench = Bench::new();
@@ -278,10 +325,10 @@ fn commands_are_signed_elsewhere_through_a_file() {
     let file = bench.path("command.json");
     let written =
         bench.ask(&stack, &["import"], &["--raw-keys", &raw, "--no-history-i-accept", "--command-out", &file]);
-    assert!(written.done().contains("0 of the signatures"));
+    assert!(written.done().contains("signed by 0 operators so far"));
     let shown = casemate(&["command", "show", &file]).done();
     assert!(
-        shown.contains("IMPORT 1 keys") && shown.contains(&public) && shown.contains("NO HISTORY: waived"),
+        shown.contains("IMPORT 1 key:") && shown.contains(&public) && shown.contains("NO HISTORY: waived"),
         "{shown}"
     );
     assert!(!std::fs::read_to_string(&file).unwrap().contains(&secret[2..]));
@@ -289,7 +336,7 @@ fn commands_are_signed_elsewhere_through_a_file() {
     // A stranger's signature is no signature.
     let stranger = bench.path("stranger.pem");
     casemate(&["operator", "keygen", "--out", &stranger]).done();
-    casemate(&["operator", "keygen", "--out", &stranger]).unusable("File exists");
+    casemate(&["operator", "keygen", "--out", &stranger]).unusable("exists already");
     casemate(&["command", "sign", &file, "--operator-key", &stranger, "--yes"]).done();
     bench.ask(&stack, &["command", "send", &file], &[]).refused("of nobody whom the configuration names");
     std::fs::remove_file(&file).unwrap();
@@ -316,10 +363,12 @@ fn keys_are_made_in_the_vault_with_deposits_for_the_allowed_address_and_deleted(
     };
     let version = ["--genesis-fork-version", "0x00000001"];
     keygen(ADDRESS, &[]).unusable("is not built in");
-    keygen(ADDRESS, &version).unusable("no such folder");
+    keygen(ADDRESS, &version).unusable("making a file in");
     std::fs::create_dir(&out).unwrap();
-    keygen("0x00000000219ab540356cBB839Cbe05303d7705Fb", &version).refused("allows no deposit");
-    keygen(ADDRESS, &["--genesis-fork-version", "0x00000001", "--amount", "999"]).refused("amount is 999 Gwei");
+    keygen("0x00000000219ab540356cBB839Cbe05303d7705Fb", &version).unusable("checksum (EIP-55");
+    keygen("0x00000000219ab540356cbb839cbe05303d7705fb", &version).refused("allows no deposit");
+    keygen(ADDRESS, &["--genesis-fork-version", "0x00000001", "--amount", "999"])
+        .unusable("--amount is 999 Gwei; 1000000000 (1 ETH) to 32000000000");
     assert_eq!(listed(&mut stack.client()).len(), 1);
     keygen(ADDRESS, &version).done();
     let file = casemate_testdata::files(Path::new(&out), ".json");
@@ -341,9 +390,11 @@ fn keys_are_made_in_the_vault_with_deposits_for_the_allowed_address_and_deleted(
     let wrong = [&options[..], &["--genesis-fork-version", "0x00000009"]].concat();
     bench.ask(&stack, &["keygen"], &wrong).refused("is not signed for this chain");
     assert!(casemate_testdata::files(Path::new(&other), ".json").is_empty());
+    let held = listed(&mut stack.client());
 
     let gone = bench.file("gone", &held[0]);
-    let delete = |file: &str| bench.ask(&stack, &["delete"], &["--public-keys", file, "--operator-key", &operator]);
+    let delete =
+        |file: &str| bench.ask(&stack, &["delete"], &["--public-keys", file, "--yes", "--operator-key", &operator]);
     assert!(delete(&gone).done().contains("deleted"));
     assert!(!listed(&mut stack.client()).contains(&held[0]));
     assert_eq!(stack.client().sign(&held[0], &attestation(5, 6, 1)).status, 404);
@@ -418,8 +469,52 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     });
     let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
     let keygen = [&options[..], &["--genesis-fork-version", "0x00000001"]].concat();
-    bench.ask_at(&liar, &["keygen"], &keygen).refused("does not list");
+    let told = bench.ask_at(&liar, &["keygen"], &keygen);
+    told.refused("THE PROXY LIES");
+    let made = listed(&mut stack.client());
+    assert!(made.iter().any(|key| told.out.contains(&format!("{key}  signs now"))), "{}", told.out);
     assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
+    // One key told twice: two deposits for it, and none for the other.
+    let liar = lying_proxy(stack.address, |path, status, mut body| {
+        if path.contains("/commands") {
+            let mut told: Value = serde_json::from_str(&body).unwrap();
+            told["keys"][1] = told["keys"][0].clone();
+            body = told.to_string();
+        }
+        (status.to_owned(), body)
+    });
+    let two = keygen.iter().map(|word| if *word == "1" { "2" } else { word }).collect::<Vec<_>>();
+    bench.ask_at(&liar, &["keygen"], &two).refused("twice or not asked for");
+    assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
+    // What was lost is signed again.
+    let made = listed(&mut stack.client());
+    let keys = bench.file("made", &made.join("\n"));
+    let again = ["--public-keys", &keys, "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
+    let again = [&again[..], &["--genesis-fork-version", "0x00000001"]].concat();
+    bench.ask(&stack, &["deposit"], &again).done();
+    assert_eq!(casemate_testdata::files(Path::new(&out), ".json").len(), 1);
+    // Failure told of an import that the enclave has carried out: the operator would let the keys sign elsewhere too.
+    let raw = bench.file("raw", &key(8).0);
+    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &operator];
+    let liar = lying_proxy(stack.address, |path, status, body| {
+        if path.contains("/commands") {
+            return ("HTTP/1.1 409 Conflict".to_owned(), json!({ "message": "\u{1b}[2Jno, another boot" }).to_string());
+        }
+        (status.to_owned(), body)
+    });
+    let told = bench.ask_at(&liar, &["import"], &import);
+    told.refused(&format!("{}  IMPORTED all the same", key(8).1));
+    assert!(!told.out.contains('\u{1b}'), "{:?}", told.out);
+    let raw = bench.file("raw", &key(10).0);
+    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &operator];
+    let liar = lying_proxy(stack.address, |path, status, body| {
+        if path.contains("/commands") {
+            let told = json!({ "outcome": "imported", "keys": ["wrong_secret"] });
+            return (status.to_owned(), told.to_string());
+        }
+        (status.to_owned(), body)
+    });
+    bench.ask_at(&liar, &["import"], &import).refused(&format!("{}  signs now, and did not before", key(10).1));
     // Success told of a command that the enclave has refused: a stranger has signed it.
     let raw = bench.file("raw", &key(9).0);
     let liar = lying_proxy(stack.address, |path, status, body| {

@@ -34,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
         network,
         held,
         Limits::NONE,
-        Policy { proof_of_validation: true },
+        Policy::permissive(),
         Box::new(EndOfTime),
         Box::new(Forgetful),
     );

@@ -34,6 +34,8 @@ pub struct World {
     pub blobs: Mutex<BTreeMap<u64, Vec<u8>>>,
     /// What the parent does to KMS's answers.
     pub tamper: Mutex<Option<Tamper>>,
+    /// So many blobs are kept and denied.
+    pub denials: Mutex<u32>,
     /// Every service fails with it.
     pub fault: Mutex<Option<ServiceError>>,
     _folder: tempfile::TempDir,
@@ -126,6 +128,11 @@ impl Services for World {
     fn store_blob(&self, _group: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError> {
         self.faulty()?;
         self.blobs.lock().unwrap().insert(generation, blob.to_vec());
+        let mut denials = self.denials.lock().unwrap();
+        if *denials > 0 {
+            *denials -= 1;
+            return Err(ServiceError::Refused);
+        }
         Ok(())
     }
 }
@@ -151,7 +158,8 @@ impl Bench {
         let state = State::open(&folder.path().join("kms.json"), "eu-central-1", "123456789012").unwrap();
         let kms = Mutex::new(Kms { state, anchor: Some(anchor) });
         let (blobs, tamper) = (Mutex::default(), Mutex::default());
-        let world = Arc::new(World { kms, blobs, tamper, fault: Mutex::default(), _folder: folder });
+        let world =
+            Arc::new(World { kms, blobs, tamper, denials: Mutex::default(), fault: Mutex::default(), _folder: folder });
         let key_arn = world.create_key(Some(&policy));
         let place = Place { key_arn, group: GROUP.into(), network: Bytes([5; 32]) };
         Self { world, nsm, place }
