@@ -5,6 +5,7 @@
 //! passwords are one file, it is the password of all. The keystores may be one file too: `all-accounts.keystore.json` of Prysm
 //! holds a wallet. Line ends behind a password do not belong to it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,13 +38,25 @@ pub enum FolderError {
     Keystore { path: PathBuf, error: Box<KeystoreError> },
     #[error("{0}: no keystore in this folder or below it")]
     Empty(PathBuf),
-    #[error("{keystore}: no password; looked for {looked}")]
+    #[error("{0} is no EIP-2335 keystore")]
+    NoKeystore(PathBuf),
+    #[error("{0} is empty: there is no password in it")]
+    EmptyPassword(PathBuf),
+    #[error("{keystore}: no password; looked for {looked}, and in the folders below it")]
     NoPassword { keystore: PathBuf, looked: String },
 }
 
 /// Every keystore in `keystores` and below, in the order of their paths, with its password.
 pub fn find(keystores: &Path, passwords: &Path) -> Result<Vec<Entry>, FolderError> {
-    find_with(keystores, |path, keystore| password(path, keystore, passwords))
+    let error = |error| FolderError::Read { path: passwords.to_owned(), error };
+    if fs::metadata(passwords).map_err(error)?.is_file() {
+        let one = read_password(passwords)?;
+        return find_with(keystores, |_, _| Ok(one.clone()));
+    }
+    // Some clients keep keystores and passwords in two folders below one.
+    let mut below = BTreeMap::new();
+    index(passwords, 0, &mut below)?;
+    find_with(keystores, |path, keystore| password(path, keystore, passwords, &below))
 }
 
 /// The same, with one password for all.
@@ -75,6 +88,9 @@ fn find_with(
         entries.push(Entry { path, keystore, password });
     }
     if entries.is_empty() {
+        if keystores.is_file() {
+            return Err(FolderError::NoKeystore(keystores.to_owned()));
+        }
         return Err(FolderError::Empty(keystores.to_owned()));
     }
     Ok(entries)
@@ -119,19 +135,54 @@ fn collect(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), 
     Ok(())
 }
 
-fn password(path: &Path, keystore: &Keystore, passwords: &Path) -> Result<Zeroizing<String>, FolderError> {
-    if passwords.is_file() {
-        return read_password(passwords);
+/// Files by their names, those of the upper folders first.
+fn index(folder: &Path, depth: usize, files: &mut BTreeMap<String, PathBuf>) -> Result<(), FolderError> {
+    let error = |error| FolderError::Read { path: folder.to_owned(), error };
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(folder).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.is_dir() {
+            folders.push(path);
+        } else if let Some(name) = path.file_name() {
+            files.entry(name.to_string_lossy().into_owned()).or_insert(path);
+        }
     }
+    folders.sort();
+    if depth < 3 {
+        folders.iter().try_for_each(|folder| index(folder, depth.saturating_add(1), files))?;
+    }
+    Ok(())
+}
+
+fn password(
+    path: &Path,
+    keystore: &Keystore,
+    passwords: &Path,
+    below: &BTreeMap<String, PathBuf>,
+) -> Result<Zeroizing<String>, FolderError> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let mut names = vec![format!("{stem}.txt"), stem.to_string(), format!("{stem}.json.txt")];
+    let mut unique = Vec::new();
     if let Some(key) = keystore.public_key() {
-        names.push(format!("{key}.txt"));
-        names.push(key.to_string());
+        unique = vec![format!("{key}.txt"), key.to_string()];
     }
-    if let Some(file) = names.iter().map(|name| passwords.join(name)).find(|p| p.is_file()) {
+    // Where every key has a folder, all keystores have one name: only a key's own name finds its password further down.
+    let direct = names.iter().chain(&unique).map(|name| passwords.join(name)).find(|file| file.is_file());
+    let further = || {
+        let unlike = |name: &&String| {
+            !name.starts_with("voting-keystore") && name.as_str() != "keystore.txt" && name.as_str() != "keystore"
+        };
+        unique
+            .iter()
+            .chain(names.iter().filter(unlike))
+            .find_map(|name| below.get(name))
+            .filter(|file| *file != path)
+            .cloned()
+    };
+    if let Some(file) = direct.or_else(further) {
         return read_password(&file);
     }
+    names.extend(unique);
     let looked = format!("{} in {}", names.join(", "), passwords.display());
     Err(FolderError::NoPassword { keystore: path.to_owned(), looked })
 }
@@ -139,7 +190,8 @@ fn password(path: &Path, keystore: &Keystore, passwords: &Path) -> Result<Zeroiz
 fn read_password(path: &Path) -> Result<Zeroizing<String>, FolderError> {
     let error = |error| FolderError::Read { path: path.to_owned(), error };
     let text = Zeroizing::new(fs::read_to_string(path).map_err(error)?);
-    Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+    let password = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
+    if password.is_empty() { Err(FolderError::EmptyPassword(path.to_owned())) } else { Ok(password) }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, FolderError> {

@@ -193,3 +193,38 @@ fn a_wallet_of_prysms_opens_whole() {
         Err(KeystoreError::InvalidSecret)
     ));
 }
+
+/// Lighthouse, Nimbus and Teku, each with keystores and passwords below one folder.
+#[test]
+fn passwords_are_found_in_the_layouts_of_the_clients() {
+    let Some(data) = data("signing") else { return };
+    let good = data.join("keystore/eip-2335/test-pbkdf2.json");
+    let key = Keystore::parse(&fs::read(&good).unwrap()).unwrap().public_key().unwrap();
+    let layouts = [
+        (format!("validators/{key}/voting-keystore.json"), format!("secrets/{key}")),
+        (format!("validators/{key}/keystore.json"), format!("secrets/{key}")),
+        ("validator/key-managed/local/a.json".to_owned(), "validator/key-managed/local-password/a.txt".to_owned()),
+        ("keys/a.json".to_owned(), "passwords/a.txt".to_owned()),
+        ("keystore-m_12381_3600_0_0_0-1.json".to_owned(), "keystore-m_12381_3600_0_0_0-1.txt".to_owned()),
+    ];
+    for (keystore, secret) in layouts {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [&keystore, &secret] {
+            fs::create_dir_all(folder.path().join(path).parent().unwrap()).unwrap();
+        }
+        fs::copy(&good, folder.path().join(&keystore)).unwrap();
+        fs::write(folder.path().join(&secret), format!("{PASSWORD}\n")).unwrap();
+        let found = folder::find(folder.path(), folder.path()).unwrap_or_else(|e| panic!("{keystore}: {e}"));
+        assert_eq!((found.len(), found[0].password.as_str()), (1, PASSWORD), "{keystore}");
+        // And with the two folders told apart.
+        let (keys, secrets) = (folder.path().join(&keystore), folder.path().join(&secret));
+        assert_eq!(folder::find(&keys, secrets.parent().unwrap()).unwrap().len(), 1);
+        fs::write(&secrets, "\n").unwrap();
+        assert!(folder::find(folder.path(), folder.path()).err().unwrap().to_string().contains("is empty"));
+        fs::remove_file(&secrets).unwrap();
+        assert!(folder::find(folder.path(), folder.path()).err().unwrap().to_string().contains("no password"));
+        assert!(folder::find(folder.path(), &secrets).err().unwrap().to_string().contains("No such file"));
+    }
+    let no_keystore = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+    assert!(folder::find(no_keystore.path(), &good).err().unwrap().to_string().contains("is no EIP-2335 keystore"));
+}

@@ -120,7 +120,7 @@ pub struct Import {
     #[arg(long, value_name = "DIR|FILE", requires = "keystores")]
     pub passwords: Option<PathBuf>,
     /// File with secret keys, one in hex a line, or - for standard input
-    #[arg(long, value_name = "FILE|-", required_unless_present = "keystores")]
+    #[arg(long, value_name = "FILE|-")]
     pub raw_keys: Option<PathBuf>,
     /// What the keys have signed so far: an EIP-3076 file
     #[arg(long, value_name = "FILE")]

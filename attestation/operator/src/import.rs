@@ -33,6 +33,9 @@ pub struct Pasts {
 
 /// `casemate import`.
 pub fn run(options: Import) -> Result<Answer> {
+    if options.keystores.is_none() && options.raw_keys.is_none() {
+        bail!("which keys? --keystores DIR (EIP-2335), or --raw-keys FILE");
+    }
     if options.slashing_protection.is_none() && !options.no_history_i_accept {
         bail!(
             "what have these keys signed so far? --slashing-protection FILE (EIP-3076, as every client exports it); \
@@ -46,8 +49,10 @@ pub fn run(options: Import) -> Result<Answer> {
     let pasts = Pasts { known: known.unwrap_or_default(), waived: options.no_history_i_accept };
     let keys = match (&options.keystores, &options.raw_keys) {
         (Some(keystores), _) => decrypt(&find(keystores, options.passwords.as_deref())?)?,
-        (None, Some(path)) => raw_keys(&Zeroizing::new(input::read(path)?))?,
-        (None, None) => bail!("--keystores or --raw-keys"),
+        (None, Some(path)) => {
+            raw_keys(&Zeroizing::new(input::read(path)?)).with_context(|| format!("in {}", path.display()))?
+        }
+        (None, None) => bail!("which keys?"),
     };
     let commands = commands(&session, &keys, &pasts)?;
     drop(keys);
@@ -98,7 +103,8 @@ fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
         if !std::io::stdin().is_terminal() {
             bail!("there is no terminal to ask for a password on: --passwords DIR or FILE");
         }
-        let password = rpassword::prompt_password("Password of the keystores: ").context("asking for the password")?;
+        let password =
+            rpassword::prompt_password("Password of all these keystores: ").context("asking for the password")?;
         return Ok(folder::find_with_password(keystores, &Zeroizing::new(password))?);
     };
     Ok(folder::find(keystores, passwords)?)

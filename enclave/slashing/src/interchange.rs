@@ -26,9 +26,15 @@ pub type Histories = BTreeMap<PublicKey, Watermarks>;
 #[allow(missing_docs, reason = "the sentences say it")]
 pub enum InterchangeError {
     #[error("not a slashing protection file (EIP-3076): {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(String),
     #[error("genesis_validators_root is {found}, of another network; this one's is {expected}")]
     OtherNetwork { found: Root, expected: Root },
+}
+
+impl From<serde_json::Error> for InterchangeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 /// Reads a file of the network with `genesis_validators_root`.
