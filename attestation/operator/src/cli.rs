@@ -185,7 +185,7 @@ pub struct Deposit {
     #[arg(long, value_name = "FILE")]
     pub public_keys: PathBuf,
     #[command(flatten)]
-    pub deposit: DepositOptions,
+    pub of: DepositOptions,
     #[command(flatten)]
     pub signing: Signing,
     #[command(flatten)]

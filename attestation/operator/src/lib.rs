@@ -82,7 +82,7 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
         Err(error) => {
             let exit = if error.is::<Refused>() {
                 Exit::Refused
-            } else if error.chain().any(|cause| cause.is::<fetch::NoAnswer>()) {
+            } else if error.chain().any(<dyn std::error::Error>::is::<fetch::NoAnswer>) {
                 Exit::NoAnswer
             } else {
                 Exit::Unusable
@@ -141,15 +141,15 @@ fn keygen(options: cli::Keygen) -> Result<(String, Exit)> {
 }
 
 fn deposit(options: cli::Deposit) -> Result<(String, Exit)> {
-    let credentials = credentials(&options.deposit)?;
+    let credentials = credentials(&options.of)?;
     let keys = public_keys(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;
     let commands = command::portions(&keys).map(|(number, keys)| {
         let (keys, withdrawal_credentials) = (keys.to_vec(), credentials);
-        session.command(number, Action::Deposit { keys, withdrawal_credentials, amount: options.deposit.amount })
+        session.command(number, Action::Deposit { keys, withdrawal_credentials, amount: options.of.amount })
     });
     let commands = commands.collect::<Result<Vec<_>>>()?;
-    command::give(&mut session, &commands, &options.signing, Some(&options.deposit.place()))
+    command::give(&mut session, &commands, &options.signing, Some(&options.of.place()))
 }
 
 fn public_keys(path: &Path) -> Result<Vec<PublicKey>> {

@@ -408,7 +408,7 @@ fn lying_proxy(to: SocketAddr, lie: impl Fn(&str, &str, String) -> (String, Stri
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
-            let (mut request, mut buffer) = (Vec::new(), [0; 65536]);
+            let (mut request, mut buffer) = (Vec::new(), [0; 8192]);
             let head = loop {
                 let n = stream.read(&mut buffer).unwrap_or(0);
                 request.extend_from_slice(&buffer[..n]);
