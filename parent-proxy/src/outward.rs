@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
 
-pub use blobs::BlobStore;
+pub use blobs::{BlobStore, Blobs};
 pub use credentials::Source;
 
 /// Connections at once.
@@ -111,17 +111,17 @@ pub struct Counters {
 }
 
 /// The parent's services for one enclave.
-pub struct Outward<C> {
+pub struct Outward<C, B = BlobStore> {
     allowed: BTreeSet<Target>,
     credentials: C,
-    blobs: BlobStore,
+    blobs: B,
     /// For metrics.
     pub counters: Arc<Counters>,
 }
 
-impl<C: CredentialSource + 'static> Outward<C> {
+impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
     /// Serves these and nothing else.
-    pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: BlobStore) -> Self {
+    pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: B) -> Self {
         Self { allowed: allowed.into_iter().collect(), credentials, blobs, counters: Arc::default() }
     }
 
@@ -217,7 +217,7 @@ impl<C: CredentialSource + 'static> Outward<C> {
     }
 
     /// Disks block: not on a thread that serves others.
-    async fn on_disk<T: Send + 'static>(&self, op: impl FnOnce(&BlobStore) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn on_disk<T: Send + 'static>(&self, op: impl FnOnce(&B) -> Result<T> + Send + 'static) -> Result<T> {
         let blobs = self.blobs.clone();
         tokio::task::spawn_blocking(move || op(&blobs)).await.context("the disk")?
     }

@@ -15,7 +15,20 @@ pub const KEPT: usize = 8;
 const SUFFIX: &str = ".sealed";
 const MAX_GROUP_LEN: usize = 64;
 
-/// A directory of blobs. Another store (S3) would have the same three verbs.
+/// Where sealed blobs are kept: a directory, later S3. Its verbs may block; they are called where that disturbs nobody.
+pub trait Blobs: Clone + Send + Sync + 'static {
+    /// The generations of a group, the newest first, at most 1,000.
+    fn list(&self, group: &str) -> Result<Vec<u64>>;
+
+    /// A blob.
+    fn load(&self, group: &str, generation: u64) -> Result<BlobBytes>;
+
+    /// Keeps a blob, and returns once it outlives a power cut. What is there already under this generation is never written over:
+    /// another enclave may have it.
+    fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()>;
+}
+
+/// A directory of blobs.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     folder: PathBuf,
@@ -26,9 +39,10 @@ impl BlobStore {
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
+}
 
-    /// The generations of a group, the newest first.
-    pub fn list(&self, group: &str) -> Result<Vec<u64>> {
+impl Blobs for BlobStore {
+    fn list(&self, group: &str) -> Result<Vec<u64>> {
         let folder = self.group(group)?;
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -42,8 +56,7 @@ impl BlobStore {
         Ok(generations)
     }
 
-    /// A blob.
-    pub fn load(&self, group: &str, generation: u64) -> Result<BlobBytes> {
+    fn load(&self, group: &str, generation: u64) -> Result<BlobBytes> {
         let path = self.group(group)?.join(name(generation));
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let mut bytes = Vec::new();
@@ -54,10 +67,15 @@ impl BlobStore {
             .with_context(|| format!("{} is {len} bytes long; 1 to {MAX_BLOB_LEN} are allowed", path.display()))
     }
 
-    /// Keeps a blob. What is there already under this generation is never written over: another enclave may have it.
-    pub fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()> {
+    fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()> {
         let folder = self.group(group)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
+        if !folder.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
+            // The folders too must outlive a power cut.
+            for above in folder.ancestors().skip(1).take(2).filter(|above| above.is_dir()) {
+                File::open(above).and_then(|above| above.sync_all()).with_context(|| said("syncing", above))?;
+            }
+        }
         let path = folder.join(name(generation));
         let part = folder.join(format!("{}.{}.part", name(generation), std::process::id()));
         let _ = fs::remove_file(&part);
@@ -78,7 +96,9 @@ impl BlobStore {
         }
         Ok(())
     }
+}
 
+impl BlobStore {
     /// A group's folder. Its name comes from the enclave, which may have been taken over: no way out of the directory.
     fn group(&self, group: &str) -> Result<PathBuf> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';

@@ -1,0 +1,65 @@
+//! `casemate-vault`, the program: it has no NSM but /dev/nsm, no KMS but AWS's, and takes nothing but a whole configuration.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use casemate_protocol::configuration::{Operators, Policy};
+use casemate_protocol::network::NetworkFields;
+use casemate_protocol::{Bytes, Configuration, Epoch, Fork, ForkName, Preset};
+
+fn configuration() -> Vec<u8> {
+    let network = NetworkFields {
+        name: "test".into(),
+        preset: Preset::Mainnet,
+        genesis_time: 0,
+        genesis_validators_root: Bytes([5; 32]),
+        slot_duration_ms: 12_000,
+        slots_per_epoch: 32,
+        forks: vec![Fork { name: ForkName::Phase0, version: Bytes([0; 4]), epoch: Some(Epoch(0)) }],
+    };
+    let operators = Operators { threshold: 1, keys: vec![Bytes([1; 32])] };
+    let arn = "arn:aws:kms:eu-central-1:123456789012:key/0a1b".to_owned();
+    let network = network.try_into().unwrap();
+    Configuration::new("main".into(), network, arn, operators, Policy::default(), Bytes([9; 32])).unwrap().encode()
+}
+
+/// What it says before it ends.
+fn told(bytes: &[u8], environment: &[(&str, &str)]) -> String {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut vault = Command::new(env!("CARGO_BIN_EXE_casemate-vault"))
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(OwnedFd::from(theirs))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = vault.stdin.take().unwrap();
+    let _ = pipe.write_all(bytes);
+    drop(pipe);
+    let output = vault.wait_with_output().unwrap();
+    drop(ours);
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn only_a_whole_configuration_is_taken() {
+    let good = configuration();
+    assert!(told(&[], &[]).contains("the configuration has 0 bytes"));
+    assert!(told(&good[..good.len() - 1], &[]).contains("not the one encoding"));
+    assert!(told(&[&good[..], &[0]].concat(), &[]).contains("not the one encoding"));
+    assert!(told(&vec![0; 100_000], &[]).contains("1 to 65536 are allowed"));
+}
+
+#[test]
+fn without_an_nsm_there_is_no_vault_whatever_the_environment_says() {
+    if std::path::Path::new("/dev/nsm").exists() {
+        println!("SKIPPED: there is a /dev/nsm here");
+        return;
+    }
+    let environment = [("CASEMATE_NSM", "software"), ("AWS_ENDPOINT_URL_KMS", "http://127.0.0.1:1")];
+    assert!(told(&configuration(), &environment).contains("/dev/nsm cannot be opened"));
+}
