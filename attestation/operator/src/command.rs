@@ -1,6 +1,5 @@
 //! Commands: signed here or in a file, sent, and told what became of them.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{IsTerminal, Write as _};
@@ -10,9 +9,11 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
-    Action, Command, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, SignedCommand, withdrawal_address,
+    Action, Command, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome, SignedCommand,
+    withdrawal_address,
 };
 use casemate_protocol::history::Past;
+use casemate_protocol::statement::CommandResult;
 use casemate_protocol::{BoundedBytes, PublicKey, Root};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -20,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{CommandFileCommand, Signing};
 use crate::operator::{OperatorPair, is_signed};
-use crate::session::{Refused, Session, Told, ToldKey, hex};
+use crate::session::{Became, Refused, Session, Told, hex, sha256};
 use crate::{Exit, deposit, plain, progress};
 
 /// Longest command file, in bytes: a hundred commands of the largest kind.
@@ -104,15 +105,8 @@ pub fn give(
     Ok((text, Exit::Accepted))
 }
 
-/// What the proxy told of a command.
-enum Heard {
-    Told(Told),
-    /// It was refused, or there was no answer: the enclave may have carried it out all the same.
-    Failed(anyhow::Error),
-}
-
-/// Sends signed commands, one after the other. What became of them is what a document says afterwards: the proxy may lie about
-/// success and about failure.
+/// Sends signed commands, one after the other. What became of each is what a document says afterwards: the proxy may lie about
+/// success and about failure, and keep commands for later.
 pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&DepositPlace<'_>>) -> Result<Answer> {
     let commands = signed.iter().map(|one| Command::decode(one.command.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let is_deposit = |command: &Command| matches!(command.action, Action::Generate { .. } | Action::Deposit { .. });
@@ -122,225 +116,188 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&D
         None if commands.iter().any(is_deposit) => bail!("there is no folder for the deposit data"),
         _ => None,
     };
-    let before: BTreeSet<PublicKey> = session.keys()?.into_iter().collect();
     let bar = progress::bar(signed.len().try_into().unwrap_or(u64::MAX), "the enclave carries out commands");
-    let mut heard = Vec::new();
-    for one in signed {
+    let mut report = Report { out: String::new(), exit: Exit::Accepted, deposits: Vec::new(), carried_out: 0 };
+    for (command, one) in commands.iter().zip(signed) {
         let told = session.send(one);
-        let failed = told.is_err();
-        heard.push(told.map_or_else(Heard::Failed, Heard::Told));
+        let refused = matches!(&told, Err(error) if error.is::<Refused>());
+        let became = session.became(command, one.command.as_ref(), refused);
+        let goes_on = report.tell(command, &told, became);
+        // On the disk before anything else can go wrong; its name says that it is not finished.
+        if let Some(file) = &mut file {
+            file.write(&report.deposits)?;
+        }
         bar.inc(1);
-        if failed {
+        if !goes_on {
             break;
         }
     }
     bar.finish_and_clear();
-    let (mut deposited, mut lies) = (Vec::new(), Vec::new());
-    for (command, heard) in commands.iter().zip(&heard) {
-        if let Heard::Told(Told::Generated { keys } | Told::Deposited { keys }) = heard {
-            match told_deposits(&command.action, keys) {
-                Ok(more) => deposited.extend(more),
-                Err(error) => lies.push(plain(&format!("{error:#}"))),
-            }
-        }
-    }
-    // On the disk before anything else can go wrong; its name says that it is not confirmed.
-    if let Some(Err(error)) = file.as_mut().map(|file| file.write(&deposited)) {
-        if !error.is::<Refused>() {
-            return Err(error);
-        }
-        lies.push(plain(&format!("{error:#}")));
-    }
-    let Some(after) = session.keys_now() else {
-        return Ok((unknown(&heard, file.as_ref().filter(|_| !deposited.is_empty())), Exit::NoAnswer));
-    };
-    let report = Report { before: &before, after: &after, commands: &commands, heard: &heard };
-    report.tell(session, lies, file, &deposited)
-}
-
-fn unknown(heard: &[Heard], file: Option<&deposit::File>) -> String {
-    let mut out = String::new();
-    for heard in heard {
-        if let Heard::Failed(error) = heard {
-            let _ = writeln!(out, "{}", plain(&format!("{error:#}")));
-        }
-    }
-    out.push_str(
-        "UNKNOWN: no document could be had after the commands were sent. Count them as carried out (keys as imported: they must sign nowhere \
-         else), and look with casemate keys before you give them again\n",
-    );
-    if let Some(file) = file {
-        let _ = writeln!(out, "the deposit data is in {}: not confirmed", file.path().display());
-    }
-    out
-}
-
-/// Deposits as the proxy tells them, for keys that were asked for, each once.
-fn told_deposits(action: &Action, keys: &[ToldKey]) -> Result<Vec<deposit::Deposit>> {
-    let (withdrawal_credentials, amount, asked) = match action {
-        Action::Generate { withdrawal_credentials, amount, .. } => (*withdrawal_credentials, *amount, None),
-        Action::Deposit { withdrawal_credentials, amount, keys } => (*withdrawal_credentials, *amount, Some(keys)),
-        _ => bail!("the proxy answered something else than it was asked"),
-    };
-    let mut deposits: Vec<deposit::Deposit> = Vec::new();
-    for key in keys {
-        let public_key = hex(&key.public_key, "the public key of a deposit")?;
-        let signature = hex(&key.deposit_signature, "the signature of a deposit")?;
-        let twice = deposits.iter().any(|deposit| deposit.public_key == public_key);
-        if twice || asked.is_some_and(|asked| !asked.contains(&public_key)) {
-            return Err(
-                Refused(format!("the proxy lies: it told a deposit of {public_key}, twice or not asked for")).into()
-            );
-        }
-        deposits.push(deposit::Deposit { public_key, withdrawal_credentials, amount, signature });
-    }
-    Ok(deposits)
-}
-
-/// What was asked, what was told, and what documents say before and after.
-struct Report<'a> {
-    before: &'a BTreeSet<PublicKey>,
-    after: &'a BTreeSet<PublicKey>,
-    commands: &'a [Command],
-    heard: &'a [Heard],
-}
-
-impl Report<'_> {
-    fn tell(
-        &self,
-        session: &Session,
-        mut lies: Vec<String>,
-        file: Option<deposit::File>,
-        deposited: &[deposit::Deposit],
-    ) -> Result<Answer> {
-        let (mut out, mut failed) = (String::new(), 0_usize);
-        let mut expected = self.before.clone();
-        for (number, command) in self.commands.iter().enumerate() {
-            match (&command.action, self.heard.get(number)) {
-                (_, None) => {}
-                (action, Some(Heard::Failed(error))) => {
-                    failed = failed.saturating_add(1);
-                    let _ = writeln!(out, "{}", plain(&format!("{error:#}")));
-                    // Believed no more than a success.
-                    match action {
-                        Action::Import { keys, .. } => {
-                            for key in keys.iter().map(|key| key.public_key).filter(|key| self.after.contains(key)) {
-                                let known = !expected.insert(key);
-                                let _ = writeln!(
-                                    out,
-                                    "{key}  {}",
-                                    if known { "was there before" } else { "IMPORTED all the same" }
-                                );
-                            }
-                        }
-                        Action::Delete { keys } => {
-                            for key in keys.iter().filter(|key| !self.after.contains(key)) {
-                                if expected.remove(key) {
-                                    let _ = writeln!(out, "{key}  DELETED all the same");
-                                }
-                            }
-                        }
-                        Action::Generate { .. } => {
-                            for key in self.after.difference(&expected.clone()) {
-                                expected.insert(*key);
-                                let _ =
-                                    writeln!(out, "{key}  MADE all the same; for its deposit data: casemate deposit");
-                            }
-                        }
-                        Action::Deposit { .. } => {}
-                    }
-                }
-                (Action::Import { keys, .. }, Some(Heard::Told(Told::Imported { keys: words })))
-                    if keys.len() == words.len() =>
-                {
-                    for (key, word) in keys.iter().zip(words) {
-                        let line = match (word.as_str(), expected.contains(&key.public_key)) {
-                            ("imported", _) => {
-                                expected.insert(key.public_key);
-                                "imported".to_owned()
-                            }
-                            ("duplicate", _) => {
-                                expected.insert(key.public_key);
-                                let raised =
-                                    key.history.map(|past| format!("; it stands at {} or above now", past_of(&past)));
-                                format!("duplicate{}", raised.unwrap_or_default())
-                            }
-                            ("wrong_secret", _) => "error: the secret key is not this public key's".to_owned(),
-                            ("impossible_history", _) => {
-                                "error: its history lies in the future, or has a source above its target".to_owned()
-                            }
-                            _ => bail!("the proxy answered something else than it was asked"),
-                        };
-                        failed = failed.saturating_add(usize::from(line.starts_with("error")));
-                        let _ = writeln!(out, "{}  {line}", key.public_key);
-                    }
-                }
-                (Action::Delete { keys }, Some(Heard::Told(Told::Deleted { keys: words })))
-                    if keys.len() == words.len() =>
-                {
-                    for (key, word) in keys.iter().zip(words) {
-                        match word.as_str() {
-                            "deleted" => {}
-                            "not_found" => failed = failed.saturating_add(1),
-                            _ => bail!("the proxy answered something else than it was asked"),
-                        }
-                        expected.remove(key);
-                        let line = if word == "deleted" { "deleted" } else { "error: the enclave does not hold it" };
-                        let _ = writeln!(out, "{key}  {line}");
-                    }
-                }
-                (Action::Generate { count, .. }, Some(Heard::Told(Told::Generated { keys })))
-                    if u32::try_from(keys.len()) == Ok(*count) =>
-                {
-                    // What was wrong with them stands among the lies already.
-                    for key in told_deposits(&command.action, keys).unwrap_or_default() {
-                        if !expected.insert(key.public_key) {
-                            lies.push(format!("{} was there before", key.public_key));
-                        }
-                        let _ = writeln!(out, "{}  made", key.public_key);
-                    }
-                }
-                (Action::Deposit { keys: asked, .. }, Some(Heard::Told(Told::Deposited { keys })))
-                    if keys.len() == asked.len() => {}
-                _ => bail!("the proxy answered something else than it was asked"),
-            }
-        }
-        lies.extend(
-            expected.difference(self.after).map(|key| format!("the enclave's own document does not list {key}")),
+    let Report { mut out, exit, deposits, carried_out } = report;
+    if carried_out > 0 {
+        let count = session.statement.public_keys.count;
+        let _ = writeln!(
+            out,
+            "\nconfirmed by this enclave's own document, for this boot: {} carried out, {count} keys sign now",
+            plural(carried_out, "command")
         );
-        lies.extend(self.after.difference(&expected).map(|key| format!("the enclave's own document lists {key}")));
-        if let Some(first) = lies.first() {
-            let more = lies.len().saturating_sub(1);
-            let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-            let _ = writeln!(
-                out,
-                "THE PROXY LIES, or somebody else changes the keys: {first}{more}. What was told above counts for nothing; the enclave's own document says:"
-            );
-            for key in self.after.difference(self.before) {
-                let _ = writeln!(out, "{key}  signs now, and did not before");
-            }
-            for key in self.before.difference(self.after) {
-                let _ = writeln!(out, "{key}  signs no more");
-            }
-            out.push_str("Keys that were made have their deposits signed again by casemate deposit\n");
-            return Ok((out, Exit::Refused));
-        }
-        if let Some(file) = file.filter(|_| !deposited.is_empty()) {
-            let path = file.confirm()?;
+    }
+    let skipped = commands.len().saturating_sub(carried_out);
+    if exit != Exit::Accepted && skipped > 1 {
+        let _ = writeln!(out, "{} not carried out, or not known to be", plural(skipped, "command"));
+    }
+    if let Some(file) = file {
+        if deposits.is_empty() {
+            file.discard();
+        } else {
+            let path = file.finish()?;
             let _ = writeln!(
                 out,
                 "deposit data of {}, each signature verified: {}",
-                plural(deposited.len(), "key"),
+                plural(deposits.len(), "key"),
                 path.display()
             );
         }
-        let count = session.statement.public_keys.count;
-        let _ = writeln!(out, "\nconfirmed by the enclave's own document: {count} keys sign now");
-        let skipped = self.commands.len().saturating_sub(self.heard.len());
-        if skipped > 0 {
-            let _ = writeln!(out, "{} not sent any more", plural(skipped, "command"));
+    }
+    Ok((out, exit))
+}
+
+/// What is to be told at the end.
+struct Report {
+    out: String,
+    exit: Exit,
+    deposits: Vec<deposit::Deposit>,
+    carried_out: usize,
+}
+
+impl Report {
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text);
+        self.out.push('\n');
+    }
+
+    fn worse(&mut self, exit: Exit) {
+        if self.exit != Exit::NoAnswer {
+            self.exit = exit;
         }
-        Ok((out, if failed == 0 { Exit::Accepted } else { Exit::Refused }))
+    }
+
+    /// Tells what became of a command; whether the next one may follow.
+    fn tell(&mut self, command: &Command, told: &Result<Told>, became: Became) -> bool {
+        let says = match told {
+            Ok(_) => "done".to_owned(),
+            // Its words must not look like ours.
+            Err(error) => plain(&format!("{error:#}")).split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        let counter = command.counter;
+        match became {
+            Became::Known(CommandResult::Done { outcome_sha256 }) => {
+                self.carried_out = self.carried_out.saturating_add(1);
+                let outcome = told.as_ref().ok().and_then(Told::outcome);
+                let outcome = outcome.filter(|outcome| sha256(&outcome.encode()) == outcome_sha256);
+                let Some(outcome) = outcome else {
+                    self.worse(Exit::Refused);
+                    self.line(&format!(
+                        "CARRIED OUT, by the enclave's own document; but what became of each key is not known, because the proxy tells something else \
+                         (it says: {says}). Look with casemate keys; deposits are signed again by casemate deposit"
+                    ));
+                    return false;
+                };
+                self.outcome(command, outcome)
+            }
+            Became::Known(CommandResult::Refused) => {
+                self.worse(Exit::Refused);
+                self.line(&format!("REFUSED by the enclave, which has changed nothing; the proxy says why: {says}"));
+                false
+            }
+            Became::Known(CommandResult::MaybeSealed) => {
+                self.exit = Exit::NoAnswer;
+                self.line(&format!(
+                    "NOT KNOWN, to the enclave neither: the parent may have kept what the command changed, and it may take effect at the next start. Count \
+                     it as done, and give it again once the parent's disk works. The proxy says: {says}"
+                ));
+                false
+            }
+            Became::NotYet if matches!(told, Err(error) if error.is::<Refused>()) => {
+                self.worse(Exit::Refused);
+                self.line(&format!(
+                    "NOT CARRIED OUT so far; the proxy says: {says}\nWhoever has the command (counter {counter}) may still deliver it to this boot of the \
+                     enclave, until a later command was carried out or the enclave has started anew. Until then count it as done: its keys sign nowhere \
+                     else"
+                ));
+                false
+            }
+            Became::NotYet | Became::Unknown | Became::OtherBoot => {
+                self.exit = Exit::NoAnswer;
+                let why = match became {
+                    Became::OtherBoot => "the enclave has started anew meanwhile, or this is another one",
+                    Became::Unknown => "no document that tells it was to be had",
+                    _ => "the enclave's own document does not have it",
+                };
+                self.line(&format!(
+                    "UNKNOWN: {why}; the proxy says: {says}\nCount the command (counter {counter}) as carried out: keys that it imports sign nowhere else. Look \
+                     with casemate keys before you give it again"
+                ));
+                false
+            }
+        }
+    }
+
+    /// An outcome that the enclave stands for.
+    fn outcome(&mut self, command: &Command, outcome: Outcome) -> bool {
+        match (&command.action, outcome) {
+            (Action::Import { keys, .. }, Outcome::Imported { keys: outcomes }) => {
+                for (key, outcome) in keys.iter().zip(outcomes) {
+                    let line = match outcome {
+                        KeyOutcome::Imported => "imported".to_owned(),
+                        KeyOutcome::Duplicate => {
+                            let stands =
+                                key.history.map(|past| format!("; it stands at {} or above now", past_of(&past)));
+                            format!("duplicate{}", stands.unwrap_or_default())
+                        }
+                        KeyOutcome::WrongSecret => "error: the secret key is not this public key's".to_owned(),
+                        KeyOutcome::ImpossibleHistory => {
+                            "error: its history lies in the future, or has a source above its target".to_owned()
+                        }
+                        KeyOutcome::Deleted | KeyOutcome::NotFound => {
+                            "error: an outcome that is none of an import".to_owned()
+                        }
+                    };
+                    if line.starts_with("error") {
+                        self.worse(Exit::Refused);
+                    }
+                    self.line(&format!("{}  {line}", key.public_key));
+                }
+            }
+            (Action::Delete { keys }, Outcome::Deleted { keys: outcomes }) => {
+                for (key, outcome) in keys.iter().zip(outcomes) {
+                    let deleted = outcome == KeyOutcome::Deleted;
+                    if !deleted {
+                        self.worse(Exit::Refused);
+                    }
+                    let line = if deleted { "deleted" } else { "error: the enclave does not hold it" };
+                    self.line(&format!("{key}  {line}"));
+                }
+            }
+            (
+                Action::Generate { withdrawal_credentials, amount, .. }
+                | Action::Deposit { withdrawal_credentials, amount, .. },
+                Outcome::Generated { keys } | Outcome::Deposited { keys },
+            ) => {
+                let made = matches!(command.action, Action::Generate { .. });
+                for GeneratedKey { public_key, deposit_signature: signature } in keys {
+                    let (withdrawal_credentials, amount) = (*withdrawal_credentials, *amount);
+                    self.deposits.push(deposit::Deposit { public_key, withdrawal_credentials, amount, signature });
+                    self.line(&format!("{public_key}  {}", if made { "made" } else { "signed for" }));
+                }
+            }
+            _ => {
+                self.worse(Exit::Refused);
+                self.line("the enclave has carried out something else than was asked");
+                return false;
+            }
+        }
+        true
     }
 }
 

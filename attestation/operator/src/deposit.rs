@@ -29,7 +29,7 @@ pub struct Deposit {
     pub signature: Signature,
 }
 
-/// A file for deposit data; until they are confirmed its name says that they are not.
+/// A file for deposit data; until all are in it its name says that they are not.
 pub struct File {
     path: PathBuf,
     version: Version,
@@ -65,30 +65,28 @@ impl File {
         name.into()
     }
 
-    /// Where it is while it is not confirmed.
-    pub fn path(&self) -> PathBuf {
-        self.unconfirmed()
-    }
-
-    /// Verifies every deposit, and writes them.
+    /// Verifies every deposit, and writes them all.
     pub fn write(&mut self, deposits: &[Deposit]) -> Result<()> {
-        let path = self.unconfirmed();
-        let entries = deposits.iter().map(|deposit| entry(deposit, self.version, &self.network));
-        match entries.collect::<Result<Vec<Value>>>() {
-            Ok(entries) if !entries.is_empty() => {
-                let text = serde_json::to_string(&entries).context("writing JSON")?;
-                // What cannot be written is at least shown.
-                fs::write(&path, &text).with_context(|| format!("writing {}; the deposit data: {text}", path.display()))
-            }
-            other => {
-                let _ = fs::remove_file(&path);
-                other.map(|_| ())
-            }
+        if deposits.is_empty() {
+            return Ok(());
         }
+        let entries = deposits.iter().map(|deposit| entry(deposit, self.version, &self.network));
+        let entries = entries.collect::<Result<Vec<Value>>>().inspect_err(|_| {
+            let _ = fs::remove_file(self.unconfirmed());
+        })?;
+        let text = serde_json::to_string(&entries).context("writing JSON")?;
+        // What cannot be written is at least shown.
+        let path = self.unconfirmed();
+        fs::write(&path, &text).with_context(|| format!("writing {}; the deposit data: {text}", path.display()))
     }
 
-    /// The keys are the enclave's: the file gets its name.
-    pub fn confirm(self) -> Result<PathBuf> {
+    /// Nothing was signed.
+    pub fn discard(self) {
+        let _ = fs::remove_file(self.unconfirmed());
+    }
+
+    /// All that was asked for is in it: it gets its name.
+    pub fn finish(self) -> Result<PathBuf> {
         fs::rename(self.unconfirmed(), &self.path).with_context(|| format!("writing {}", self.path.display()))?;
         Ok(self.path)
     }
@@ -119,8 +117,9 @@ fn entry(deposit: &Deposit, version: Version, network: &str) -> Result<Value> {
         return Err(Refused(format!("the deposit of {public_key} is malformed: trust neither proxy nor file")).into());
     };
     if signed.verify(true, &signing_root.0, SUITE, &[], &key, true) != blst::BLST_ERROR::BLST_SUCCESS {
-        let told =
-            format!("the deposit of {public_key} is not signed for this chain, amount and address: trust neither");
+        let told = format!(
+            "the deposit of {public_key} is not signed for this chain, amount and address: is the genesis fork version right? The keys are there; casemate deposit has their deposits signed again"
+        );
         return Err(Refused(told).into());
     }
     let bare = const_hex::encode::<&[u8]>;

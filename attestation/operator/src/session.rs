@@ -2,14 +2,14 @@
 //!
 //! Everything comes through a proxy that is not trusted. What an enclave is, its group, its chain, its HPKE key and its keys are
 //! taken from documents alone; the proxy's list of keys counts once its root is the one that the document binds. What became of a
-//! command is what a document says afterwards.
+//! command is what a document of the same boot says afterwards: that it was the last one, and the digest of its outcome.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::command::{Command, SignedCommand};
-use casemate_protocol::{Bytes, PublicKey, Statement};
+use casemate_protocol::command::{Command, GeneratedKey, KeyOutcome, Outcome, SignedCommand};
+use casemate_protocol::statement::CommandResult;
+use casemate_protocol::{Bytes, PublicKey, Root, Statement};
 use serde::Deserialize;
 
 use crate::cli::{Connection, ExpectedOptions, Fetch, PinOptions};
@@ -19,6 +19,9 @@ use crate::{attest, keys};
 
 /// How long a document is asked for after a command: an enclave that was killed meanwhile unseals its keys first.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two documents: the vault gives two a second.
+const PAUSE: Duration = Duration::from_millis(600);
 
 /// The answer was no: by the document's verification or by the enclave.
 #[derive(Debug, thiserror::Error)]
@@ -65,18 +68,6 @@ impl Session {
         Ok(Self { fetch, proxy, statement, hpke_key })
     }
 
-    /// Another document; the keys may have changed, and the enclave may have started anew.
-    fn renew(&mut self) -> Result<()> {
-        let (statement, _) = attested(&self.fetch)?;
-        let (ours, now) = (&self.statement, &statement);
-        if (&ours.group, ours.network.genesis_validators_root) != (&now.group, now.network.genesis_validators_root) {
-            return Err(Refused("this is the enclave of another group now".to_owned()).into());
-        }
-        // Commands are for the boot that was verified first.
-        self.statement.public_keys = statement.public_keys;
-        Ok(())
-    }
-
     /// The keys that sign, as the statement binds them.
     pub fn keys(&self) -> Result<Vec<PublicKey>> {
         let listed = keys::parse(&self.proxy.public_keys()?).context("the proxy's list of keys")?;
@@ -105,19 +96,100 @@ impl Session {
         serde_json::from_slice(&body).context("the answer to a command")
     }
 
-    /// The keys by a document of now; nothing where none can be had for a while.
-    pub fn keys_now(&mut self) -> Option<BTreeSet<PublicKey>> {
+    /// What a document of this boot says of a command that was sent. A proxy may withhold a command, or the answer to it, but
+    /// not make the enclave say that it was carried out, or that it was refused.
+    pub fn became(&mut self, command: &Command, bytes: &[u8], refused: bool) -> Became {
         let begun = Instant::now();
-        loop {
-            if let Ok(keys) = self.renew().and_then(|()| self.keys()) {
-                return Some(keys.into_iter().collect());
+        // A refusal at the door leaves no trace in the statement: there is nothing to wait for.
+        let patience = if refused { PATIENCE / 20 } else { PATIENCE };
+        let sha256 = sha256(bytes);
+        let mut found = Became::Unknown;
+        while begun.elapsed() < patience {
+            let Ok(other_boot) = self.renew() else {
+                found = Became::Unknown;
+                std::thread::sleep(PAUSE);
+                continue;
+            };
+            if other_boot {
+                return Became::OtherBoot;
             }
-            if begun.elapsed() > PATIENCE {
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(500));
+            found = match self.statement.last_command {
+                Some(last) if last.counter == command.counter && last.sha256 == sha256 => {
+                    return Became::Known(last.result);
+                }
+                // Somebody else's, since: it may have been carried out before that.
+                Some(last) if last.counter >= command.counter => return Became::Unknown,
+                _ => Became::NotYet,
+            };
+            std::thread::sleep(PAUSE);
         }
+        found
     }
+
+    /// Takes a new document; whether it is of another boot.
+    fn renew(&mut self) -> Result<bool> {
+        let (statement, _) = attested(&self.fetch)?;
+        if statement.boot_nonce != self.statement.boot_nonce {
+            return Ok(true);
+        }
+        self.statement = statement;
+        Ok(false)
+    }
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// A document says it.
+    Known(CommandResult),
+    /// It was not carried out yet. Whoever has it may still deliver it, until the enclave starts anew or takes a later command.
+    NotYet,
+    /// The enclave has started anew, or this is another one.
+    OtherBoot,
+    /// No document was to be had.
+    Unknown,
+}
+
+impl Told {
+    /// As the enclave has put it, if the proxy tells it rightly: the statement has its digest.
+    pub fn outcome(&self) -> Option<Outcome> {
+        let words = |keys: &[String]| keys.iter().map(|word| outcome_of(word)).collect::<Option<Vec<_>>>();
+        let deposits = |keys: &[ToldKey]| {
+            let one = |key: &ToldKey| {
+                let public_key = hex(&key.public_key, "a key").ok()?;
+                Some(GeneratedKey { public_key, deposit_signature: hex(&key.deposit_signature, "a signature").ok()? })
+            };
+            keys.iter().map(one).collect::<Option<Vec<_>>>()
+        };
+        Some(match self {
+            Self::Imported { keys } => Outcome::Imported { keys: words(keys)? },
+            Self::Deleted { keys } => Outcome::Deleted { keys: words(keys)? },
+            Self::Generated { keys } => Outcome::Generated { keys: deposits(keys)? },
+            Self::Deposited { keys } => Outcome::Deposited { keys: deposits(keys)? },
+        })
+    }
+}
+
+fn outcome_of(word: &str) -> Option<KeyOutcome> {
+    Some(match word {
+        "imported" => KeyOutcome::Imported,
+        "duplicate" => KeyOutcome::Duplicate,
+        "wrong_secret" => KeyOutcome::WrongSecret,
+        "impossible_history" => KeyOutcome::ImpossibleHistory,
+        "deleted" => KeyOutcome::Deleted,
+        "not_found" => KeyOutcome::NotFound,
+        _ => return None,
+    })
+}
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> Root {
+    let mut sum = Root::ZERO;
+    // SHA-256 gives 32 bytes, always.
+    for (to, from) in sum.0.iter_mut().zip(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref()) {
+        *to = *from;
+    }
+    sum
 }
 
 fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32])> {

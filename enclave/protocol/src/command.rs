@@ -279,6 +279,17 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Its bytes, whose digest the statement names.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail, and an outcome has nothing that CBOR cannot say.
+        let written = cbor::encode(self, Form::Named, &mut out);
+        debug_assert!(written);
+        out
+    }
+}
+
 /// What became of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyOutcome {

@@ -36,6 +36,35 @@ pub struct Statement {
     pub fence: Fence,
     /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
     pub boot_nonce: Bytes<32>,
+    /// The last operators' command of this boot, and what became of it.
+    pub last_command: Option<StatedCommand>,
+}
+
+/// A command, by what identifies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedCommand {
+    /// Its counter.
+    pub counter: u64,
+    /// SHA-256 of its bytes.
+    pub sha256: Root,
+    /// What became of it.
+    pub result: CommandResult,
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum CommandResult {
+    /// It was carried out.
+    Done {
+        /// SHA-256 of its outcome ([`crate::command::Outcome::encode`]).
+        outcome_sha256: Root,
+    },
+    /// It was refused, and has changed nothing.
+    Refused,
+    /// Whether the parent has kept what it changed is not known: it may take effect at the next start.
+    MaybeSealed,
 }
 
 /// A chain, by what pins it.
@@ -111,7 +140,24 @@ impl Statement {
         fence: Fence,
         boot_nonce: Bytes<32>,
     ) -> Self {
-        Self { version: VERSION, product_version, group, network, public_keys, configuration_sha256, fence, boot_nonce }
+        Self {
+            version: VERSION,
+            product_version,
+            group,
+            network,
+            public_keys,
+            configuration_sha256,
+            fence,
+            boot_nonce,
+            last_command: None,
+        }
+    }
+
+    /// After a command.
+    #[must_use]
+    pub fn after(mut self, command: Option<StatedCommand>) -> Self {
+        self.last_command = command;
+        self
     }
 
     /// Its bytes.

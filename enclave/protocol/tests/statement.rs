@@ -2,7 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_protocol::statement::{
-    Fence, FenceKind, MAX_STATEMENT_LEN, StatedKeys, StatedNetwork, Statement, StatementError,
+    CommandResult, Fence, FenceKind, MAX_STATEMENT_LEN, StatedCommand, StatedKeys, StatedNetwork, Statement,
+    StatementError,
 };
 use casemate_protocol::{Bytes, cbor};
 use proptest::prelude::*;
@@ -33,7 +34,7 @@ fn the_encoding_is_what_it_was() {
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
-    expected.push(0xa8);
+    expected.push(0xa9);
     text(&mut expected, "version");
     expected.push(1);
     text(&mut expected, "product_version");
@@ -62,8 +63,22 @@ fn the_encoding_is_what_it_was() {
     expected.push(7);
     text(&mut expected, "boot_nonce");
     root(&mut expected, 4);
+    text(&mut expected, "last_command");
+    expected.push(0xf6);
     assert_eq!(const_hex::encode(statement().encode()), const_hex::encode(&expected));
     assert_eq!(Statement::decode(&expected), Ok(statement()));
+}
+
+#[test]
+fn what_became_of_the_last_command_is_stated() {
+    for result in
+        [CommandResult::Done { outcome_sha256: Bytes([6; 32]) }, CommandResult::Refused, CommandResult::MaybeSealed]
+    {
+        let command = StatedCommand { counter: 1_790_000_000_000, sha256: Bytes([5; 32]), result };
+        let stated = statement().after(Some(command));
+        assert_eq!(Statement::decode(&stated.encode()).unwrap().last_command, Some(command));
+        assert_ne!(stated.encode(), statement().encode());
+    }
 }
 
 #[test]

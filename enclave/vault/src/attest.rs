@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use casemate_protocol::command::{EncryptedSecrets, HPKE_INFO};
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::statement::{Fence, StatedKeys, StatedNetwork};
+use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
@@ -39,10 +39,18 @@ pub struct Attestor {
     identity: Identity,
     network: StatedNetwork,
     boot_nonce: Bytes<32>,
-    statement: RwLock<Vec<u8>>,
+    stated: RwLock<Stated>,
     bucket: Mutex<Bucket>,
     /// Held while a document is made.
     making: Mutex<()>,
+}
+
+/// What changes in the statement, and its bytes.
+#[derive(Default)]
+struct Stated {
+    keys: Option<StatedKeys>,
+    last_command: Option<StatedCommand>,
+    bytes: Vec<u8>,
 }
 
 /// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared when dropped.
@@ -62,8 +70,8 @@ impl Attestor {
         };
         let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
         let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
-        let (statement, making) = (RwLock::default(), Mutex::new(()));
-        let attestor = Self { nsm, hpke, identity, network, boot_nonce, statement, bucket, making };
+        let (stated, making) = (RwLock::default(), Mutex::new(()));
+        let attestor = Self { nsm, hpke, identity, network, boot_nonce, stated, bucket, making };
         attestor.state(keys);
         Ok(attestor)
     }
@@ -72,16 +80,31 @@ impl Attestor {
     pub(crate) fn state(&self, keys: &Keys) {
         let mut signing = keys.signing().to_vec();
         signing.sort_unstable();
-        let statement = Statement::new(
+        let count = u64::try_from(signing.len()).unwrap_or(u64::MAX);
+        let keys = StatedKeys { count, root: ssz::list_of_keys(&signing) };
+        self.restate(|stated| stated.keys = Some(keys));
+    }
+
+    /// From now on the statement tells this of the last command.
+    pub(crate) fn note(&self, command: StatedCommand) {
+        self.restate(|stated| stated.last_command = Some(command));
+    }
+
+    fn restate(&self, change: impl FnOnce(&mut Stated)) {
+        let mut stated = self.stated.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut stated);
+        let keys = stated.keys.unwrap_or(StatedKeys { count: 0, root: Root::ZERO });
+        stated.bytes = Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
             self.identity.group.clone(),
             self.network.clone(),
-            StatedKeys { count: u64::try_from(signing.len()).unwrap_or(u64::MAX), root: ssz::list_of_keys(&signing) },
+            keys,
             self.identity.configuration_sha256,
             self.identity.fence,
             self.boot_nonce,
-        );
-        *self.statement.write().unwrap_or_else(PoisonError::into_inner) = statement.encode();
+        )
+        .after(stated.last_command)
+        .encode();
     }
 
     /// The group that it speaks for.
@@ -116,7 +139,7 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let statement = self.statement.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let statement = self.stated.read().unwrap_or_else(PoisonError::into_inner).bytes.clone();
         let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm

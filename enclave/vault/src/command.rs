@@ -6,14 +6,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 
-use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use aws_lc_rs::{digest, rand};
 use casemate_protocol::command::{
     Action, Command, Envelope, GeneratedKey, ImportedKey, KeyOutcome, MIN_DEPOSIT, Outcome, SECRET_LEN, SignedCommand,
     max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
+use casemate_protocol::statement::{CommandResult, StatedCommand};
 use casemate_protocol::{Duty, ExecutionAddress, Network, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
 use zeroize::{Zeroize, Zeroizing};
@@ -75,16 +76,28 @@ impl Office {
             Err(TryLockError::WouldBlock) => return Err(Refusal::CommandBusy),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
-        let command = self.check(desk, envelope.as_ref(), book.counter)?;
-        // From here on it counts as carried out, whatever comes of it.
+        let (command, sha256) = self.check(desk, envelope.as_ref(), book.counter)?;
+        // From here on it counts as carried out, whatever comes of it; and the statement says what does.
         book.counter = command.counter;
+        let counter = command.counter;
+        let done = self.act(desk, &mut book, command);
+        let result = match &done {
+            Ok(outcome) => CommandResult::Done { outcome_sha256: digest_of(&outcome.encode()) },
+            Err(Refusal::MaybeSealed(_)) => CommandResult::MaybeSealed,
+            Err(_) => CommandResult::Refused,
+        };
+        desk.attestor.note(StatedCommand { counter, sha256, result });
+        done
+    }
+
+    fn act(&self, desk: &Desk<'_>, book: &mut Book, command: Command) -> Result<Outcome, Refusal> {
         match command.action {
             Action::Import { keys, secrets } => {
                 let opened = desk.attestor.open(&secrets).ok_or(Refusal::SecretsNotOpened)?;
-                self.import(desk, &mut book, &keys, &opened)
+                self.import(desk, book, &keys, &opened)
             }
             Action::Generate { count, withdrawal_credentials, amount } => {
-                self.generate(desk, &mut book, count, withdrawal_credentials, amount)
+                self.generate(desk, book, count, withdrawal_credentials, amount)
             }
             Action::Deposit { keys, withdrawal_credentials, amount } => {
                 self.check_deposit(withdrawal_credentials, amount)?;
@@ -95,12 +108,12 @@ impl Office {
                 };
                 Ok(Outcome::Deposited { keys: keys.iter().map(sign).collect::<Result<_, _>>()? })
             }
-            Action::Delete { keys } => self.delete(desk, &mut book, &keys),
+            Action::Delete { keys } => self.delete(desk, book, &keys),
         }
     }
 
-    /// The command, if it is one of enough operators for this boot of this enclave.
-    fn check(&self, desk: &Desk<'_>, envelope: &[u8], last: u64) -> Result<Command, Refusal> {
+    /// The command, if it is one of enough operators for this boot of this enclave, and its digest.
+    fn check(&self, desk: &Desk<'_>, envelope: &[u8], last: u64) -> Result<(Command, Root), Refusal> {
         if self.operators.keys.is_empty() {
             return Err(Refusal::NoOperators);
         }
@@ -130,7 +143,7 @@ impl Office {
         if command.counter <= last {
             return Err(Refusal::CommandCounter { counter: command.counter, last });
         }
-        Ok(command)
+        Ok((command, digest_of(signed.command.as_ref())))
     }
 
     fn import(
@@ -319,6 +332,15 @@ fn now(desk: &Desk<'_>) -> Watermarks {
         block: Some(BlockMark { slot, signing_root: None }),
         attestation: Some(AttestationMark { source: epoch, target: epoch, signing_root: None }),
     }
+}
+
+fn digest_of(bytes: &[u8]) -> Root {
+    let mut root = Root::ZERO;
+    // SHA-256 gives 32 bytes, always.
+    for (to, from) in root.0.iter_mut().zip(digest::digest(&digest::SHA256, bytes).as_ref()) {
+        *to = *from;
+    }
+    root
 }
 
 /// A key's signature over its deposit message.

@@ -1,9 +1,9 @@
 //! Sealed blobs in a directory: `DIR/GROUP/GENERATION.sealed`. Written aside, synced, renamed, and the directory synced: a blob
 //! is whole on the disk before it counts as stored. The newest generations are kept, the older ones removed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -69,28 +69,23 @@ impl Blobs for BlobStore {
 
     fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()> {
         let folder = self.group(group)?;
-        if !folder.exists() {
-            DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
-            // The folders too must outlive a power cut.
-            for above in folder.ancestors().skip(1).take(2).filter(|above| above.is_dir()) {
-                File::open(above).and_then(|above| above.sync_all()).with_context(|| said("syncing", above))?;
-            }
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
+        let folder = fs::canonicalize(&folder).with_context(|| said("finding", &folder))?;
         let path = folder.join(name(generation));
-        let part = folder.join(format!("{}.{}.part", name(generation), std::process::id()));
-        let _ = fs::remove_file(&part);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)
-            .with_context(|| said("making", &part))?;
-        file.write_all(blob).and_then(|()| file.sync_all()).with_context(|| said("writing", &part))?;
-        // A hard link fails where the name is taken; a rename would replace it.
-        let linked = fs::hard_link(&part, &path);
-        let _ = fs::remove_file(&part);
-        linked.with_context(|| format!("storing {}", path.display()))?;
-        File::open(&folder).and_then(|folder| folder.sync_all()).with_context(|| said("syncing", &folder))?;
+        // A name that nobody else has; it is gone again whatever happens.
+        let mut file = tempfile::Builder::new()
+            .prefix(&name(generation))
+            .suffix(".part")
+            .permissions(Permissions::from_mode(0o600))
+            .tempfile_in(&folder)
+            .with_context(|| said("making a file in", &folder))?;
+        file.write_all(blob).and_then(|()| file.as_file().sync_all()).with_context(|| said("writing in", &folder))?;
+        // It fails where the name is taken; a rename would replace it.
+        file.persist_noclobber(&path).with_context(|| format!("storing {}", path.display()))?;
+        // The folders above may be new: they too must outlive a power cut.
+        for folder in folder.ancestors().take(4) {
+            File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| said("syncing", folder))?;
+        }
         for old in self.list(group)?.into_iter().skip(KEPT) {
             let _ = fs::remove_file(folder.join(name(old)));
         }

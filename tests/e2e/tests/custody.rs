@@ -223,7 +223,7 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     for line in [&first_public, &second_public, &third_public].map(|key| format!("{key}  imported")) {
         assert!(out.contains(&line), "{out}");
     }
-    assert!(out.contains("confirmed by the enclave's own document: 4 keys sign now"), "{out}");
+    assert!(out.contains("1 command carried out, 4 keys sign now"), "{out}");
     let mut client = stack.client();
     assert_eq!(client.sign(&first_public, &attestation(20, 21, 1)).status, 412);
     assert_eq!(client.sign(&first_public, &block(1000, 1)).status, 412);
@@ -469,10 +469,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     });
     let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
     let keygen = [&options[..], &["--genesis-fork-version", "0x00000001"]].concat();
-    let told = bench.ask_at(&liar, &["keygen"], &keygen);
-    told.refused("THE PROXY LIES");
-    let made = listed(&mut stack.client());
-    assert!(made.iter().any(|key| told.out.contains(&format!("{key}  signs now"))), "{}", told.out);
+    bench.ask_at(&liar, &["keygen"], &keygen).refused("CARRIED OUT, by the enclave's own document");
     assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
     // One key told twice: two deposits for it, and none for the other.
     let liar = lying_proxy(stack.address, |path, status, mut body| {
@@ -484,7 +481,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         (status.to_owned(), body)
     });
     let two = keygen.iter().map(|word| if *word == "1" { "2" } else { word }).collect::<Vec<_>>();
-    bench.ask_at(&liar, &["keygen"], &two).refused("twice or not asked for");
+    bench.ask_at(&liar, &["keygen"], &two).refused("CARRIED OUT, by the enclave's own document");
     assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
     // What was lost is signed again.
     let made = listed(&mut stack.client());
@@ -503,8 +500,8 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         (status.to_owned(), body)
     });
     let told = bench.ask_at(&liar, &["import"], &import);
-    told.refused(&format!("{}  IMPORTED all the same", key(8).1));
-    assert!(!told.out.contains('\u{1b}'), "{:?}", told.out);
+    told.refused("CARRIED OUT, by the enclave's own document");
+    assert!(listed(&mut stack.client()).contains(&key(8).1) && !told.out.contains('\u{1b}'), "{:?}", told.out);
     let raw = bench.file("raw", &key(10).0);
     let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &operator];
     let liar = lying_proxy(stack.address, |path, status, body| {
@@ -514,7 +511,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         }
         (status.to_owned(), body)
     });
-    bench.ask_at(&liar, &["import"], &import).refused(&format!("{}  signs now, and did not before", key(10).1));
+    bench.ask_at(&liar, &["import"], &import).refused("CARRIED OUT, by the enclave's own document");
     // Success told of a command that the enclave has refused: a stranger has signed it.
     let raw = bench.file("raw", &key(9).0);
     let liar = lying_proxy(stack.address, |path, status, body| {
@@ -526,8 +523,48 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     let stranger = bench.path("stranger.pem");
     casemate(&["operator", "keygen", "--out", &stranger]).done();
     let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &stranger];
-    bench.ask_at(&liar, &["import"], &import).refused("does not list");
+    let told = bench.ask_at(&liar, &["import"], &import);
+    assert_eq!(told.exit, Exit::NoAnswer, "{}{}", told.out, told.err);
+    assert!(told.out.contains("UNKNOWN: the enclave's own document does not have it"), "{}", told.out);
     assert!(!listed(&mut stack.client()).contains(&key(9).1));
+    // A command kept, refused in the enclave's name, and delivered in the place of a later one: the later history would be lost.
+    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (history, public) = (
+        |target| {
+            json!({
+        "metadata": { "interchange_format_version": "5", "genesis_validators_root": genesis_validators_root() },
+        "data": [ { "pubkey": key(11).1, "signed_blocks": [],
+            "signed_attestations": [ { "source_epoch": "1", "target_epoch": target } ] } ] })
+            .to_string()
+        },
+        key(11).1,
+    );
+    let (old, new) = (bench.file("old.json", &history("10")), bench.file("new.json", &history("90")));
+    let raw = bench.file("raw", &key(11).0);
+    let withholding = {
+        let kept = std::sync::Arc::clone(&kept);
+        intercepting_proxy(stack.address, move |path, body| {
+            if path.contains("/commands") {
+                let first = {
+                    let mut kept = kept.lock().unwrap();
+                    kept.push(body.to_vec());
+                    kept.len() == 1
+                };
+                return if first { None } else { Some(kept.lock().unwrap()[0].clone()) };
+            }
+            Some(body.to_vec())
+        })
+    };
+    let import = |file: &str| {
+        let options = ["--raw-keys", &raw, "--slashing-protection", file, "--operator-key", &operator];
+        bench.ask_at(&withholding, &["import"], &options)
+    };
+    let told = import(&old);
+    assert!(told.out.contains("NOT CARRIED OUT so far") && told.out.contains("may still deliver it"), "{}", told.out);
+    let told = import(&new);
+    assert_eq!(told.exit, Exit::NoAnswer, "{}{}", told.out, told.err);
+    assert!(!told.out.contains("imported") && !told.out.contains("confirmed"), "{}", told.out);
+    assert!(listed(&mut stack.client()).contains(&public), "the first command has come in");
     // A list with a key of the attacker's own.
     let added = evil.clone();
     let liar = lying_proxy(stack.address, move |path, status, mut body| {
@@ -539,6 +576,52 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         (status.to_owned(), body)
     });
     bench.ask_at(&liar, &["keys"], &[]).refused("other keys");
+}
+
+/// A proxy of the attacker's own that chooses what the signer gets; nothing, and it answers 503 in its name.
+fn intercepting_proxy(to: SocketAddr, choose: impl Fn(&str, &[u8]) -> Option<Vec<u8>> + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let (mut request, mut buffer) = (Vec::new(), [0; 8192]);
+            let end = loop {
+                let n = stream.read(&mut buffer).unwrap_or(0);
+                request.extend_from_slice(&buffer[..n]);
+                let end = request.windows(4).position(|window| window == b"\r\n\r\n");
+                if end.is_some() || n == 0 {
+                    break end.unwrap_or(request.len());
+                }
+            };
+            let head = String::from_utf8_lossy(&request[..end]).into_owned();
+            let length = head.lines().find_map(|l| {
+                l.to_ascii_lowercase().strip_prefix("content-length: ").map(|n| n.parse::<usize>().unwrap())
+            });
+            while request.len() < end + 4 + length.unwrap_or(0) {
+                let n = stream.read(&mut buffer).unwrap();
+                request.extend_from_slice(&buffer[..n]);
+            }
+            let line = head.lines().next().unwrap_or_default().to_owned();
+            let Some(body) = choose(&line, request.get(end + 4..).unwrap_or_default()) else {
+                let body = json!({ "message": "no key was added or deleted, because KMS is away" }).to_string();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                continue;
+            };
+            let mut up = TcpStream::connect(to).unwrap();
+            write!(up, "{line}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len())
+                .unwrap();
+            up.write_all(&body).unwrap();
+            let mut answer = Vec::new();
+            let _ = up.read_to_end(&mut answer);
+            let _ = stream.write_all(&answer);
+        }
+    });
+    url
 }
 
 #[test]
