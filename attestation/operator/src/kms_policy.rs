@@ -56,7 +56,9 @@ pub fn run(options: &KmsPolicy) -> Result<String> {
     for (number, image) in images.iter().enumerate() {
         statements.push(unsealing(number.saturating_add(1), parent_role, group, image)?);
     }
-    statements.extend(denials(parent_role));
+    let pcr0: Vec<Value> =
+        images.iter().filter_map(|image| image.get(&0)).map(|value| const_hex::encode(value).into()).collect();
+    statements.extend(denials(parent_role, &pcr0));
     let policy = json!({ "Version": "2012-10-17", "Id": "casemate", "Statement": statements });
     Ok(format!("{policy:#}\n"))
 }
@@ -68,8 +70,10 @@ fn administration(administrator: &str, immutable: bool) -> Value {
         "kms:EnableKey",
         "kms:GetKeyPolicy",
         "kms:GetKeyRotationStatus",
+        "kms:ListGrants",
         "kms:ListKeyPolicies",
         "kms:ListResourceTags",
+        "kms:RevokeGrant",
     ];
     if !immutable {
         actions.extend(["kms:DisableKey", "kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:TagResource"]);
@@ -109,30 +113,45 @@ fn unsealing(number: usize, parent_role: &str, group: &str, image: &BTreeMap<u8,
     }))
 }
 
-fn denials(parent_role: &str) -> [Value; 3] {
-    let deny = |sid: &str| json!({ "Sid": sid, "Effect": "Deny", "Resource": "*" });
-    let with = |mut statement: Value, more: Value| {
+fn denials(parent_role: &str, pcr0: &[Value]) -> Vec<Value> {
+    let deny = |sid: &str, more: Value| {
+        let mut statement = json!({ "Sid": sid, "Effect": "Deny", "Resource": "*" });
         if let (Value::Object(statement), Value::Object(more)) = (&mut statement, more) {
             statement.extend(more);
         }
         statement
     };
-    [
+    let data = json!(["kms:Decrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*", "kms:Encrypt"]);
+    vec![
         // Whatever IAM gives it besides.
-        with(
-            deny("ParentDoesNothingElse"),
+        deny(
+            "ParentDoesNothingElse",
             json!({ "Principal": { "AWS": parent_role }, "NotAction": ["kms:Decrypt", "kms:GenerateDataKey"] }),
         ),
         // Nobody, by whatever right, without an enclave's document; and nothing that could be encrypted for an enclave to load.
-        with(
-            deny("NothingWithoutAnEnclave"),
+        deny(
+            "NothingWithoutAnEnclave",
             json!({
-                "Principal": "*",
-                "Action": ["kms:Decrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*", "kms:Encrypt"],
+                "Principal": "*", "Action": data,
                 "Condition": { "Null": { "kms:RecipientAttestation:PCR0": "true" } },
             }),
         ),
+        // A grant that was made before this policy must not help another enclave.
+        deny(
+            "NothingForOtherEnclaves",
+            json!({
+                "Principal": "*", "Action": data,
+                "Condition": { "StringNotEqualsIgnoreCase": { "kms:RecipientAttestation:PCR0": pcr0 } },
+            }),
+        ),
+        deny(
+            "NothingForOtherPrincipals",
+            json!({
+                "Principal": "*", "Action": data,
+                "Condition": { "ArnNotEquals": { "aws:PrincipalArn": parent_role } },
+            }),
+        ),
         // Grants stand beside the policy.
-        with(deny("NoGrants"), json!({ "Principal": "*", "Action": "kms:CreateGrant" })),
+        deny("NoGrants", json!({ "Principal": "*", "Action": "kms:CreateGrant" })),
     ]
 }

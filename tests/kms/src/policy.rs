@@ -80,6 +80,7 @@ enum Operator {
     StringEquals,
     StringEqualsIgnoreCase,
     StringNotEqualsIgnoreCase,
+    ArnNotEquals,
     Null,
 }
 
@@ -104,12 +105,16 @@ impl<T> OneOrMany<T> {
 enum Key<'a> {
     Pcr(u8),
     Context(&'a str),
+    PrincipalArn,
 }
 
 impl<'a> Key<'a> {
     fn parse(name: &'a str) -> Result<Self> {
         if let Some(name) = name.strip_prefix("kms:EncryptionContext:") {
             return Ok(Self::Context(name));
+        }
+        if name == "aws:PrincipalArn" {
+            return Ok(Self::PrincipalArn);
         }
         let attested = name.strip_prefix("kms:RecipientAttestation:");
         match attested {
@@ -182,6 +187,7 @@ fn found<'a>(name: &str, asked: &Asked<'a>) -> Option<&'a str> {
     match Key::parse(name).ok()? {
         Key::Pcr(index) => asked.attested?.get(&index).map(String::as_str),
         Key::Context(name) => asked.context.get(name).map(String::as_str),
+        Key::PrincipalArn => Some(asked.principal),
     }
 }
 
@@ -193,11 +199,11 @@ impl Operator {
         }
         let equals = |value: &String| match (self, found) {
             (_, None) => false,
-            (Self::StringEquals, Some(found)) => value == found,
+            (Self::StringEquals | Self::ArnNotEquals, Some(found)) => value == found,
             (_, Some(found)) => value.eq_ignore_ascii_case(found),
         };
         let any = values.iter().any(equals);
-        if self == Self::StringNotEqualsIgnoreCase { !any } else { any }
+        if matches!(self, Self::StringNotEqualsIgnoreCase | Self::ArnNotEquals) { !any } else { any }
     }
 }
 

@@ -91,6 +91,28 @@ fn the_generated_policy_lets_these_images_unseal_and_nobody_else() {
     for action in ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:ReEncryptFrom"] {
         assert!(!allows(ADMINISTRATOR, action, None, "main"), "{action}");
     }
+    // What another right would give (a grant that is older than the policy), the denials take.
+    let open = text.replacen(
+        "\"Statement\": [",
+        "\"Statement\": [{ \"Effect\": \"Allow\", \"Principal\": \"*\", \"Action\": \"kms:*\", \"Resource\": \"*\" },",
+        1,
+    );
+    let open = Policy::parse(&open).unwrap();
+    let stranger = "arn:aws:iam::123456789012:role/grantee";
+    let context = group("main");
+    for (principal, attested, allowed) in [
+        (stranger, Some([1, 2, 3]), false),
+        (stranger, None, false),
+        (PARENT, Some([7, 2, 3]), false),
+        (PARENT, Some([1, 2, 3]), true),
+    ] {
+        let pcrs = attested.map(image);
+        let asked = Asked { principal, action: "kms:Decrypt", attested: pcrs.as_ref(), context: &context };
+        assert_eq!(open.allows(&asked), allowed, "{principal} {attested:?}");
+    }
+    for action in ["kms:ListGrants", "kms:RevokeGrant"] {
+        assert!(allows(ADMINISTRATOR, action, None, "main"), "{action}");
+    }
     // Immutable: there is no way to another image.
     let fixed = Policy::parse(&casemate(&["--measurements", &one, "--immutable"]).unwrap()).unwrap();
     let context = group("main");
