@@ -14,6 +14,7 @@
 //! more than a complete history would, and never less.
 #![forbid(unsafe_code)]
 
+pub mod fence;
 pub mod history;
 #[cfg(feature = "interchange")]
 pub mod interchange;
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod rules;
 pub mod watermarks;
 
+pub use fence::Fence;
 pub use history::History;
 pub use limits::{Ceilings, Floors, Limits};
 pub use watermarks::{AttestationMark, BlockMark, Watermarks};

@@ -4,7 +4,7 @@ use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::{Epoch, Root, Slot};
 
 /// The highest block signed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockMark {
     /// Its slot.
     pub slot: Slot,
@@ -13,7 +13,7 @@ pub struct BlockMark {
 }
 
 /// The highest attestation signed: source and target are each the highest, and need not be of one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttestationMark {
     /// Highest source epoch.
     pub source: Epoch,
@@ -24,7 +24,7 @@ pub struct AttestationMark {
 }
 
 /// What a key has signed, as far as the rules need it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Watermarks {
     /// Highest block, if any.
     pub block: Option<BlockMark>,

@@ -1,0 +1,359 @@
+//! The fence: a record in a store that only moves by compare-and-swap, and what it lets this enclave sign.
+//!
+//! No I/O and no clock: [`Fence`] says what is to be asked of the store, hears what came of it, and tells the limits in force. The
+//! model checker runs this very code (tests/model.rs).
+//!
+//! Why it is safe: a holder signs at most up to ceilings that were **acknowledged** under its own generation, and ceilings never
+//! fall. A successor claims by a swap, so its floors are at or above every ceiling that any holder before it can ever have had
+//! acknowledged. Targets and slots of two generations are therefore disjoint (no double vote, no double proposal), a newer target
+//! is above every older one (an older vote cannot surround a newer one), and a newer source is not below any older one (a newer
+//! vote cannot surround an older one).
+//!
+//! A holder that leaves in order names the exact state that it leaves behind; who has that state needs no floors. That state stands
+//! for the whole past, so the holder's own floors are in it ([`Floors::watermarks`]).
+
+mod record;
+
+use casemate_protocol::{Bytes, Root};
+
+pub use self::record::{MAX_RECORD_LEN, Place, Record, RecordError};
+use crate::{Ceilings, Floors, Limits};
+
+/// Who holds a record: an enclave's boot nonce. Two starts never share it.
+pub type Holder = Bytes<32>;
+
+/// What is to be asked of the store, under a number of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ask {
+    /// Answers to other numbers are not for this question.
+    pub number: u64,
+    /// The question.
+    pub question: Question,
+}
+
+/// A question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// The record as it is now.
+    Read,
+    /// Put the record where there is none, and only there.
+    Create(Record),
+    /// Put `new` where `old` is, and only there.
+    Swap {
+        /// What must be there.
+        old: Record,
+        /// What is put there.
+        new: Record,
+    },
+}
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// To a read; nothing where there is no record.
+    Record(Option<Record>),
+    /// The swap, or the creation, took place.
+    Swapped,
+    /// It did not, and never will: something else is there.
+    Conflict,
+    /// No answer, or none that is clear: it may have taken place, or may yet.
+    Unclear,
+}
+
+/// What this enclave is to the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// It has not asked yet.
+    Apart,
+    /// There is no record: operators make it, never an enclave by itself.
+    NoRecord,
+    /// An operators' command has it made.
+    Creating,
+    /// It has seen the record, and may claim it.
+    Seen(Record),
+    /// Its claim is under way.
+    Claiming,
+    /// It holds the record: as it was last acknowledged.
+    Holding(Record),
+    /// It signs no more, and is writing down that it has left in order.
+    Leaving,
+    /// It has left; the record as it left it.
+    Left(Record),
+    /// Another enclave has claimed the record, or somebody has removed it.
+    Lost,
+    /// The store shows a record older than one that this enclave has seen, or none any more: somebody has restored it. Nothing is signed any more in
+    /// this boot.
+    WentBack {
+        /// Version of the newest that was seen.
+        seen: u64,
+        /// Version that is there now; 0 for none.
+        found: u64,
+    },
+}
+
+/// The fence of one enclave, for one boot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fence {
+    me: Holder,
+    state: State,
+    /// The question that is out.
+    asked: Option<Ask>,
+    numbers: u64,
+    /// Version of the newest record that was seen; the store never shows an older one.
+    seen: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Apart,
+    NoRecord,
+    Creating { new: Record },
+    Seen(Record),
+    Claiming { old: Record, new: Record, exact: bool },
+    Holding { record: Record, floors: Floors, wanted: Option<Record> },
+    Leaving { new: Record },
+    Left(Record),
+    Lost,
+    WentBack { found: u64 },
+}
+
+impl Fence {
+    /// Of the enclave with this boot nonce. `seen` is the version of the record that its sealed state has seen; 0 for none.
+    pub fn new(me: Holder, seen: u64) -> Self {
+        Self { me, state: State::Apart, asked: None, numbers: 0, seen }
+    }
+
+    /// What it is to the record now.
+    pub fn standing(&self) -> Standing {
+        match self.state {
+            State::Apart => Standing::Apart,
+            State::NoRecord => Standing::NoRecord,
+            State::Creating { .. } => Standing::Creating,
+            State::Seen(record) => Standing::Seen(record),
+            State::Claiming { .. } => Standing::Claiming,
+            State::Holding { record, .. } => Standing::Holding(record),
+            State::Leaving { .. } => Standing::Leaving,
+            State::Left(record) => Standing::Left(record),
+            State::Lost => Standing::Lost,
+            State::WentBack { found } => Standing::WentBack { seen: self.seen, found },
+        }
+    }
+
+    /// The question that is out.
+    pub fn asked(&self) -> Option<Ask> {
+        self.asked
+    }
+
+    /// Version of the newest record that was seen.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// A sealed state that was loaded since has seen this version.
+    pub fn has_seen(&mut self, version: u64) {
+        self.seen = self.seen.max(version);
+    }
+
+    /// What may be signed; nothing unless it holds the record.
+    pub fn limits(&self) -> Option<Limits> {
+        match self.state {
+            State::Holding { record, floors, .. } => Some(Limits { floors, ceilings: record.ceilings }),
+            _ => None,
+        }
+    }
+
+    /// Has the record read. One that has left or lost may look again: as another generation it is another holder.
+    pub fn look(&mut self) -> Option<Ask> {
+        match self.state {
+            State::Apart
+            | State::NoRecord
+            | State::Seen(_)
+            | State::Left(_)
+            | State::Lost
+            // It learns whether it still does.
+            | State::Holding { .. } => self.ask(Question::Read),
+            _ => None,
+        }
+    }
+
+    /// Has the record made, by operators' order, where it was seen that there is none. `after`: what the first holder stays above, and a
+    /// generation above all that there can have been; nothing where no key of the group has ever signed anything.
+    pub fn create(&mut self, after: Option<(Ceilings, u64)>, sealed_generation: u64) -> Option<Ask> {
+        match self.state {
+            State::NoRecord => {}
+            // The record was lost: whoever makes it anew must say what was signed under the old one.
+            State::WentBack { found: 0 } if after.is_some() => {}
+            _ => return None,
+        }
+        let (ceilings, generation) = after.unwrap_or((Ceilings::ZERO, 0));
+        let version = self.seen.checked_add(1)?;
+        let new = Record { version, holder: Bytes::ZERO, generation, ceilings, sealed_generation, clean: None };
+        let ask = self.ask(Question::Create(new))?;
+        self.state = State::Creating { new };
+        Some(ask)
+    }
+
+    /// Claims the record that was seen. `state` is what the state that this enclave has loaded is known by: where it is the one that
+    /// the last holder left behind, its watermarks are exact and no floors are needed. `leaves` is what is known to have each of this
+    /// holder's signatures **before** it is out, even where the enclave dies: a file on a trusted disk. An enclave has no such thing.
+    pub fn claim(&mut self, state: Option<Root>, leaves: Option<Root>) -> Option<Ask> {
+        let State::Seen(old) = self.state else { return None };
+        let exact = state.is_some() && old.clean == state;
+        let new = Record {
+            version: old.version.checked_add(1)?,
+            holder: self.me,
+            generation: old.generation.checked_add(1)?,
+            clean: leaves,
+            ..old
+        };
+        let ask = self.ask(Question::Swap { old, new })?;
+        self.state = State::Claiming { old, new, exact };
+        Some(ask)
+    }
+
+    /// Asks for higher ceilings, and for older sealed states to be refused. What is there already is never lowered.
+    pub fn extend(&mut self, ceilings: Ceilings, sealed_generation: u64) -> Option<Ask> {
+        let State::Holding { record, floors, .. } = self.state else { return None };
+        let ceilings = record.ceilings.max(ceilings);
+        let sealed_generation = record.sealed_generation.max(sealed_generation);
+        if (ceilings, sealed_generation) == (record.ceilings, record.sealed_generation) {
+            return None;
+        }
+        let new = Record { version: record.version.checked_add(1)?, ceilings, sealed_generation, ..record };
+        let ask = self.ask(Question::Swap { old: record, new })?;
+        self.state = State::Holding { record, floors, wanted: Some(new) };
+        Some(ask)
+    }
+
+    /// Leaves in order: nothing is signed from here on, and the record names the exact state that was sealed **after** this enclave
+    /// has signed its last.
+    pub fn leave(&mut self, state: Root) -> Option<Ask> {
+        let State::Holding { record, .. } = self.state else { return None };
+        let new = Record { version: record.version.checked_add(1)?, clean: Some(state), ..record };
+        let ask = self.ask(Question::Swap { old: record, new })?;
+        self.state = State::Leaving { new };
+        Some(ask)
+    }
+
+    /// Takes an answer; the next question, where there is one. Answers to other questions are not looked at.
+    pub fn hear(&mut self, number: u64, heard: Heard) -> Option<Ask> {
+        let asked = self.asked.filter(|asked| asked.number == number)?;
+        self.asked = None;
+        match (asked.question, heard) {
+            (Question::Read, Heard::Record(record)) => self.found(record),
+            (Question::Swap { .. } | Question::Create(_), Heard::Swapped) => {
+                self.swapped();
+                None
+            }
+            // It may have been this enclave's own swap, that was not heard of, which is there instead.
+            (Question::Swap { .. } | Question::Create(_), Heard::Conflict | Heard::Unclear | Heard::Record(_))
+            | (Question::Read, Heard::Unclear | Heard::Conflict | Heard::Swapped) => self.ask(Question::Read),
+        }
+    }
+
+    /// The swap that was asked for has taken place.
+    fn swapped(&mut self) {
+        self.state = match self.state {
+            State::Creating { new } => State::Seen(new),
+            State::Claiming { old, new, exact } => {
+                State::Holding { record: new, floors: floors(&old, exact), wanted: None }
+            }
+            State::Holding { record, floors, wanted } => {
+                State::Holding { record: wanted.unwrap_or(record), floors, wanted: None }
+            }
+            State::Leaving { new } => State::Left(new),
+            other => other,
+        };
+        if let State::Seen(Record { version, .. })
+        | State::Holding { record: Record { version, .. }, .. }
+        | State::Left(Record { version, .. }) = self.state
+        {
+            self.seen = self.seen.max(version);
+        }
+    }
+
+    fn found(&mut self, found: Option<Record>) -> Option<Ask> {
+        let version = found.map_or(0, |found| found.version);
+        // Whoever has it made anew knows already that there is none.
+        let expected = found.is_none() && matches!(self.state, State::Creating { .. });
+        if version < self.seen && !expected {
+            self.state = State::WentBack { found: version };
+            return None;
+        }
+        self.seen = self.seen.max(version);
+        let Some(found) = found else {
+            return match self.state {
+                // Not there, or not yet: the same again. It can be made once.
+                State::Creating { new } => self.ask(Question::Create(new)),
+                State::Apart | State::NoRecord | State::Seen(_) => {
+                    self.state = State::NoRecord;
+                    None
+                }
+                _ => {
+                    self.state = State::Lost;
+                    None
+                }
+            };
+        };
+        match self.state {
+            State::Claiming { new, .. } | State::Leaving { new } if found == new => {
+                self.swapped();
+                None
+            }
+            // Not there, or not yet: the same swap again. At most one of them takes place.
+            State::Claiming { old, new, .. } if found == old => self.ask(Question::Swap { old, new }),
+            // A claim that another one has come before.
+            State::Claiming { .. }
+            | State::Apart
+            | State::NoRecord
+            | State::Creating { .. }
+            | State::Seen(_)
+            | State::Left(_)
+            | State::Lost
+            | State::WentBack { .. } => {
+                self.state = State::Seen(found);
+                None
+            }
+            // Only this enclave writes under its holder and generation: whatever is there is a swap of its own, perhaps one that it had
+            // not heard of.
+            State::Leaving { new } if self.is_mine(&found, &new) => {
+                let new = Record { version: found.version.checked_add(1)?, clean: new.clean, ..found };
+                self.state = State::Leaving { new };
+                self.ask(Question::Swap { old: found, new })
+            }
+            State::Holding { record, floors, .. } if self.is_mine(&found, &record) => {
+                self.state = State::Holding { record: found, floors, wanted: None };
+                None
+            }
+            State::Holding { .. } | State::Leaving { .. } => {
+                self.state = State::Lost;
+                None
+            }
+        }
+    }
+
+    fn is_mine(&self, found: &Record, mine: &Record) -> bool {
+        (found.holder, found.generation) == (self.me, mine.generation)
+    }
+
+    /// One question at a time.
+    fn ask(&mut self, question: Question) -> Option<Ask> {
+        if self.asked.is_some() {
+            return None;
+        }
+        self.numbers = self.numbers.checked_add(1)?;
+        let ask = Ask { number: self.numbers, question };
+        self.asked = Some(ask);
+        Some(ask)
+    }
+}
+
+/// What a successor stays above: every ceiling that was ever acknowledged before it.
+fn floors(old: &Record, exact: bool) -> Floors {
+    // Before the first holder nothing was signed under this record.
+    if exact || old.generation == 0 {
+        return Floors::default();
+    }
+    let Ceilings { slot, target, source } = old.ceilings;
+    Floors { slot: Some(slot), target: Some(target), source: Some(source) }
+}
