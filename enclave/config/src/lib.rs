@@ -3,9 +3,13 @@
 //! The vault never parses TOML: whoever starts it reads the file here and hands it [`Configuration`].
 #![forbid(unsafe_code)]
 
-use casemate_protocol::configuration::{ConfigurationError, Operators, Policy};
+use casemate_protocol::configuration::{ConfigurationError, FenceStore, Operators, Policy, StoreEndpoint};
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::{Bytes, Configuration, Epoch, Fork, ForkName, Network, NetworkError, Preset, Root};
+use casemate_protocol::{
+    BoundedBytes, Bytes, Configuration, Epoch, Fork, ForkName, Network, NetworkError, Preset, Root,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Deserializer, de};
 
 /// The networks that need no file, with what they are called on the command line.
@@ -33,6 +37,10 @@ pub enum ConfigError {
         "the network {0:?} is not built in; known are mainnet, hoodi, sepolia, gnosis and chiado, or a [network] table"
     )]
     UnknownNetwork(String),
+    #[error("the fence's endpoint {0:?} is not of the form HOST:PORT")]
+    Endpoint(String),
+    #[error("the fence's root is no certificate in PEM of at most 4,096 bytes")]
+    FenceRoot,
     #[error(transparent)]
     Configuration(#[from] ConfigurationError),
     #[error("the file has {0} bytes; {MAX_FILE_LEN} are allowed")]
@@ -77,7 +85,8 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         voluntary_exits: file.policy.voluntary_exits,
         withdrawal_addresses: file.policy.withdrawal_addresses.into_iter().map(|address| address.0).collect(),
     };
-    Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, sha256)?)
+    let fence = file.fence.store()?;
+    Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?)
 }
 
 #[derive(Deserialize)]
@@ -89,6 +98,48 @@ struct ConfigurationFile {
     operators: OperatorsTable,
     #[serde(default)]
     policy: PolicyTable,
+    fence: FenceTable,
+}
+
+/// What stands for the past: said expressly, never a default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
+enum FenceTable {
+    Solo {},
+    File {},
+    Etcd {
+        endpoints: Vec<String>,
+        /// PEM.
+        root: String,
+    },
+    Dynamodb {
+        region: String,
+        table: String,
+    },
+}
+
+impl FenceTable {
+    fn store(self) -> Result<FenceStore, ConfigError> {
+        Ok(match self {
+            Self::Solo {} => FenceStore::Solo,
+            Self::File {} => FenceStore::File,
+            Self::Dynamodb { region, table } => FenceStore::Dynamodb { region, table },
+            Self::Etcd { endpoints, root } => {
+                let endpoint = |text: &String| {
+                    let (host, port) = text.rsplit_once(':')?;
+                    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+                    Some(StoreEndpoint { host: host.to_owned(), port: port.parse().ok()? })
+                };
+                let endpoints = endpoints
+                    .iter()
+                    .map(|text| endpoint(text).ok_or_else(|| ConfigError::Endpoint(text.chars().take(80).collect())))
+                    .collect::<Result<_, _>>()?;
+                let root = CertificateDer::from_pem_slice(root.as_bytes()).map_err(|_| ConfigError::FenceRoot)?;
+                let root = BoundedBytes::new(root.to_vec()).ok_or(ConfigError::FenceRoot)?;
+                FenceStore::Etcd { endpoints, root }
+            }
+        })
+    }
 }
 
 /// A built-in network by its name, or all of its facts.

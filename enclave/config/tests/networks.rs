@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_config::{NAMED, named, parse};
+use casemate_protocol::configuration::FenceStore;
 use casemate_protocol::{Bytes, Configuration, Epoch, ForkName, Slot};
 
 #[test]
@@ -89,6 +90,11 @@ keys = ["0x1111111111111111111111111111111111111111111111111111111111111111",
 
 [policy]
 withdrawal_addresses = ["0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+
+[fence]
+kind = "dynamodb"
+region = "eu-central-1"
+table = "casemate-fence"
 "#;
 
 #[test]
@@ -97,12 +103,32 @@ fn configurations_are_read_and_cross_the_pipe() {
     assert_eq!((read.group.as_str(), read.network.name(), read.operators.threshold), ("main", "mainnet", 1));
     assert_eq!(read.operators.keys, [Bytes([0x11; 32]), Bytes([0x22; 32])]);
     assert_eq!(read.policy.withdrawal_addresses, [Bytes([0xaa; 20])]);
+    let FenceStore::Dynamodb { region, table } = &read.fence else { panic!("{:?}", read.fence) };
+    assert_eq!((region.as_str(), table.as_str()), ("eu-central-1", "casemate-fence"));
     let bytes = read.encode();
     assert_eq!(Configuration::decode(&bytes), Ok(read.clone()));
     for len in 0..bytes.len() {
         assert!(Configuration::decode(&bytes[..len]).is_err());
     }
     // The network as a table of its own.
+    let fence = |text: &str| {
+        let (start, _) = CONFIGURATION.split_once("[fence]").unwrap();
+        casemate_config::configuration(&format!("{start}[fence]\n{text}"), Bytes([9; 32])).map(|read| read.fence)
+    };
+    assert_eq!(fence("kind = \"solo\""), Ok(FenceStore::Solo));
+    assert_eq!(fence("kind = \"file\""), Ok(FenceStore::File));
+    let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let etcd = |endpoints: &str, root: &str| {
+        fence(&format!("kind = \"etcd\"\nendpoints = {endpoints}\nroot = \"\"\"{root}\"\"\""))
+    };
+    let FenceStore::Etcd { endpoints, root } = etcd("[\"a.b:2379\", \"[::1]:1\"]", pem).unwrap() else { panic!() };
+    let shown: Vec<_> = endpoints.iter().map(|at| (at.host.as_str(), at.port)).collect();
+    assert_eq!((shown.as_slice(), root.as_ref()), ([("a.b", 2379), ("::1", 1)].as_slice(), [0x30, 0].as_slice()));
+    for (endpoints, root) in
+        [("[\"a.b\"]", pem), ("[\"a:x\"]", pem), ("[]", pem), ("[\"a/b:1\"]", pem), ("[\"a:1\"]", "no PEM")]
+    {
+        assert!(etcd(endpoints, root).is_err(), "{endpoints} {root}");
+    }
     let (_, hoodi) = NAMED.iter().find(|(name, _)| *name == "hoodi").unwrap();
     let mut table = format!("[network]\n{hoodi}").replace("[forks", "[network.forks");
     table = CONFIGURATION.replace("network = \"mainnet\"\n", "") + &table;
@@ -132,6 +158,16 @@ fn configurations_with_a_fault_are_refused_with_the_reason() {
         ("0xaaaa", "aaaa", "hex of 20 bytes"),
         ("[policy]", "[policy]\nsigns_everything = true", "unknown field"),
         ("kms_key_arn = \"arn", "kms_key_arn = \"\"\n#", "kms_key_arn has 0 bytes"),
+        // What stands for the past is said, never assumed.
+        (
+            "[fence]\nkind = \"dynamodb\"\nregion = \"eu-central-1\"\ntable = \"casemate-fence\"",
+            "",
+            "missing field `fence`",
+        ),
+        ("kind = \"dynamodb\"", "kind = \"none\"", "unknown variant `none`"),
+        ("table = \"casemate-fence\"", "", "missing field `table`"),
+        ("region = \"eu-central-1\"", "region = \"EU/1\"", "the fence's store"),
+        ("kind = \"dynamodb\"", "kind = \"solo\"", "unknown field"),
     ] {
         let changed = CONFIGURATION.replacen(from, to, 1);
         assert_ne!(changed, CONFIGURATION, "{from}");

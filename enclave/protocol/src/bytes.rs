@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroize;
 
 /// A byte string of exactly `N` bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,6 +95,12 @@ impl<const MIN: usize, const MAX: usize> BoundedBytes<MIN, MAX> {
     /// The bytes.
     pub fn into_vec(self) -> Vec<u8> {
         self.0
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> Zeroize for BoundedBytes<MIN, MAX> {
+    fn zeroize(&mut self) {
+        self.0.as_mut_slice().zeroize();
     }
 }
 

@@ -12,6 +12,7 @@ use crate::Root;
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::frame::{self, FrameError, MAX_DOCUMENT_LEN};
+use crate::outward::RecordBytes;
 use crate::refusal::MalformedFrame;
 
 /// The one version.
@@ -112,6 +113,29 @@ pub enum Call {
         /// Why.
         why: NoResponse,
     },
+    /// The fence's record, where it is a file on the parent's disk.
+    ReadRecord {
+        /// The group.
+        group: String,
+    },
+    /// Put a record where the file has `old`, and only there.
+    SwapRecord {
+        /// The group.
+        group: String,
+        /// What must be there; nothing where there must be no file.
+        old: Option<RecordBytes>,
+        /// What is put there.
+        new: RecordBytes,
+    },
+    /// A conversation with the fence's store: the vault's TLS, carried in [`Call::Carry`] and [`Answer::Carried`] of attempt 0.
+    Dial {
+        /// DNS name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// Ends a conversation with the fence's store.
+    HangUp,
 }
 
 /// Why a request to KMS had no response.
@@ -171,6 +195,15 @@ pub enum Answer {
     Stored,
     /// It did not work.
     Failed(Failure),
+    /// To [`Call::ReadRecord`]; nothing where there is no file.
+    Record {
+        /// The record.
+        record: Option<RecordBytes>,
+    },
+    /// To [`Call::SwapRecord`].
+    Swapped,
+    /// To [`Call::SwapRecord`]: something else is there.
+    Conflict,
 }
 
 /// Why a call failed. The broker's log has the sentence.

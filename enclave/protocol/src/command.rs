@@ -5,6 +5,7 @@
 //! The parent carries it and can at most lose it.
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
@@ -29,6 +30,10 @@ pub const HPKE_TAG_LEN: usize = 16;
 pub const SIGNATURE_DOMAIN: &[u8] = b"casemate operator command v1\n";
 /// HPKE's `info` for secret keys; its `aad` is the boot nonce.
 pub const HPKE_INFO: &[u8] = b"casemate import v1";
+/// The same for credentials of the fence's store.
+pub const FENCE_HPKE_INFO: &[u8] = b"casemate fence v1";
+/// Longest credentials of the fence's store, in bytes.
+pub const MAX_CREDENTIALS_LEN: usize = 24 * 1024;
 
 /// An Ed25519 public key.
 pub type OperatorKey = Bytes<32>;
@@ -86,6 +91,77 @@ pub enum Action {
         /// The keys.
         keys: Vec<PublicKey>,
     },
+    /// Make the fence's record, or exchange the credentials of its store.
+    FenceInit {
+        /// Which of it.
+        record: RecordOrder,
+        /// [`StoreCredentials`], encrypted to the enclave; nothing where the store needs none.
+        credentials: Option<EncryptedSecrets>,
+    },
+    /// Leave in order: sign no more, and leave the exact state for a successor.
+    HandOver,
+    /// Claim the fence at once, without waiting for the holder's ceilings to pass.
+    TakeOver,
+}
+
+/// What is to become of the fence's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordOrder {
+    /// Make the first one: no key of the group has signed under a fence before.
+    New,
+    /// Make it anew, because the store has lost it. The first holder stays above what can have been signed until now.
+    Lost,
+    /// Leave it as it is: only the credentials are new.
+    Keep,
+}
+
+/// What opens the fence's store.
+#[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum StoreCredentials {
+    /// A client's certificate.
+    Etcd {
+        /// DER, the client's own first.
+        certificates: Vec<BoundedBytes<1, 4096>>,
+        /// PKCS #8, DER.
+        key: BoundedBytes<1, 4096>,
+    },
+    /// Of a user or role that may write one item.
+    Dynamodb {
+        /// Access key id.
+        access_key_id: String,
+        /// Its secret.
+        secret_access_key: String,
+    },
+}
+
+impl StoreCredentials {
+    /// Their bytes, to be encrypted.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut out = Zeroizing::new(Vec::with_capacity(MAX_CREDENTIALS_LEN));
+        let written = cbor::encode(self, Form::Named, &mut *out);
+        debug_assert!(written);
+        out
+    }
+
+    /// Reads exactly one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() > MAX_CREDENTIALS_LEN {
+            return None;
+        }
+        cbor::decode(bytes, Form::Named).filter(Self::is_bounded)
+    }
+
+    fn is_bounded(&self) -> bool {
+        match self {
+            Self::Etcd { certificates, .. } => (1..=4).contains(&certificates.len()),
+            Self::Dynamodb { access_key_id, secret_access_key } => {
+                let plain = |text: &str| (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+                plain(access_key_id) && plain(secret_access_key)
+            }
+        }
+    }
 }
 
 /// A key to take in.
@@ -189,12 +265,17 @@ impl Command {
             Action::Import { keys, .. } => keys.len(),
             Action::Generate { count, .. } => usize::try_from(*count).unwrap_or(usize::MAX),
             Action::Deposit { keys, .. } | Action::Delete { keys } => keys.len(),
+            Action::FenceInit { .. } | Action::HandOver | Action::TakeOver => 0,
         }
+    }
+
+    fn is_about_keys(&self) -> bool {
+        !matches!(self.action, Action::FenceInit { .. } | Action::HandOver | Action::TakeOver)
     }
 
     fn check(&self) -> Result<(), CommandError> {
         let keys = self.keys();
-        if keys == 0 || keys > MAX_KEYS {
+        if (keys == 0 && self.is_about_keys()) || keys > MAX_KEYS {
             return Err(CommandError::Keys { keys });
         }
         if let Action::Import { secrets, .. } = &self.action {
@@ -276,6 +357,15 @@ pub enum Outcome {
     Deleted {
         /// One for each.
         keys: Vec<KeyOutcome>,
+    },
+    /// The fence has a record, or its store other credentials.
+    FenceReady,
+    /// This enclave signs no more, and its state is on the disk for a successor.
+    HandedOver,
+    /// This enclave holds the fence.
+    TookOver {
+        /// In this generation.
+        generation: u64,
     },
 }
 
@@ -376,6 +466,10 @@ mod tests {
             Action::Generate { count: 1000, withdrawal_credentials: Bytes([1; 32]), amount: 32_000_000_000 },
             Action::Deposit { keys: vec![Bytes([9; 48])], withdrawal_credentials: Bytes([1; 32]), amount: 1 },
             Action::Delete { keys: vec![Bytes([9; 48])] },
+            Action::FenceInit { record: RecordOrder::Lost, credentials: Some(secrets(80)) },
+            Action::FenceInit { record: RecordOrder::New, credentials: None },
+            Action::HandOver,
+            Action::TakeOver,
         ] {
             let written = command(action).encode().unwrap();
             let bytes = written.as_ref();
@@ -392,6 +486,23 @@ mod tests {
         }
         assert_eq!(Command::decode(&[]), Err(CommandError::Size { len: 0, max: MAX_COMMAND_LEN }));
         assert_eq!(Command::decode(&[0xa0]), Err(CommandError::Encoding));
+    }
+
+    #[test]
+    fn credentials_are_read_as_they_were_written_and_within_their_limits() {
+        let der = |len: usize| BoundedBytes::new(vec![1; len]).unwrap();
+        let etcd = |count: usize| StoreCredentials::Etcd { certificates: vec![der(4096); count], key: der(4096) };
+        let dynamodb =
+            |id: &str| StoreCredentials::Dynamodb { access_key_id: id.into(), secret_access_key: "s".into() };
+        for good in [etcd(1), etcd(4), dynamodb("AKID"), dynamodb(&"x".repeat(256))] {
+            let bytes = good.encode();
+            assert!(bytes.len() <= MAX_CREDENTIALS_LEN);
+            assert_eq!(StoreCredentials::decode(&bytes).unwrap().encode(), bytes);
+            assert!(StoreCredentials::decode(&bytes[1..]).is_none());
+        }
+        for bad in [etcd(0), etcd(5), dynamodb(""), dynamodb("a b"), dynamodb(&"x".repeat(257)), dynamodb("a\r\nb")] {
+            assert!(StoreCredentials::decode(&bad.encode()).is_none());
+        }
     }
 
     #[test]

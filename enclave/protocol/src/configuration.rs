@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
 use crate::command::{MAX_OPERATORS, OperatorKey};
-use crate::statement::MAX_TEXT_LEN;
-use crate::{ExecutionAddress, Network, Root};
+use crate::statement::{FenceKind, MAX_TEXT_LEN};
+use crate::{BoundedBytes, ExecutionAddress, Network, Root};
 
 /// The one version.
 pub const VERSION: u64 = 1;
@@ -19,6 +19,8 @@ pub const MAX_ARN_LEN: usize = 256;
 pub const MAX_GROUP_LEN: usize = 64;
 /// Most withdrawal addresses.
 pub const MAX_ADDRESSES: usize = 256;
+/// Most endpoints of the fence's store.
+pub const MAX_ENDPOINTS: usize = 9;
 
 /// What an enclave is configured to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +37,72 @@ pub struct Configuration {
     pub operators: Operators,
     /// What it allows.
     pub policy: Policy,
+    /// What stands for the past.
+    pub fence: FenceStore,
     /// SHA-256 of the configuration as it was measured.
     pub sha256: Root,
+}
+
+/// Where the fence's record is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum FenceStore {
+    /// Nowhere: trusted time stands for the past. It does not stop clones.
+    Solo,
+    /// In a file on the parent's disk: for a disk that its owner trusts.
+    File,
+    /// In etcd.
+    Etcd {
+        /// Hosts and ports of one cluster; each is tried in turn.
+        endpoints: Vec<StoreEndpoint>,
+        /// The certificate that its servers' certificates come from, DER.
+        root: BoundedBytes<1, 4096>,
+    },
+    /// In DynamoDB.
+    Dynamodb {
+        /// AWS region.
+        region: String,
+        /// Name of the table.
+        table: String,
+    },
+}
+
+impl FenceStore {
+    /// Its kind, as the statement names it.
+    pub fn kind(&self) -> FenceKind {
+        match self {
+            Self::Solo => FenceKind::Solo,
+            Self::File => FenceKind::File,
+            Self::Etcd { .. } => FenceKind::Etcd,
+            Self::Dynamodb { .. } => FenceKind::Dynamodb,
+        }
+    }
+
+    fn is_right(&self) -> bool {
+        let name = |text: &str, others: &[u8]| {
+            (1..=253).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
+        };
+        match self {
+            Self::Solo | Self::File => true,
+            Self::Etcd { endpoints, .. } => {
+                (1..=MAX_ENDPOINTS).contains(&endpoints.len())
+                    && endpoints.iter().all(|endpoint| name(&endpoint.host, b".-:") && endpoint.port != 0)
+            }
+            Self::Dynamodb { region, table } => {
+                name(region, b"-") && region.bytes().all(|b| !b.is_ascii_uppercase()) && name(table, b"_.-")
+            }
+        }
+    }
+}
+
+/// A server of the fence's store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreEndpoint {
+    /// DNS name or address, as its certificate has it.
+    pub host: String,
+    /// Port.
+    pub port: u16,
 }
 
 /// M of N operators.
@@ -86,6 +152,10 @@ pub enum ConfigurationError {
     OperatorTwice(OperatorKey),
     #[error("the threshold is {threshold} of {operators} operators")]
     Threshold { threshold: u32, operators: usize },
+    #[error(
+        "the fence's store: a host, port, region or table is not one, or there are not 1 to {MAX_ENDPOINTS} endpoints"
+    )]
+    Fence,
     #[error("there are {0} withdrawal addresses; {MAX_ADDRESSES} are allowed at most")]
     TooManyAddresses(usize),
 }
@@ -98,9 +168,10 @@ impl Configuration {
         kms_key_arn: String,
         operators: Operators,
         policy: Policy,
+        fence: FenceStore,
         sha256: Root,
     ) -> Result<Self, ConfigurationError> {
-        let configuration = Self { version: VERSION, group, network, kms_key_arn, operators, policy, sha256 };
+        let configuration = Self { version: VERSION, group, network, kms_key_arn, operators, policy, fence, sha256 };
         configuration.check()?;
         Ok(configuration)
     }
@@ -153,6 +224,9 @@ impl Configuration {
         let reachable = usize::try_from(*threshold).is_ok_and(|threshold| threshold <= keys.len());
         if !reachable || (*threshold == 0) != keys.is_empty() {
             return Err(ConfigurationError::Threshold { threshold: *threshold, operators: keys.len() });
+        }
+        if !self.fence.is_right() {
+            return Err(ConfigurationError::Fence);
         }
         if self.policy.withdrawal_addresses.len() > MAX_ADDRESSES {
             return Err(ConfigurationError::TooManyAddresses(self.policy.withdrawal_addresses.len()));

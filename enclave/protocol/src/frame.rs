@@ -9,7 +9,7 @@ use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::command::{Envelope, MAX_SIGNED_LEN, Outcome};
 use crate::refusal::MalformedFrame;
-use crate::statement::MAX_STATEMENT_LEN;
+use crate::statement::{FenceStanding, MAX_STATEMENT_LEN};
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
 
 /// The one protocol version.
@@ -71,6 +71,8 @@ pub enum Request {
         /// A [`crate::command::SignedCommand`], encoded.
         envelope: Envelope,
     },
+    /// Hand over in order, because the parent is about to end this enclave. Who ends it can ask for that too.
+    HandOver,
 }
 
 /// A duty with what the client says about its fork.
@@ -122,6 +124,8 @@ pub enum Reply {
     },
     /// To [`Request::Command`].
     Command(Outcome),
+    /// To [`Request::HandOver`]: whatever was signed is in the state that was left behind.
+    HandedOver,
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
@@ -134,6 +138,8 @@ pub struct Info {
     pub keys: u32,
     /// How many keys are held but refused, for want of a slashing history.
     pub keys_without_history: u32,
+    /// What it is to the fence: only the holder signs.
+    pub standing: FenceStanding,
 }
 
 /// The ceilings in force.

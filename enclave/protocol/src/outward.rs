@@ -23,6 +23,9 @@ pub const MAX_TEXT_LEN: usize = 4096;
 /// A blob as the parent keeps it.
 pub type BlobBytes = BoundedBytes<1, MAX_BLOB_LEN>;
 
+/// A record of the fence, as its store keeps it.
+pub type RecordBytes = BoundedBytes<1, 1024>;
+
 /// What the broker asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,6 +60,20 @@ pub enum OutwardRequest {
         /// The blob.
         blob: BlobBytes,
     },
+    /// The fence's record, where it is a file on the parent's disk.
+    ReadRecord {
+        /// The group.
+        group: String,
+    },
+    /// Put a record where the file has `old`, and only there; answered once it is on the disk.
+    SwapRecord {
+        /// The group.
+        group: String,
+        /// What must be there; nothing where there must be no file.
+        old: Option<RecordBytes>,
+        /// What is put there.
+        new: RecordBytes,
+    },
 }
 
 /// What the parent answers.
@@ -88,6 +105,15 @@ pub enum OutwardReply {
     },
     /// To [`OutwardRequest::StoreBlob`].
     Stored,
+    /// To [`OutwardRequest::ReadRecord`]; nothing where there is no file.
+    Record {
+        /// The record.
+        record: Option<RecordBytes>,
+    },
+    /// To [`OutwardRequest::SwapRecord`]: the new record is on the disk.
+    Swapped,
+    /// To [`OutwardRequest::SwapRecord`]: something else is there, and nothing was changed.
+    Conflict,
     /// No; with a sentence for the log.
     Refused {
         /// Why.

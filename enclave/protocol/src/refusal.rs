@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::OperatorKey;
+use crate::statement::FenceKind;
 use crate::{Epoch, PublicKey, Root, Slot, Version};
 
 /// A typed refusal. The order of the variants is part of the wire format: new ones go to the end.
@@ -125,6 +126,67 @@ pub enum Refusal {
     TooManyKeys { held: u64, more: u64, max: u64 },
     #[error("no key was added or deleted, because the keys could not be sealed: {0}; give the command again, later")]
     NotSealed(Waiting),
+    #[error("this enclave does not hold the fence: {0}")]
+    NotHolder(NotHolder),
+    #[error(
+        "this enclave does not trust its clock: it has jumped, or differs from the NSM's; nothing is signed until they agree again"
+    )]
+    ClockStopped,
+    #[error("the fence of this enclave has no record: its configuration says {0:?}")]
+    NoFenceRecord(FenceKind),
+    #[error("the fence has a record already; a second one would forget what was signed under the first")]
+    FenceExists,
+    #[error("the credentials for the fence's store cannot be used: they are of another kind of store, or damaged")]
+    StoreCredentials,
+    #[error("the fence could not be changed: {0}")]
+    StoreAway(StoreTrouble),
+    #[error(
+        "it is not known whether the fence's record was changed: {0}; look with casemate status, and count it as done"
+    )]
+    FenceUnclear(StoreTrouble),
+    #[error("the fence's record was lost: `casemate fence init --record-lost` makes it anew")]
+    RecordLost,
+}
+
+/// Why an enclave does not hold the fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum NotHolder {
+    #[error("{0}")]
+    Apart(StoreTrouble),
+    #[error("the store has no record; operators make it with `casemate fence init`")]
+    NoRecord,
+    #[error("another enclave holds it, or held it until slot {slot_ceiling}; this one stands by")]
+    Standby { slot_ceiling: Slot },
+    #[error(
+        "the newest sealed state that the parent offers is of generation {found}; {oldest} is the oldest that may be loaded"
+    )]
+    OldState { found: u64, oldest: u64 },
+    #[error("it is handing over")]
+    HandingOver,
+    #[error("the store shows the record's version {found}, after version {seen}: somebody has restored an older one")]
+    WentBack { seen: u64, found: u64 },
+}
+
+/// Why the fence's store has given no answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum StoreTrouble {
+    #[default]
+    #[error("its store has not answered yet")]
+    NotAsked,
+    #[error("no credentials for its store are sealed; operators bring them with `casemate fence init`")]
+    NoCredentials,
+    #[error("its store cannot be reached: the parent's way out, the network, or the store itself")]
+    Away,
+    #[error("whoever answers for its store is not the store under the configured root, or wants other credentials")]
+    Tls,
+    #[error("its store answers with HTTP status {status}")]
+    Status { status: u16 },
+    #[error("what its store answers is no record of this group")]
+    Record,
 }
 
 /// What keys wait for.
@@ -142,6 +204,8 @@ pub enum Waiting {
     Denied,
     #[error("KMS or the parent refused, the broker's log says why")]
     Refused,
+    #[error("the state is sealed, and the fence has not confirmed that older ones are refused from now on")]
+    Fence,
 }
 
 /// What was wrong with a frame.
@@ -173,6 +237,14 @@ pub enum Kind {
 }
 
 impl Refusal {
+    /// Whether the duty waits for the fence's store alone: it may be signed as soon as that has granted more.
+    pub fn is_above_ceiling(&self) -> bool {
+        matches!(
+            self,
+            Self::BlockAboveCeiling { .. } | Self::TargetAboveCeiling { .. } | Self::SourceAboveCeiling { .. }
+        )
+    }
+
     /// The class of this refusal.
     pub fn kind(&self) -> Kind {
         match self {
@@ -183,11 +255,25 @@ impl Refusal {
             | Self::TooLong { .. }
             | Self::BadText => Kind::BadRequest,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
-            Self::NotSaved | Self::NsmFailed | Self::Starting(_) | Self::NotSealed(_) | Self::MaybeSealed(_) => {
-                Kind::Unavailable
-            }
+            // Above a ceiling the window allows it, and the fence's store has not: it is slow, or away.
+            Self::BlockAboveCeiling { .. }
+            | Self::TargetAboveCeiling { .. }
+            | Self::SourceAboveCeiling { .. }
+            | Self::NotHolder(_)
+            | Self::ClockStopped
+            | Self::StoreAway(_)
+            | Self::FenceUnclear(_)
+            | Self::NotSaved
+            | Self::NsmFailed
+            | Self::Starting(_)
+            | Self::NotSealed(_)
+            | Self::MaybeSealed(_) => Kind::Unavailable,
             Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy => Kind::TooMany,
             Self::NoOperators
+            | Self::NoFenceRecord(_)
+            | Self::FenceExists
+            | Self::StoreCredentials
+            | Self::RecordLost
             | Self::CommandForAnother
             | Self::CommandCounter { .. }
             | Self::CommandSignature { .. }
@@ -205,15 +291,12 @@ impl Refusal {
             | Self::BlockFromFuture { .. }
             | Self::BlockNotAboveLast { .. }
             | Self::BlockNotAboveFloor { .. }
-            | Self::BlockAboveCeiling { .. }
             | Self::SourceAboveTarget { .. }
             | Self::TargetFromFuture { .. }
             | Self::TargetNotAboveLast { .. }
             | Self::SourceBelowLast { .. }
             | Self::TargetNotAboveFloor { .. }
             | Self::SourceBelowFloor { .. }
-            | Self::TargetAboveCeiling { .. }
-            | Self::SourceAboveCeiling { .. }
             | Self::DutyFromFuture { .. } => Kind::Refused,
         }
     }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::{Bytes, Root};
+use crate::{Bytes, Epoch, Network, Root, Slot};
 
 /// The one version of statements.
 pub const VERSION: u64 = 1;
@@ -75,6 +75,24 @@ pub struct StatedNetwork {
     pub name: String,
     /// Its root.
     pub genesis_validators_root: Root,
+    /// Unix seconds.
+    pub genesis_time: u64,
+    /// Milliseconds of a slot.
+    pub slot_duration_ms: u64,
+    /// Slots of an epoch.
+    pub slots_per_epoch: u64,
+}
+
+impl From<&Network> for StatedNetwork {
+    fn from(network: &Network) -> Self {
+        Self {
+            name: network.name().to_owned(),
+            genesis_validators_root: network.genesis_validators_root(),
+            genesis_time: network.genesis_time(),
+            slot_duration_ms: network.slot_duration_ms(),
+            slots_per_epoch: network.slots_per_epoch(),
+        }
+    }
 }
 
 /// The keys that sign, as one root.
@@ -93,8 +111,87 @@ pub struct StatedKeys {
 pub struct Fence {
     /// Of which kind.
     pub kind: FenceKind,
-    /// The generation that this enclave holds; 0 where the kind has none.
+    /// The generation that this enclave holds; 0 where it holds none, or the kind has none.
     pub generation: u64,
+    /// What this enclave is to the record.
+    pub standing: FenceStanding,
+    /// The record as this enclave last saw it, where the kind has one.
+    pub record: Option<StatedRecord>,
+    /// What this enclave stays above, besides what each key has signed.
+    pub floors: StatedFloors,
+    /// By this enclave's clock, when it last looked: Unix milliseconds. Nothing where it does not trust its clock.
+    pub time_ms: Option<u64>,
+}
+
+/// The record in the fence's store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedRecord {
+    /// Rises with every change.
+    pub version: u64,
+    /// Boot nonce of the enclave that holds it; zeros before the first.
+    pub holder: Bytes<32>,
+    /// Rises with every claim.
+    pub generation: u64,
+    /// The holder signs no block above this slot.
+    pub slot_ceiling: Slot,
+    /// The holder signs no attestation with a target above this epoch.
+    pub target_ceiling: Epoch,
+    /// The holder signs no attestation with a source above this epoch.
+    pub source_ceiling: Epoch,
+    /// The oldest sealed state that may be loaded.
+    pub sealed_generation: u64,
+    /// Whether a holder has left in order, or leaves each signature behind before it is out.
+    pub clean: bool,
+}
+
+/// Floors; nothing where none are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedFloors {
+    /// Blocks only above this slot.
+    pub slot: Option<Slot>,
+    /// Attestations only with a target above this epoch.
+    pub target: Option<Epoch>,
+    /// Attestations only with a source at or above this epoch.
+    pub source: Option<Epoch>,
+}
+
+/// What an enclave is to the fence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceStanding {
+    /// The kind has no record: it may sign.
+    #[default]
+    NoStore,
+    /// It has not heard from the store yet.
+    Apart,
+    /// There is no record in the store.
+    NoRecord,
+    /// Another enclave holds the record, or did; this one stands by.
+    Standby,
+    /// The parent offers no sealed state that is new enough.
+    OldState,
+    /// It holds the record: it may sign.
+    Holding,
+    /// It hands over: it signs no more, and its successor does not yet.
+    HandingOver,
+    /// The store shows an older record than before: nothing is signed in this boot any more.
+    WentBack,
+}
+
+impl FenceStanding {
+    /// Whether the fence lets it sign.
+    pub fn signs(self) -> bool {
+        matches!(self, Self::NoStore | Self::Holding)
+    }
+}
+
+impl Fence {
+    /// A fence without a record.
+    pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
+        Self { kind, generation: 0, standing: FenceStanding::NoStore, record: None, floors, time_ms: None }
+    }
 }
 
 /// Kinds of fence.

@@ -6,7 +6,8 @@ use casemate_protocol::frame::{
     self, HighWatermark, Info, MAX_FRAME_LEN, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::refusal::{MalformedFrame, Waiting};
+use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
+use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     FrameError, Network, Preset, Refusal, Slot,
@@ -108,6 +109,7 @@ fn request() -> impl Strategy<Value = RequestFrame> {
             }
         ),
         Just(Request::HighWatermark),
+        Just(Request::HandOver),
         (bytes(), ".{0,40}", ".{0,40}").prop_map(|(public_key, platform, timestamp)| Request::ProofOfValidation {
             public_key,
             platform,
@@ -141,13 +143,14 @@ fn network() -> Network {
 fn reply() -> impl Strategy<Value = ReplyFrame> {
     let refusal = prop_oneof![
         Just(Refusal::UnknownKey),
+        slot().prop_map(|slot_ceiling| Refusal::NotHolder(NotHolder::Standby { slot_ceiling })),
         Just(Refusal::MalformedFrame(MalformedFrame::Version(7))),
         (slot(), slot()).prop_map(|(slot, last)| Refusal::BlockNotAboveLast { slot, last }),
         (bytes(), bytes()).prop_map(|(asked, computed)| Refusal::SigningRootDiffers { asked, computed }),
     ];
     let reply = prop_oneof![
         (any::<u32>(), any::<u32>()).prop_map(|(keys, keys_without_history)| {
-            Reply::Info(Info { network: network(), keys, keys_without_history })
+            Reply::Info(Info { network: network(), keys, keys_without_history, standing: FenceStanding::Standby })
         }),
         (any::<u32>(), vec(bytes(), 0..20)).prop_map(|(total, keys)| Reply::PublicKeys { total, keys }),
         bytes().prop_map(Reply::Signature),
@@ -155,6 +158,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
             .prop_map(Reply::HighWatermark),
         (".{0,40}", bytes()).prop_map(|(payload, signature)| Reply::ProofOfValidation { payload, signature }),
         refusal.prop_map(Reply::Refused),
+        Just(Reply::HandedOver),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -453,6 +457,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     requests.push(Request::Sign(SignRequest { public_key, duty: first, fork_info: None, signing_root: Some(root(8)) }));
     requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
     requests.push(Request::Command { envelope: BoundedBytes::new(vec![0xcd; 4]).unwrap() });
+    requests.push(Request::HandOver);
     let (e, s) = (Epoch(9), Slot(9));
     let refusals = [
         Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
@@ -501,9 +506,22 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::KeyNotHeld(public_key),
         Refusal::TooManyKeys { held: 1, more: 2, max: 3 },
         Refusal::NotSealed(Waiting::Denied),
+        Refusal::NotHolder(NotHolder::Apart(StoreTrouble::Status { status: 500 })),
+        Refusal::NotHolder(NotHolder::NoRecord),
+        Refusal::NotHolder(NotHolder::Standby { slot_ceiling: s }),
+        Refusal::NotHolder(NotHolder::OldState { found: 1, oldest: 2 }),
+        Refusal::NotHolder(NotHolder::HandingOver),
+        Refusal::NotHolder(NotHolder::WentBack { seen: 2, found: 1 }),
+        Refusal::ClockStopped,
+        Refusal::NoFenceRecord(FenceKind::Solo),
+        Refusal::FenceExists,
+        Refusal::StoreCredentials,
+        Refusal::StoreAway(StoreTrouble::Tls),
+        Refusal::RecordLost,
+        Refusal::FenceUnclear(StoreTrouble::Away),
     ];
     let mut replies = vec![
-        Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0 }),
+        Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0, standing: FenceStanding::Holding }),
         Reply::PublicKeys { total: 1, keys: vec![public_key] },
         Reply::Signature(Bytes([0xbb; 96])),
         Reply::HighWatermark(None),
@@ -517,6 +535,10 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     replies.push(Reply::Command(Outcome::Generated {
         keys: vec![GeneratedKey { public_key, deposit_signature: Bytes([0xbb; 96]) }],
     }));
+    replies.push(Reply::Command(Outcome::FenceReady));
+    replies.push(Reply::Command(Outcome::HandedOver));
+    replies.push(Reply::Command(Outcome::TookOver { generation: 7 }));
+    replies.push(Reply::HandedOver);
     let requests = requests
         .into_iter()
         .enumerate()

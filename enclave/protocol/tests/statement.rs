@@ -2,20 +2,42 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_protocol::statement::{
-    CommandResult, Fence, FenceKind, MAX_STATEMENT_LEN, StatedCommand, StatedKeys, StatedNetwork, Statement,
-    StatementError,
+    CommandResult, Fence, FenceKind, FenceStanding, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
+    StatedNetwork, StatedRecord, Statement, StatementError,
 };
-use casemate_protocol::{Bytes, cbor};
+use casemate_protocol::{Bytes, Epoch, Slot, cbor};
 use proptest::prelude::*;
 
 fn statement() -> Statement {
     Statement::new(
         "0.1.0".into(),
         "alpha".into(),
-        StatedNetwork { name: "hoodi".into(), genesis_validators_root: Bytes([1; 32]) },
+        StatedNetwork {
+            name: "hoodi".into(),
+            genesis_validators_root: Bytes([1; 32]),
+            genesis_time: 1_742_213_400,
+            slot_duration_ms: 12_000,
+            slots_per_epoch: 32,
+        },
         StatedKeys { count: 64, root: Bytes([2; 32]) },
         Bytes([3; 32]),
-        Fence { kind: FenceKind::Etcd, generation: 7 },
+        Fence {
+            kind: FenceKind::Etcd,
+            generation: 7,
+            standing: FenceStanding::Holding,
+            record: Some(StatedRecord {
+                version: 12,
+                holder: Bytes([3; 32]),
+                generation: 7,
+                slot_ceiling: Slot(100),
+                target_ceiling: Epoch(3),
+                source_ceiling: Epoch(2),
+                sealed_generation: 7 << 32,
+                clean: false,
+            }),
+            floors: StatedFloors { slot: Some(Slot(90)), target: Some(Epoch(2)), source: Some(Epoch(1)) },
+            time_ms: Some(1_790_000_000_000),
+        },
         Bytes([4; 32]),
     )
 }
@@ -42,11 +64,17 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "group");
     text(&mut expected, "alpha");
     text(&mut expected, "network");
-    expected.push(0xa2);
+    expected.push(0xa5);
     text(&mut expected, "name");
     text(&mut expected, "hoodi");
     text(&mut expected, "genesis_validators_root");
     root(&mut expected, 1);
+    text(&mut expected, "genesis_time");
+    expected.extend([0x1a, 0x67, 0xd8, 0x11, 0x18]);
+    text(&mut expected, "slot_duration_ms");
+    expected.extend([0x19, 0x2e, 0xe0]);
+    text(&mut expected, "slots_per_epoch");
+    expected.extend([0x18, 32]);
     text(&mut expected, "public_keys");
     expected.push(0xa2);
     text(&mut expected, "count");
@@ -56,11 +84,41 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "configuration_sha256");
     root(&mut expected, 3);
     text(&mut expected, "fence");
-    expected.push(0xa2);
+    expected.push(0xa6);
     text(&mut expected, "kind");
     text(&mut expected, "etcd");
     text(&mut expected, "generation");
     expected.push(7);
+    text(&mut expected, "standing");
+    text(&mut expected, "holding");
+    text(&mut expected, "record");
+    expected.push(0xa8);
+    text(&mut expected, "version");
+    expected.push(12);
+    text(&mut expected, "holder");
+    root(&mut expected, 3);
+    text(&mut expected, "generation");
+    expected.push(7);
+    text(&mut expected, "slot_ceiling");
+    expected.extend([0x18, 100]);
+    text(&mut expected, "target_ceiling");
+    expected.push(3);
+    text(&mut expected, "source_ceiling");
+    expected.push(2);
+    text(&mut expected, "sealed_generation");
+    expected.extend([0x1b, 0, 0, 0, 7, 0, 0, 0, 0]);
+    text(&mut expected, "clean");
+    expected.push(0xf4);
+    text(&mut expected, "floors");
+    expected.push(0xa3);
+    text(&mut expected, "slot");
+    expected.extend([0x18, 90]);
+    text(&mut expected, "target");
+    expected.push(2);
+    text(&mut expected, "source");
+    expected.push(1);
+    text(&mut expected, "time_ms");
+    expected.extend([0x1b, 0, 0, 0x01, 0xa0, 0xc4, 0x50, 0x6c, 0]);
     text(&mut expected, "boot_nonce");
     root(&mut expected, 4);
     text(&mut expected, "last_command");
