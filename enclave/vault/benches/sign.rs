@@ -22,8 +22,8 @@ const GENESIS: Root = Bytes([4; 32]);
 struct EndOfTime;
 
 impl Clock for EndOfTime {
-    fn unix_ms(&self) -> u64 {
-        u64::MAX
+    fn unix_ms(&self) -> Option<u64> {
+        Some(u64::MAX)
     }
 }
 

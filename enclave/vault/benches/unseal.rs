@@ -25,7 +25,9 @@ fn unseal(c: &mut Criterion) {
         let public_key = SecretKey::from_be_bytes(&mut secret(n)).unwrap().public_key();
         SealedKey { public_key, secret: Some(SecretBytes(secret(n))), history: History::Known(Watermarks::NONE) }
     });
-    let blob = seal::seal(&Contents { keys: keys.collect() }, &DATA_KEY, vec![1; 184], &place, 1).unwrap();
+    let blob =
+        seal::seal(&Contents { keys: keys.collect(), ..Contents::default() }, &DATA_KEY, vec![1; 184], &place, 1)
+            .unwrap();
     println!("{KEYS} keys in a blob of {} bytes", blob.len());
 
     let mut group = c.benchmark_group("10000-keys");

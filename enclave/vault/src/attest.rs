@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use casemate_protocol::command::{EncryptedSecrets, HPKE_INFO};
+use casemate_protocol::command::EncryptedSecrets;
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
@@ -27,8 +27,6 @@ pub struct Identity {
     pub group: String,
     /// SHA-256 of the measured configuration.
     pub configuration_sha256: Root,
-    /// What stands for the past.
-    pub fence: Fence,
 }
 
 /// Makes attestation documents.
@@ -45,12 +43,11 @@ pub struct Attestor {
     making: Mutex<()>,
 }
 
-/// What changes in the statement, and its bytes.
-#[derive(Default)]
+/// What changes in the statement, besides the fence.
+#[derive(Clone, Copy, Default)]
 struct Stated {
     keys: Option<StatedKeys>,
     last_command: Option<StatedCommand>,
-    bytes: Vec<u8>,
 }
 
 /// The vault's HPKE key (RFC 9180): DHKEM(X25519, HKDF-SHA256). Cleared when dropped.
@@ -64,10 +61,7 @@ impl Attestor {
     pub fn new(nsm: Arc<dyn Nsm>, identity: Identity, network: &Network, keys: &Keys) -> Result<Self, NsmError> {
         let mut boot_nonce = Bytes::ZERO;
         nsm.random(&mut boot_nonce.0)?;
-        let network = StatedNetwork {
-            name: network.name().to_owned(),
-            genesis_validators_root: network.genesis_validators_root(),
-        };
+        let network = StatedNetwork::from(network);
         let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
         let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
         let (stated, making) = (RwLock::default(), Mutex::new(()));
@@ -91,20 +85,22 @@ impl Attestor {
     }
 
     fn restate(&self, change: impl FnOnce(&mut Stated)) {
-        let mut stated = self.stated.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut stated);
-        let keys = stated.keys.unwrap_or(StatedKeys { count: 0, root: Root::ZERO });
-        stated.bytes = Statement::new(
+        change(&mut self.stated.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn statement(&self, fence: Fence) -> Vec<u8> {
+        let Stated { keys, last_command } = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
+        Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
             self.identity.group.clone(),
             self.network.clone(),
-            keys,
+            keys.unwrap_or(StatedKeys { count: 0, root: Root::ZERO }),
             self.identity.configuration_sha256,
-            self.identity.fence,
+            fence,
             self.boot_nonce,
         )
-        .after(stated.last_command)
-        .encode();
+        .after(last_command)
+        .encode()
     }
 
     /// The group that it speaks for.
@@ -118,11 +114,11 @@ impl Attestor {
     }
 
     /// What operators have encrypted to the key in the documents of this start.
-    pub(crate) fn open(&self, secrets: &EncryptedSecrets) -> Option<Zeroizing<Vec<u8>>> {
+    pub(crate) fn open(&self, secrets: &EncryptedSecrets, info: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let enc = EncapsulatedSecret(secrets.enc.0.to_vec());
         let opened = DH_KEM_X25519_HKDF_SHA256_AES_256.open(
             &enc,
-            HPKE_INFO,
+            info,
             &self.boot_nonce.0,
             secrets.ciphertext.as_ref(),
             &self.hpke.private,
@@ -131,7 +127,7 @@ impl Attestor {
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
-    pub(crate) fn attest(&self, nonce: &Nonce) -> Result<Reply, Refusal> {
+    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence) -> Result<Reply, Refusal> {
         // No second worker waits for the NSM: it would not sign meanwhile. The proxy asks one at a time anyway.
         let _making = match self.making.try_lock() {
             Ok(guard) => guard,
@@ -139,7 +135,7 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let statement = self.stated.read().unwrap_or_else(PoisonError::into_inner).bytes.clone();
+        let statement = self.statement(fence);
         let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm

@@ -1,21 +1,25 @@
 //! From a configuration to a vault that serves: unseal, then put the parts together.
 
+use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::Configuration;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::statement::Fence;
-use casemate_slashing::Limits;
+use casemate_slashing::{Ceilings, Floors, Limits};
 
-use crate::calls::Outside;
+use crate::calls::{Calls, Outside};
 use crate::command::waiting_for;
-use crate::custody::{Custody, CustodyError};
+use crate::custody::{self, Custody, CustodyError};
+use crate::fence::latest;
 use crate::kms::Endpoint;
 use crate::nsm::NsmError;
 use crate::seal::{Contents, Place};
 use crate::server::Link;
-use crate::{Attestor, Clock, Deposits, Identity, Journal, Keys, Nsm, Office, Policy, Vault};
+use crate::store::{self, DynamodbAt, Store};
+use crate::{Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, Office, Policy, Vault};
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
@@ -31,8 +35,6 @@ pub struct Start {
     pub nsm: Arc<dyn Nsm>,
     /// KMS, and its roots.
     pub kms: Endpoint,
-    /// The oldest sealed state that may be loaded.
-    pub oldest_generation: u64,
 }
 
 /// A start whose keys are unsealed.
@@ -40,7 +42,8 @@ pub struct Unsealed {
     configuration: Configuration,
     nsm: Arc<dyn Nsm>,
     custody: Custody,
-    generation: u64,
+    loaded: Loaded,
+    calls: Arc<Calls>,
     /// What was unsealed; empty where the parent keeps nothing.
     pub contents: Contents,
 }
@@ -49,17 +52,19 @@ impl Start {
     /// Unseals. While KMS or the parent is away it asks again, and requests hear what is waited for; what is broken, or not ours, is
     /// an error. So is the end of the broker.
     pub fn unseal(self, link: &Link) -> Result<Unsealed, CustodyError> {
-        let Self { configuration, nsm, kms, oldest_generation } = self;
+        let Self { configuration, nsm, kms } = self;
         let place = Place {
             key_arn: configuration.kms_key_arn.clone(),
             group: configuration.group.clone(),
             network: configuration.network.genesis_validators_root(),
         };
-        let outside = Arc::new(Outside::new(link.calls(), kms));
+        let calls = link.calls();
+        let outside = Arc::new(Outside::new(Arc::clone(&calls), kms));
         let custody = Custody::new(outside, Arc::clone(&nsm), place)?;
         let mut backoff = MIN_BACKOFF;
         loop {
-            match custody.unseal(oldest_generation) {
+            // What the fence refuses as too old is known only once it can be asked: it is looked at before it is held.
+            match custody.unseal(0) {
                 Err(CustodyError::Service(error)) if !link.is_closed() => {
                     link.waits_for(waiting_for(&CustodyError::Service(error)));
                     wait(link, backoff);
@@ -68,8 +73,11 @@ impl Start {
                 Err(error) => return Err(error),
                 Ok(found) => {
                     link.waits_for(Waiting::Unsealing);
-                    let (generation, contents) = found.unwrap_or_default();
-                    return Ok(Unsealed { configuration, nsm, custody, generation, contents });
+                    let digest = found.as_ref().map(|found| found.digest);
+                    let custody::Unsealed { generation, contents, .. } = found.unwrap_or_default();
+                    let (store, fence_version) = (contents.store.clone(), contents.fence_version);
+                    let loaded = Loaded { generation, digest, store, fence_version };
+                    return Ok(Unsealed { configuration, nsm, custody, loaded, calls, contents });
                 }
             }
         }
@@ -84,22 +92,61 @@ fn wait(link: &Link, duration: Duration) {
 }
 
 impl Unsealed {
+    /// The fence that the configuration names: with its store, or with floors where there is none. Nothing while the clock is not
+    /// trusted.
+    pub fn fence(&self, clock: &Arc<dyn Clock>, dynamodb: &DynamodbAt) -> Option<(Fencing, Option<Box<dyn Store>>)> {
+        let Configuration { fence, network, group, .. } = &self.configuration;
+        let place =
+            casemate_slashing::fence::Place { group: group.clone(), network: network.genesis_validators_root() };
+        let store = store::of(fence, place, Arc::clone(&self.calls), Arc::clone(clock), dynamodb);
+        let Some(mut store) = store else {
+            // No store stands for the past: whatever an earlier boot may have signed lies at or below what the window has allowed
+            // until now.
+            let Ceilings { slot, target, source } = latest(network, network.slot_at(clock.unix_ms()?));
+            let floors = Floors { slot: Some(slot), target: Some(target), source: Some(source) };
+            return Some((Fencing::fixed(fence.kind(), Limits { floors, ceilings: Ceilings::NONE }), None));
+        };
+        if let Some(credentials) = &self.loaded.store {
+            store.open(credentials);
+        }
+        Some((Fencing::kept(fence.kind()), Some(store)))
+    }
+
     /// The vault, with keys that were made of the contents.
     pub fn vault(
         self,
         keys: Keys,
-        limits: Limits,
-        fence: Fence,
-        clock: Box<dyn Clock>,
+        fencing: Fencing,
+        clock: Arc<dyn Clock>,
         journal: Box<dyn Journal>,
     ) -> Result<Vault, NsmError> {
         let Configuration { group, network, operators, policy, sha256, .. } = self.configuration;
-        let identity = Identity { group, configuration_sha256: sha256, fence };
+        let identity = Identity { group, configuration_sha256: sha256 };
         let attestor = Attestor::new(Arc::clone(&self.nsm), identity, &network, &keys)?;
         let (proof_of_validation, voluntary_exits) = (policy.proof_of_validation, policy.voluntary_exits);
         let addresses = policy.withdrawal_addresses;
-        let office = Office::new(self.custody, self.nsm, operators, addresses.clone(), self.generation);
+        let nsm = Arc::clone(&self.nsm);
+        let office = Office::new(self.custody, self.nsm, operators, addresses.clone(), self.loaded);
         let policy = Policy { proof_of_validation, voluntary_exits, deposits: Deposits::To(addresses) };
-        Ok(Vault::new(network, keys, limits, policy, clock, journal).attested_by(attestor).commanded_by(office))
+        let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), journal);
+        Ok(vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office).timed_by(nsm))
     }
+}
+
+/// Serves until the broker closes its end, with the record kept meanwhile. `seen`: the version of the record that the sealed state
+/// has seen.
+pub fn serve(
+    link: Link,
+    vault: &Vault,
+    store: Option<Box<dyn Store>>,
+    seen: u64,
+    workers: NonZeroUsize,
+) -> io::Result<()> {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| Keeper::new(vault, store, seen).run(|| ended.load(Ordering::Relaxed)));
+        let served = link.serve(vault, workers);
+        ended.store(true, Ordering::Relaxed);
+        served
+    })
 }

@@ -9,11 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::calls::{self, Answer, Call, Failure, NoResponse, PART_LEN};
+use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
 
 use crate::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
 use crate::kms::{Asked, Endpoint, Exchange};
 use crate::seal::MAX_BLOB_LEN;
+use crate::store::file::Disk;
+use crate::store::{self, Carrier};
+use crate::tls::Response;
 
 /// Longest wait for an answer: the broker gives KMS 20 s, with all attempts, and blobs may be long.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -84,6 +89,12 @@ impl Calls {
         self.begin(call)?.hear()
     }
 
+    fn call_within(&self, timeout: Duration, call: &Call) -> Result<Answer, ServiceError> {
+        let mut conversation = self.begin(call)?;
+        conversation.deadline = Instant::now().checked_add(timeout).unwrap_or(conversation.deadline);
+        conversation.hear()
+    }
+
     /// A call of KMS: the broker writes the request, the vault sends it over TLS of its own.
     fn kms(&self, endpoint: &Endpoint, call: &Call, asked: &Asked<'_>) -> Result<KmsAnswer, ServiceError> {
         let conversation = self.begin(call)?;
@@ -132,7 +143,66 @@ impl Calls {
     }
 }
 
+impl Carrier for Calls {
+    fn exchange(&self, endpoint: &Endpoint, request: &[u8]) -> Result<Response, StoreTrouble> {
+        let mut exchange = Exchange::open(endpoint, request).map_err(|why| trouble(&why))?;
+        let dial = Call::Dial { host: endpoint.host.clone(), port: endpoint.port };
+        let mut conversation = self.begin(&dial).map_err(|_| StoreTrouble::Away)?;
+        conversation.deadline = Instant::now().checked_add(store::TIMEOUT).unwrap_or(conversation.deadline);
+        let response = conversation.converse(&mut exchange);
+        // Where the broker has ended it already, nobody listens.
+        let _ = conversation.say(&Call::HangUp);
+        response
+    }
+}
+
+/// Why a store did not answer.
+fn trouble(why: &NoResponse) -> StoreTrouble {
+    match why {
+        NoResponse::Tls(_) => StoreTrouble::Tls,
+        NoResponse::Closed | NoResponse::OtherRequest => StoreTrouble::Away,
+        NoResponse::Malformed => StoreTrouble::Record,
+    }
+}
+
+impl Disk for Calls {
+    fn read_record(&self, group: &str) -> Result<Option<RecordBytes>, ServiceError> {
+        match self.call_within(store::TIMEOUT, &Call::ReadRecord { group: group.to_owned() })? {
+            Answer::Record { record } => Ok(record),
+            _ => Err(ServiceError::Refused),
+        }
+    }
+
+    fn swap_record(&self, group: &str, old: Option<RecordBytes>, new: RecordBytes) -> Result<bool, ServiceError> {
+        match self.call_within(store::TIMEOUT, &Call::SwapRecord { group: group.to_owned(), old, new })? {
+            Answer::Swapped => Ok(true),
+            Answer::Conflict => Ok(false),
+            _ => Err(ServiceError::Refused),
+        }
+    }
+}
+
 impl Conversation<'_> {
+    /// Carries TLS until the response is whole.
+    fn converse(&self, exchange: &mut Exchange) -> Result<Response, StoreTrouble> {
+        let away = |_| StoreTrouble::Away;
+        self.carry(0, &exchange.outgoing()).map_err(away)?;
+        loop {
+            let Answer::Carried { attempt: 0, bytes } = self.hear().map_err(away)? else {
+                return Err(StoreTrouble::Away);
+            };
+            let came = match &bytes {
+                Some(bytes) => exchange.incoming(bytes.as_ref()),
+                None => Err(NoResponse::Closed),
+            };
+            // An alert too, where TLS was broken.
+            self.carry(0, &exchange.outgoing()).map_err(away)?;
+            if let Some(response) = came.map_err(|why| trouble(&why))? {
+                return Ok(response);
+            }
+        }
+    }
+
     fn say(&self, call: &Call) -> Result<(), ServiceError> {
         let mut bytes = Vec::new();
         calls::encode(self.id, call, &mut bytes);

@@ -4,26 +4,28 @@
 //! boot, and with a counter above the last. What it changed is sealed and on the parent's disk before it is answered and before a new key
 //! signs. A parent that keeps a state and says that it did not could have it take effect at the next start: the answer says so.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
+use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use aws_lc_rs::{digest, rand};
 use casemate_protocol::command::{
-    Action, Command, Envelope, GeneratedKey, ImportedKey, KeyOutcome, MIN_DEPOSIT, Outcome, SECRET_LEN, SignedCommand,
-    max_deposit, withdrawal_address,
+    Action, Command, EncryptedSecrets, Envelope, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO, ImportedKey, KeyOutcome,
+    MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand, StoreCredentials, max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
-use casemate_protocol::refusal::Waiting;
+use casemate_protocol::refusal::{NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{CommandResult, StatedCommand};
 use casemate_protocol::{Duty, ExecutionAddress, Network, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
+use casemate_slashing::{Ceilings, Floors, History, Watermarks};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey};
-use crate::custody::{Custody, CustodyError, ServiceError};
+use crate::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
+use crate::fence::{Done, Errand, Fencing, latest, latest_held};
 use crate::keys::Key;
-use crate::{Journal, Keys, Nsm, signing_root};
+use crate::seal::Contents;
+use crate::{Clock, Journal, Keys, Nsm, signing_root};
 
 /// Most keys of a group: their sealed state stays far below the longest blob.
 pub const MAX_GROUP_KEYS: usize = 100_000;
@@ -34,12 +36,24 @@ pub struct Office {
     operators: Operators,
     withdrawal_addresses: Vec<ExecutionAddress>,
     book: Mutex<Book>,
+    loaded: RwLock<Loaded>,
+}
+
+/// The sealed state that is in force.
+#[derive(Clone, Default)]
+pub struct Loaded {
+    /// Its generation; 0 where there is none.
+    pub generation: u64,
+    /// What it is known by.
+    pub digest: Option<Root>,
+    /// What opens the fence's store.
+    pub store: Option<StoreCredentials>,
+    /// Version of the fence's record that it has seen.
+    pub fence_version: u64,
 }
 
 /// One command at a time.
 struct Book {
-    /// Of the state that is in force.
-    generation: u64,
     /// The newest that this enclave has tried to store.
     tried: u64,
     counter: u64,
@@ -52,30 +66,193 @@ pub(crate) struct Desk<'a> {
     pub(crate) journal: &'a dyn Journal,
     /// Read and exchanged under the lock on the book alone.
     pub(crate) keys: &'a RwLock<Arc<Keys>>,
+    pub(crate) fencing: &'a Fencing,
+    pub(crate) clock: &'a dyn Clock,
     /// By trusted time.
     pub(crate) now: Slot,
 }
 
 impl Office {
-    /// With what was unsealed in this generation; 0 where there was nothing.
+    /// With what was unsealed.
     pub fn new(
         custody: Custody,
         nsm: Arc<dyn Nsm>,
         operators: Operators,
         withdrawal_addresses: Vec<ExecutionAddress>,
-        generation: u64,
+        loaded: Loaded,
     ) -> Self {
-        let book = Mutex::new(Book { generation, tried: generation, counter: 0 });
-        Self { custody, nsm, operators, withdrawal_addresses, book }
+        let book = Mutex::new(Book { tried: loaded.generation, counter: 0 });
+        Self { custody, nsm, operators, withdrawal_addresses, book, loaded: RwLock::new(loaded) }
+    }
+
+    /// The sealed state that is in force.
+    pub(crate) fn loaded(&self) -> Loaded {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_loaded(&self, change: impl FnOnce(&mut Loaded)) {
+        change(&mut self.loaded.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn book(&self) -> Result<MutexGuard<'_, Book>, Refusal> {
+        match self.book.try_lock() {
+            Ok(book) => Ok(book),
+            Err(TryLockError::WouldBlock) => Err(Refusal::CommandBusy),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+        }
+    }
+
+    /// Loads the newest state that the parent offers, where it is newer than the one in force. Only one that does not sign does that.
+    pub(crate) fn reload(&self, desk: &Desk<'_>, oldest: u64) -> Option<Loaded> {
+        let mut book = self.book().ok()?;
+        self.reload_in(desk, &mut book, oldest)
+    }
+
+    fn reload_in(&self, desk: &Desk<'_>, book: &mut Book, oldest: u64) -> Option<Loaded> {
+        if self.custody.newest().ok()? <= self.loaded().generation {
+            return None;
+        }
+        let Unsealed { generation, digest, contents } = self.custody.unseal(oldest).ok()??;
+        let (store, fence_version) = (contents.store.clone(), contents.fence_version);
+        // Nobody signs while pasts go from the old keys to the new ones: what was signed in between would be forgotten.
+        let _closed = desk.fencing.closed()?;
+        let before = desk.keys();
+        // What this enclave has signed itself, in an earlier generation, is not forgotten.
+        let past = |key: &PublicKey, history: History| match before.past(key).map(Key::history) {
+            Some(History::Known(known)) => history.with(known),
+            _ => history,
+        };
+        let keys = Keys::unsealed(contents, |_, key, history| past(key, history)).ok()?;
+        // A journal must know each key, and may know more of it.
+        let signing: Vec<_> = keys.pasts().collect();
+        let starts = desk.journal.admit(&signing).ok()?;
+        for ((public_key, _), start) in signing.iter().zip(starts) {
+            if let Some(key) = keys.past(public_key) {
+                let mut history = key.lock();
+                *history = history.with(start);
+            }
+        }
+        desk.publish(&Arc::new(keys));
+        book.tried = book.tried.max(generation);
+        let loaded = Loaded { generation, digest: Some(digest), store, fence_version };
+        self.is_loaded(|now| *now = loaded.clone());
+        Some(loaded)
+    }
+
+    /// Leaves in order: signs no more, seals what was signed, and says so in the record.
+    pub(crate) fn hand_over(&self, desk: &Desk<'_>) -> Result<(), Refusal> {
+        let mut book = self.book()?;
+        self.hand_over_in(desk, &mut book)
+    }
+
+    fn hand_over_in(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(), Refusal> {
+        let fencing = desk.fencing;
+        if !fencing.has_record() {
+            return Err(Refusal::NoFenceRecord(fencing.kind()));
+        }
+        let (generation, floors) = fencing.held()?;
+        fencing.close()?;
+        let left = self
+            .leave_behind(desk, book, generation, floors)
+            .and_then(|state| fencing.errand(Errand::Leave { state, generation }));
+        if left.is_err() {
+            fencing.reopen();
+        }
+        left.map(drop)
+    }
+
+    /// What the exact state is known by, once it is on the disk. Nothing is signed any more.
+    fn leave_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
+        // The state stands for the generations before too, also of keys that came later: the floors have held for them as well.
+        desk.keys().raise(floors.watermarks(), desk.journal).map_err(|_| Refusal::NotSaved)?;
+        if let Some(state) = desk.journal.leaves() {
+            return Ok(state);
+        }
+        let next = next_generation(book, generation)?;
+        let sealed = self.seal_as(desk, book, &desk.keys(), next);
+        sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))
+    }
+
+    fn fence_init(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        record: RecordOrder,
+        credentials: Option<&EncryptedSecrets>,
+    ) -> Result<Outcome, Refusal> {
+        let fencing = desk.fencing;
+        if !fencing.has_record() {
+            return Err(Refusal::NoFenceRecord(fencing.kind()));
+        }
+        let credentials = match credentials {
+            Some(encrypted) => {
+                let opened = desk.attestor.open(encrypted, FENCE_HPKE_INFO).ok_or(Refusal::SecretsNotOpened)?;
+                Some(StoreCredentials::decode(&opened).ok_or(Refusal::StoreCredentials)?)
+            }
+            None => None,
+        };
+        let Done::Record(found) = fencing.errand(Errand::Probe(credentials.clone()))? else {
+            return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
+        };
+        if record == RecordOrder::Keep {
+            // Only the holder seals: of two that do, one would lose the other's changes.
+            let (generation, _) = fencing.held()?;
+            let next = next_generation(book, generation)?;
+            let before = self.loaded().store;
+            self.is_loaded(|loaded| loaded.store = credentials.or(loaded.store.take()));
+            let sealed = self.seal_in_force(desk, book, &desk.keys(), next);
+            if sealed.is_err() {
+                self.is_loaded(|loaded| loaded.store = before);
+            }
+            sealed?;
+            desk.enforce(next, generation)?;
+            return Ok(Outcome::FenceReady);
+        }
+        if found.is_some() {
+            return Err(Refusal::FenceExists);
+        }
+        let before = self.loaded();
+        self.is_loaded(|loaded| loaded.store = credentials.or(loaded.store.take()));
+        // Keys that are there have a past elsewhere: under a record that was lost, or without a store.
+        let fresh = record == RecordOrder::New && desk.keys().pasts().next().is_none();
+        let made = self.make_record(desk, book, fresh);
+        if made.is_err() {
+            self.is_loaded(|loaded| loaded.store = before.store);
+        }
+        made.map(|()| Outcome::FenceReady)
+    }
+
+    fn make_record(&self, desk: &Desk<'_>, book: &mut Book, fresh: bool) -> Result<(), Refusal> {
+        // Above every generation that there can have been: so are the numbers of the states that are sealed from now on.
+        let seconds = |desk: &Desk<'_>| Ok::<_, Refusal>(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)? / 1000);
+        let generation = if fresh { 0 } else { seconds(desk)? };
+        let next = next_generation(book, generation)?;
+        let sealed = self.seal_as(desk, book, &desk.keys(), next);
+        sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        // Sealing takes its time: it is what may be signed somewhere now that counts.
+        let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
+        let after = (!fresh).then(|| (latest_held(desk.network, now), generation));
+        desk.fencing.errand(Errand::Create { after, sealed_generation: next }).map(drop)
+    }
+
+    fn take_over(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
+        // One that holds the fence no longer learns it now, and closes its gate.
+        let Done::Record(found) = desk.fencing.errand(Errand::Look)? else {
+            return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
+        };
+        let found = found.ok_or(Refusal::NotHolder(NotHolder::NoRecord))?;
+        if found.sealed_generation > self.loaded().generation {
+            self.reload_in(desk, book, found.sealed_generation);
+        }
+        match desk.fencing.errand(Errand::TakeOver)? {
+            Done::Record(Some(record)) => Ok(Outcome::TookOver { generation: record.generation }),
+            _ => Err(Refusal::NotHolder(NotHolder::Apart(StoreTrouble::NotAsked))),
+        }
     }
 
     /// Carries out a command.
     pub(crate) fn carry_out(&self, desk: &Desk<'_>, envelope: &Envelope) -> Result<Outcome, Refusal> {
-        let mut book = match self.book.try_lock() {
-            Ok(book) => book,
-            Err(TryLockError::WouldBlock) => return Err(Refusal::CommandBusy),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        };
+        let mut book = self.book()?;
         let (command, sha256) = self.check(desk, envelope.as_ref(), book.counter)?;
         // From here on it counts as carried out, whatever comes of it; and the statement says what does.
         book.counter = command.counter;
@@ -83,7 +260,7 @@ impl Office {
         let done = self.act(desk, &mut book, command);
         let result = match &done {
             Ok(outcome) => CommandResult::Done { outcome_sha256: digest_of(&outcome.encode()) },
-            Err(Refusal::MaybeSealed(_)) => CommandResult::MaybeSealed,
+            Err(Refusal::MaybeSealed(_) | Refusal::FenceUnclear(_)) => CommandResult::MaybeSealed,
             Err(_) => CommandResult::Refused,
         };
         desk.attestor.note(StatedCommand { counter, sha256, result });
@@ -93,7 +270,7 @@ impl Office {
     fn act(&self, desk: &Desk<'_>, book: &mut Book, command: Command) -> Result<Outcome, Refusal> {
         match command.action {
             Action::Import { keys, secrets } => {
-                let opened = desk.attestor.open(&secrets).ok_or(Refusal::SecretsNotOpened)?;
+                let opened = desk.attestor.open(&secrets, HPKE_INFO).ok_or(Refusal::SecretsNotOpened)?;
                 self.import(desk, book, &keys, &opened)
             }
             Action::Generate { count, withdrawal_credentials, amount } => {
@@ -109,6 +286,9 @@ impl Office {
                 Ok(Outcome::Deposited { keys: keys.iter().map(sign).collect::<Result<_, _>>()? })
             }
             Action::Delete { keys } => self.delete(desk, book, &keys),
+            Action::FenceInit { record, credentials } => self.fence_init(desk, book, record, credentials.as_ref()),
+            Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
+            Action::TakeOver => self.take_over(desk, book),
         }
     }
 
@@ -245,9 +425,12 @@ impl Office {
         let outcome = |key| if known(key) { KeyOutcome::Deleted } else { KeyOutcome::NotFound };
         let outcomes: Vec<KeyOutcome> = public_keys.iter().map(outcome).collect();
         let changed = Arc::new(before.without(public_keys).map_err(|_| Refusal::MalformedCommand)?);
-        // They sign no more before their past is written down.
+        desk.fencing.held()?;
+        // They sign no more before their past is written down: signatures look up their key behind the gate.
         desk.publish(&changed);
-        self.seal(book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
+        desk.fencing.settle();
+        let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
+        desk.enforce(sealed, generation)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
 
@@ -272,41 +455,58 @@ impl Office {
         }
         let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
         let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;
+        desk.fencing.held()?;
         let starts = desk.journal.admit(&brought).map_err(|_| Refusal::NotSaved)?;
         for ((_, _, history), start) in added.iter_mut().zip(starts) {
             *history = history.with(start);
         }
         let changed = Arc::new(before.with(added).map_err(|_| Refusal::MalformedCommand)?);
-        self.seal(book, &changed, &before)?;
+        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
+        desk.enforce(sealed, generation)?;
         desk.publish(&changed);
         Ok(())
     }
 
-    /// Seals a state. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
-    fn seal(&self, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(), Refusal> {
-        let next = book.tried.saturating_add(1);
-        match self.seal_as(book, keys, next) {
+    fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
+        self.seal_as(desk, book, keys, next).map(drop).map_err(|error| match error {
+            CustodyError::NotStored(error) => Refusal::MaybeSealed(waiting_for(&CustodyError::Service(error))),
+            error => Refusal::NotSealed(waiting_for(&error)),
+        })
+    }
+
+    /// Seals a state; its number, and the generation in which it was sealed. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
+    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(u64, u64), Refusal> {
+        let (generation, _) = desk.fencing.held()?;
+        let next = next_generation(book, generation)?;
+        match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
-                match self.seal_as(book, before, next.saturating_add(1)) {
-                    Ok(()) => Err(Refusal::NotSealed(waiting)),
+                match self.seal_as(desk, book, before, next.saturating_add(1)) {
+                    Ok(_) => Err(Refusal::NotSealed(waiting)),
                     Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
             }
             // Of another enclave of this group: its keys and their past would be lost.
-            Err(CustodyError::NotNewer { kept, .. }) => Err(Refusal::OtherState { kept, ours: book.generation }),
+            Err(CustodyError::NotNewer { kept, .. }) => {
+                Err(Refusal::OtherState { kept, ours: self.loaded().generation })
+            }
             Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
-            Ok(()) => Ok(()),
+            Ok(_) => Ok((next, generation)),
         }
     }
 
-    fn seal_as(&self, book: &mut Book, keys: &Keys, generation: u64) -> Result<(), CustodyError> {
-        let sealed = self.custody.seal(&keys.contents(), generation);
-        if matches!(sealed, Ok(()) | Err(CustodyError::NotStored(_))) {
+    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Root, CustodyError> {
+        let (store, fence_version) = (self.loaded().store, desk.fencing.version());
+        let contents = Contents { store, fence_version, ..keys.contents() };
+        let sealed = self.custody.seal(&contents, generation);
+        if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
             book.tried = generation;
         }
-        if sealed.is_ok() {
-            book.generation = generation;
+        if let Ok(digest) = sealed {
+            self.is_loaded(|loaded| {
+                loaded.generation = generation;
+                loaded.digest = Some(digest);
+            });
         }
         sealed
     }
@@ -317,6 +517,15 @@ impl Desk<'_> {
         current(self.keys)
     }
 
+    /// Has every older state refused, before the change is answered.
+    fn enforce(&self, sealed: u64, generation: u64) -> Result<(), Refusal> {
+        if !self.fencing.has_record() {
+            return Ok(());
+        }
+        let raised = self.fencing.errand(Errand::Raise { sealed, generation });
+        raised.map(drop).map_err(|_| Refusal::MaybeSealed(Waiting::Fence))
+    }
+
     /// From now on these keys are in force, and the statement names them.
     fn publish(&self, keys: &Arc<Keys>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(keys);
@@ -324,23 +533,16 @@ impl Desk<'_> {
     }
 }
 
-/// Above everything that the window has allowed until now (docs/ARCHITECTURE.md, «The floor after an unclean end»).
 fn now(desk: &Desk<'_>) -> Watermarks {
-    let slot = desk.now.saturating_add(1);
-    let epoch = desk.network.epoch_of(slot);
-    Watermarks {
-        block: Some(BlockMark { slot, signing_root: None }),
-        attestation: Some(AttestationMark { source: epoch, target: epoch, signing_root: None }),
-    }
+    let Ceilings { slot, target, source } = latest(desk.network, desk.now);
+    Floors { slot: Some(slot), target: Some(target), source: Some(source) }.watermarks()
 }
 
-fn digest_of(bytes: &[u8]) -> Root {
-    let mut root = Root::ZERO;
-    // SHA-256 gives 32 bytes, always.
-    for (to, from) in root.0.iter_mut().zip(digest::digest(&digest::SHA256, bytes).as_ref()) {
-        *to = *from;
-    }
-    root
+/// Numbers of sealed states begin with the fence's generation: of states that two enclaves have sealed, the later holder's is the
+/// newer, whatever the numbers that each has used.
+fn next_generation(book: &Book, fence: u64) -> Result<u64, Refusal> {
+    let first = fence.checked_mul(1 << 32).ok_or(Refusal::MalformedCommand)?;
+    Ok(book.tried.max(first).saturating_add(1))
 }
 
 /// A key's signature over its deposit message.

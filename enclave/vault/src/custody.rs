@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use casemate_protocol::Root;
 use zeroize::Zeroizing;
 
@@ -100,6 +101,27 @@ pub enum CustodyError {
     NoKey,
 }
 
+/// A state that was unsealed.
+#[derive(Default)]
+pub struct Unsealed {
+    /// Its generation; 0 where there was none.
+    pub generation: u64,
+    /// What it is known by: the SHA-256 of its blob.
+    pub digest: Root,
+    /// What was in it.
+    pub contents: Contents,
+}
+
+/// SHA-256.
+pub(crate) fn digest_of(bytes: &[u8]) -> Root {
+    let mut root = Root::ZERO;
+    // SHA-256 gives 32 bytes, always.
+    for (to, from) in root.0.iter_mut().zip(digest::digest(&digest::SHA256, bytes).as_ref()) {
+        *to = *from;
+    }
+    root
+}
+
 /// Seals and unseals for one group.
 pub struct Custody {
     services: Arc<dyn Services>,
@@ -119,7 +141,7 @@ impl Custody {
     ///
     /// The parent can withhold the newest and offer an older one: `oldest` is what the fence says is the oldest that may be
     /// loaded. It is always the newest offered that is opened; one that is broken is an error, not a reason to go back.
-    pub fn unseal(&self, oldest: u64) -> Result<Option<(u64, Contents)>, CustodyError> {
+    pub fn unseal(&self, oldest: u64) -> Result<Option<Unsealed>, CustodyError> {
         let Some(newest) = self.services.list_blobs(&self.place.group)?.into_iter().max() else { return Ok(None) };
         let blob = self.services.load_blob(&self.place.group, newest)?;
         let header = seal::header(&blob, &self.place, oldest.max(newest))?;
@@ -128,11 +150,16 @@ impl Custody {
         let answer = self.services.decrypt(&self.place.key_arn, wrapped, &document, &self.context())?;
         let data_key = self.data_key(&answer)?;
         let contents = seal::open(&blob, &data_key, &self.place, oldest.max(newest))?;
-        Ok(Some((header.generation, contents)))
+        Ok(Some(Unsealed { generation: header.generation, digest: digest_of(&blob), contents }))
     }
 
-    /// Seals a state under a fresh data key and has the parent keep it. When this returns, it is on the disk.
-    pub fn seal(&self, contents: &Contents, generation: u64) -> Result<(), CustodyError> {
+    /// The newest generation that the parent offers; 0 where it offers none.
+    pub fn newest(&self) -> Result<u64, CustodyError> {
+        Ok(self.services.list_blobs(&self.place.group)?.into_iter().max().unwrap_or(0))
+    }
+
+    /// Seals a state under a fresh data key and has the parent keep it. When this returns, it is on the disk; what it is known by.
+    pub fn seal(&self, contents: &Contents, generation: u64) -> Result<Root, CustodyError> {
         if let Some(kept) = self.services.list_blobs(&self.place.group)?.into_iter().max().filter(|k| *k >= generation)
         {
             return Err(CustodyError::NotNewer { asked: generation, kept });
@@ -141,7 +168,8 @@ impl Custody {
         let answer = self.services.generate_data_key(&self.place.key_arn, &document, &self.context())?;
         let data_key = self.data_key(&answer)?;
         let blob = seal::seal(contents, &data_key, answer.wrapped, &self.place, generation)?;
-        self.services.store_blob(&self.place.group, generation, &blob).map_err(CustodyError::NotStored)
+        self.services.store_blob(&self.place.group, generation, &blob).map_err(CustodyError::NotStored)?;
+        Ok(digest_of(&blob))
     }
 
     /// A document that carries the key for KMS's answer. It needs no nonce: KMS looks at its age.

@@ -1,6 +1,6 @@
 //! Where watermarks go before a signature is computed.
 
-use casemate_protocol::PublicKey;
+use casemate_protocol::{PublicKey, Root};
 use casemate_slashing::Watermarks;
 
 /// The watermarks could not be saved; the duty is refused.
@@ -14,6 +14,12 @@ pub struct NotSaved;
 pub trait Journal: Send + Sync {
     /// Saves a key's watermarks. Called under the key's lock, before signing.
     fn record(&self, key: &PublicKey, watermarks: &Watermarks) -> Result<(), NotSaved>;
+
+    /// What the state is known by that this journal keeps, where each signature is in it before it is out, also after a kill: then the
+    /// next start with this journal needs no floors. Nothing for an enclave, which has no disk to trust.
+    fn leaves(&self) -> Option<Root> {
+        None
+    }
 
     /// Makes room for keys that are about to be added, and tells what they start from: what they bring, and whatever is
     /// remembered of them besides. All of them or none; the same keys may come again.

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use casemate_protocol::PublicKey;
-use casemate_slashing::History;
+use casemate_slashing::{History, Watermarks};
 
 use crate::bls::SecretKey;
+use crate::journal::{Journal, NotSaved};
 use crate::seal::{Contents, SealedKey, SecretBytes};
 
 /// A key and its past.
@@ -143,6 +144,29 @@ impl Keys {
         Self::of(all)
     }
 
+    /// Adds to the past of every key whose past is known, deleted ones too.
+    pub(crate) fn raise(&self, past: Watermarks, journal: &dyn Journal) -> Result<(), NotSaved> {
+        for key in &self.all {
+            let mut history = key.lock();
+            let History::Known(known) = *history else { continue };
+            let raised = known.merge(past);
+            if raised != known {
+                // Of a deleted key the journal need not know.
+                if key.secret.is_some() {
+                    journal.record(&key.public, &raised)?;
+                }
+                *history = History::Known(raised);
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys that sign, each with its past.
+    pub(crate) fn pasts(&self) -> impl Iterator<Item = (PublicKey, Watermarks)> {
+        let signing = self.all.iter().filter(|key| key.secret.is_some());
+        signing.filter_map(|key| Some((key.public, key.history().watermarks().ok()?)))
+    }
+
     /// These keys without the secrets of some.
     pub(crate) fn without(&self, public_keys: &[PublicKey]) -> Result<Self, KeyError> {
         let mut all = self.all.clone();
@@ -161,7 +185,7 @@ impl Keys {
             secret: key.secret.as_ref().map(|secret| SecretBytes(*secret.to_be_bytes())),
             history: key.history(),
         };
-        Contents { keys: self.all.iter().map(sealed).collect() }
+        Contents { keys: self.all.iter().map(sealed).collect(), ..Contents::default() }
     }
 
     /// The public keys that sign: those with a history.

@@ -5,21 +5,16 @@
 //! has the credentials; [`Asked::check`] lets it through only if it is the request that the vault has asked for. Bytes go in and
 //! out through [`Exchange`]: there is no socket here.
 
-use std::io::{ErrorKind, Read, Write};
-use std::sync::Arc;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, MAX_KMS_BODY_LEN, NoResponse};
-use casemate_protocol::{BoundedBytes, Root};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use casemate_protocol::Root;
+use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, NoResponse};
+use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 
 use crate::custody::KmsAnswer;
+pub use crate::tls::{Endpoint, Exchange, Response, response};
 
-/// Longest head of a response, in bytes.
-const MAX_HEAD_LEN: usize = 8192;
 /// Headers that a request may have besides `host` and `content-length`, which the vault writes itself.
 const HEADERS: &[&str] = &[
     "accept",
@@ -35,32 +30,10 @@ const HEADERS: &[&str] = &[
     "x-amz-user-agent",
 ];
 
-/// Where KMS is, and who may claim to be it.
-#[derive(Clone)]
-pub struct Endpoint {
-    name: ServerName<'static>,
-    /// As the `host` header has it.
-    authority: String,
-    tls: Arc<ClientConfig>,
-}
-
 impl Endpoint {
     /// AWS's endpoint in the region that a key's ARN names, under Amazon's roots.
     pub fn of_key(key_arn: &str) -> Option<Self> {
         Self::new(&host_of_key(key_arn)?, 443, amazon_roots())
-    }
-
-    /// A host under roots of one's own. Which constructor a program calls is decided when it is built.
-    pub fn new(host: &str, port: u16, roots: RootCertStore) -> Option<Self> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .ok()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from(host.to_owned()).ok()?;
-        let authority = if port == 443 { host.to_owned() } else { format!("{host}:{port}") };
-        Some(Self { name, authority, tls: Arc::new(tls) })
     }
 }
 
@@ -99,6 +72,14 @@ pub struct Asked<'a> {
     pub document: &'a [u8],
     /// What is to be decrypted; where there is nothing, a data key is to be generated.
     pub wrapped: Option<&'a [u8]>,
+}
+
+impl Exchange {
+    /// Begins, where the broker's request is what was asked for.
+    pub fn begin(endpoint: &Endpoint, asked: &Asked<'_>, headers: &[Header], body: &[u8]) -> Result<Self, NoResponse> {
+        let request = asked.check(&endpoint.authority, headers, body).ok_or(NoResponse::OtherRequest)?;
+        Self::open(endpoint, &request)
+    }
 }
 
 /// The body of a request; another field, or one twice, is no request of ours.
@@ -205,118 +186,12 @@ impl Asked<'_> {
     }
 }
 
-/// A response.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Response {
-    /// HTTP status.
-    pub status: u16,
-    /// Body.
-    pub body: BoundedBytes<0, MAX_KMS_BODY_LEN>,
-}
-
-/// One request over one TLS connection.
-pub struct Exchange {
-    tls: ClientConnection,
-    received: Vec<u8>,
-}
-
-impl Exchange {
-    /// Begins, where the broker's request is what was asked for.
-    pub fn begin(endpoint: &Endpoint, asked: &Asked<'_>, headers: &[Header], body: &[u8]) -> Result<Self, NoResponse> {
-        let request = asked.check(&endpoint.authority, headers, body).ok_or(NoResponse::OtherRequest)?;
-        let mut tls =
-            ClientConnection::new(Arc::clone(&endpoint.tls), endpoint.name.clone()).map_err(|e| tls_error(&e))?;
-        tls.set_buffer_limit(None);
-        // Kept until the handshake is through.
-        tls.writer().write_all(&request).map_err(|_| NoResponse::Malformed)?;
-        Ok(Self { tls, received: Vec::new() })
-    }
-
-    /// What is to go out now.
-    pub fn outgoing(&mut self) -> Vec<u8> {
-        let mut out = Vec::new();
-        while self.tls.wants_write() {
-            // Writing to memory does not fail.
-            if self.tls.write_tls(&mut out).is_err() {
-                break;
-            }
-        }
-        out
-    }
-
-    /// Takes what came in; the response once it is whole.
-    pub fn incoming(&mut self, mut bytes: &[u8]) -> Result<Option<Response>, NoResponse> {
-        while !bytes.is_empty() {
-            // Nothing is taken once KMS has closed TLS: whatever follows is not KMS's.
-            if self.tls.read_tls(&mut bytes).map_err(|_| NoResponse::Malformed)? == 0 {
-                return Err(NoResponse::Closed);
-            }
-            let closed = self.tls.process_new_packets().map_err(|e| tls_error(&e))?.peer_has_closed();
-            let mut chunk = [0; 4096];
-            loop {
-                match self.tls.reader().read(&mut chunk) {
-                    Ok(0) => break,
-                    Ok(n) => self.received.extend_from_slice(chunk.get(..n).unwrap_or_default()),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(_) => return Err(NoResponse::Closed),
-                }
-                if self.received.len() > MAX_HEAD_LEN + MAX_KMS_BODY_LEN {
-                    return Err(NoResponse::Malformed);
-                }
-            }
-            if closed {
-                return response(&self.received)?.map_or(Err(NoResponse::Closed), |response| Ok(Some(response)));
-            }
-        }
-        response(&self.received)
-    }
-}
-
-fn tls_error(error: &rustls::Error) -> NoResponse {
-    NoResponse::Tls(error.to_string().chars().take(200).collect())
-}
-
-/// The response in `bytes`, once it is whole. KMS says how long it is; other forms are not taken.
-pub fn response(bytes: &[u8]) -> Result<Option<Response>, NoResponse> {
-    let mut headers = [httparse::EMPTY_HEADER; 48];
-    let mut head = httparse::Response::new(&mut headers);
-    let head_len = match head.parse(bytes).map_err(|_| NoResponse::Malformed)? {
-        httparse::Status::Complete(len) if len <= MAX_HEAD_LEN => len,
-        httparse::Status::Partial if bytes.len() <= MAX_HEAD_LEN => return Ok(None),
-        _ => return Err(NoResponse::Malformed),
-    };
-    let status = head.code.filter(|code| *code >= 200).ok_or(NoResponse::Malformed)?;
-    let mut length = None;
-    for header in head.headers.iter() {
-        if header.name.eq_ignore_ascii_case("transfer-encoding") || header.name.eq_ignore_ascii_case("content-encoding")
-        {
-            return Err(NoResponse::Malformed);
-        }
-        if header.name.eq_ignore_ascii_case("content-length") {
-            let text = std::str::from_utf8(header.value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
-            let parsed = text.and_then(|text| text.parse::<usize>().ok()).ok_or(NoResponse::Malformed)?;
-            if length.replace(parsed).is_some() {
-                return Err(NoResponse::Malformed);
-            }
-        }
-    }
-    let length = length.filter(|length| *length <= MAX_KMS_BODY_LEN).ok_or(NoResponse::Malformed)?;
-    let body = bytes.get(head_len..).unwrap_or_default();
-    if body.len() < length {
-        return Ok(None);
-    }
-    if body.len() > length {
-        return Err(NoResponse::Malformed);
-    }
-    let body = BoundedBytes::new(body.to_vec()).ok_or(NoResponse::Malformed)?;
-    Ok(Some(Response { status, body }))
-}
-
 #[cfg(test)]
 mod tests {
-    use casemate_protocol::Bytes;
+    use casemate_protocol::{BoundedBytes, Bytes};
 
     use super::*;
+    use crate::tls::MAX_HEAD_LEN;
 
     const ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/0a1b-2c";
 

@@ -1,5 +1,7 @@
 //! The key compartment. Nothing outside this process ever holds a key in clear.
 //!
+//! What the fence ([`fence`], [`store`]) lets it sign is decided before all else.
+//!
 //! Bytes become types at one door ([`server`]); [`Vault::handle`] answers one request at a time:
 //!
 //! 1. find the key ([`keys`]); without a slashing history it signs nothing;
@@ -24,6 +26,7 @@ pub mod clock;
 pub mod cms;
 pub mod command;
 pub mod custody;
+pub mod fence;
 pub mod journal;
 pub mod keys;
 pub mod kms;
@@ -33,11 +36,14 @@ pub mod seal;
 pub mod server;
 pub mod signing_root;
 mod ssz;
+pub mod store;
+pub mod tls;
 mod vault;
 
 pub use attest::{Attestor, Identity};
-pub use clock::{Clock, SystemClock};
-pub use command::Office;
+pub use clock::{Clock, SystemClock, TrustedClock};
+pub use command::{Loaded, Office};
+pub use fence::{Fencing, Keeper};
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
 pub use nsm::{Nsm, NsmDevice, NsmError};

@@ -14,16 +14,13 @@ use std::sync::Arc;
 
 use casemate_protocol::Configuration;
 use casemate_protocol::configuration::MAX_CONFIGURATION_LEN;
-use casemate_protocol::statement::{Fence, FenceKind};
-use casemate_slashing::{Ceilings, Floors, Limits};
-use casemate_vault::boot::Start;
+use casemate_vault::boot::{Start, serve};
+use casemate_vault::clock::{KernelClocks, Sources, TOLERANCE_MS};
 use casemate_vault::journal::Forgetful;
 use casemate_vault::kms::Endpoint;
 use casemate_vault::server::Link;
-use casemate_vault::{Clock, Keys, Nsm, NsmDevice, SystemClock};
-
-/// How far the clock may be from the NSM's at the start.
-const MAX_CLOCK_ERROR_MS: u64 = 2000;
+use casemate_vault::store::DynamodbAt;
+use casemate_vault::{Clock, Keys, Nsm, NsmDevice, TrustedClock};
 
 fn main() -> ExitCode {
     match run() {
@@ -42,28 +39,25 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let configuration = Configuration::decode(&bytes)?;
     let socket = UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned()?);
     let nsm: Arc<dyn Nsm> = Arc::new(NsmDevice::open()?);
-    let (now, trusted) = (SystemClock.unix_ms(), nsm.timestamp_ms()?);
-    if now.abs_diff(trusted) > MAX_CLOCK_ERROR_MS {
-        return Err(
-            format!("the clock says {now} ms, the NSM {trusted} ms; {MAX_CLOCK_ERROR_MS} ms are allowed").into()
-        );
+    let clock = TrustedClock::new(KernelClocks::default());
+    let trusted = nsm.timestamp_ms()?;
+    clock.check(trusted);
+    if clock.unix_ms().is_none() {
+        let wall = KernelClocks::default().wall_ms();
+        return Err(format!("the clock says {wall} ms, the NSM {trusted} ms; {TOLERANCE_MS} ms are allowed").into());
     }
+    let clock: Arc<dyn Clock> = Arc::new(clock);
     let arn = &configuration.kms_key_arn;
     let kms = Endpoint::of_key(arn).ok_or_else(|| format!("kms_key_arn {arn:?} is no ARN of a KMS key"))?;
-    let network = configuration.network.clone();
 
     let link = Link::open(&socket)?;
-    let mut unsealed = Start { configuration, nsm, kms, oldest_generation: 0 }.unseal(&link)?;
+    let mut unsealed = Start { configuration, nsm, kms }.unseal(&link)?;
     let contents = std::mem::take(&mut unsealed.contents);
+    let seen = contents.fence_version;
     let keys = Keys::unsealed(contents, |_, _, history| history).map_err(|e| format!("the sealed keys: {e:?}"))?;
-    // No store stands for the past: whatever an earlier boot may have signed lies at or below what the window has allowed until
-    // now (docs/ARCHITECTURE.md, «The floor after an unclean end»).
-    let latest_slot = network.slot_at(SystemClock.unix_ms()).saturating_add(1);
-    let latest = network.epoch_of(latest_slot);
-    let floors = Floors { slot: Some(latest_slot), target: Some(latest), source: Some(latest) };
-    let limits = Limits { floors, ceilings: Ceilings::NONE };
-    let fence = Fence { kind: FenceKind::Solo, generation: 0 };
-    let vault = unsealed.vault(keys, limits, fence, Box::new(SystemClock), Box::new(Forgetful))?;
+    let fence = unsealed.fence(&clock, &DynamodbAt::aws());
+    let (fencing, store) = fence.ok_or("the clock has stopped")?;
+    let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful))?;
     let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    Ok(link.serve(&vault, workers)?)
+    Ok(serve(link, &vault, store, seen, workers)?)
 }

@@ -8,6 +8,7 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use casemate_protocol::cbor::{self, Form};
+use casemate_protocol::command::{MAX_CREDENTIALS_LEN, StoreCredentials};
 use casemate_protocol::history::Past;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Root};
 use casemate_slashing::History;
@@ -99,6 +100,10 @@ pub enum SealError {
 pub struct Contents {
     /// Every key that is held, or was.
     pub keys: Vec<SealedKey>,
+    /// What opens the fence's store.
+    pub store: Option<StoreCredentials>,
+    /// Version of the fence's record when this was sealed: the store must not show an older one. 0 where there was none.
+    pub fence_version: u64,
 }
 
 /// A key with its past.
@@ -220,6 +225,8 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 #[serde(deny_unknown_fields)]
 struct Content {
     keys: Vec<WrittenKey>,
+    store: Option<StoreCredentials>,
+    fence_version: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -233,7 +240,8 @@ struct WrittenKey {
 impl Content {
     /// At least as many bytes as the encoding takes, with room for the tag.
     fn max_len(&self) -> usize {
-        self.keys.len().saturating_mul(256).saturating_add(64).saturating_add(TAG_LEN)
+        let keys = self.keys.len().saturating_mul(256);
+        keys.saturating_add(64).saturating_add(MAX_CREDENTIALS_LEN).saturating_add(TAG_LEN)
     }
 
     /// Derives every public key anew.
@@ -259,7 +267,8 @@ impl Content {
         if let Some((at, within)) = wrong {
             return Err(SealError::OtherPublicKey { number: at.saturating_mul(share).saturating_add(within) });
         }
-        Ok(Contents { keys: self.keys.into_iter().map(SealedKey::from).collect() })
+        let keys = self.keys.into_iter().map(SealedKey::from).collect();
+        Ok(Contents { keys, store: self.store, fence_version: self.fence_version })
     }
 }
 
@@ -283,7 +292,8 @@ impl From<&Contents> for Content {
                 History::Known(watermarks) => Some(watermarks.into()),
             },
         };
-        Self { keys: contents.keys.iter().map(written).collect() }
+        let keys = contents.keys.iter().map(written).collect();
+        Self { keys, store: contents.store.clone(), fence_version: contents.fence_version }
     }
 }
 

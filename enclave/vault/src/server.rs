@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use casemate_protocol::calls::CHANNEL;
 use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN};
@@ -23,8 +24,14 @@ use crate::calls::Calls;
 
 /// Bytes of requests that wait for a worker, about: a duty takes 300 to 700.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// How often parked requests are looked at.
+const TICK: Duration = Duration::from_millis(50);
 /// Requests that a worker takes at once at most.
 const BATCH: usize = 8;
+/// Longest time that a request waits for the fence to grant a higher ceiling: the store's answer, and one more try.
+const PARKED: Duration = Duration::from_secs(3);
+/// Requests that may wait for it; more are refused at once.
+const MAX_PARKED: usize = 4096;
 /// Bytes that are read at once: the longest frame and some.
 const READ_LEN: usize = 1280 * 1024;
 
@@ -92,6 +99,7 @@ impl Link {
             let (commands, ordered) = sync_channel(1);
             let (queue, output) = (&self.queue, &self.output);
             scope.spawn(move || carry_out(vault, &ordered, output));
+            scope.spawn(move || unpark(vault, queue));
             for _ in 0..workers.get() {
                 let commands = commands.clone();
                 scope.spawn(move || work(vault, queue, output, workers.get(), &commands));
@@ -104,6 +112,8 @@ impl Link {
 struct Request {
     channel: u64,
     frame: Vec<u8>,
+    /// Until when it may wait for the fence; nothing where it has not waited yet.
+    patience: Option<Instant>,
 }
 
 impl Request {
@@ -124,6 +134,8 @@ struct Queue {
 struct State {
     waiting: VecDeque<Request>,
     waiting_bytes: usize,
+    /// Requests that wait for the fence.
+    parked: Vec<Request>,
     idle_workers: usize,
     /// Somebody takes requests.
     served: bool,
@@ -174,6 +186,40 @@ impl Queue {
         true
     }
 
+    /// Sets a request aside until the fence's limits change. It comes back where there is no room.
+    fn park(&self, request: Request) -> Option<Request> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.parked.len() >= MAX_PARKED || state.closed {
+            return Some(request);
+        }
+        state.parked.push(request);
+        None
+    }
+
+    /// Puts requests that were set aside in front again: all of them, or those whose patience has ended.
+    fn unpark(&self, all: bool) {
+        let now = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let parked = std::mem::take(&mut state.parked);
+        let (back, stay): (Vec<_>, Vec<_>) =
+            parked.into_iter().partition(|request| all || request.patience.is_none_or(|until| until <= now));
+        state.parked = stay;
+        let more = back.iter().map(Request::size).sum();
+        state.waiting_bytes = state.waiting_bytes.saturating_add(more);
+        let wake = state.idle_workers.min(back.len());
+        for request in back.into_iter().rev() {
+            state.waiting.push_front(request);
+        }
+        drop(state);
+        for _ in 0..wake {
+            self.filled.notify_one();
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).closed
+    }
+
     fn open(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).served = true;
     }
@@ -217,7 +263,7 @@ fn read(
             if channel == CHANNEL {
                 calls.deliver(frame).map_err(broken)?;
             } else {
-                requests.push(Request { channel, frame: frame.to_vec() });
+                requests.push(Request { channel, frame: frame.to_vec(), patience: None });
             }
             used = used.saturating_add(len);
         }
@@ -254,7 +300,7 @@ fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize
     let mut replies = Vec::new();
     while queue.pop(&mut batch, workers) {
         for request in batch.drain(..) {
-            answer(vault, &request, &mut replies, commands);
+            answer(vault, queue, request, &mut replies, commands);
         }
         let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
         if stream.write_all(&replies).is_err() {
@@ -278,15 +324,41 @@ fn carry_out(vault: &Vault, ordered: &Receiver<Ordered>, output: &Mutex<UnixStre
     }
 }
 
-fn answer(vault: &Vault, request: &Request, replies: &mut Vec<u8>, commands: &SyncSender<Ordered>) {
+/// Brings requests back that wait for the fence: all when its limits have changed, each when its patience ends.
+fn unpark(vault: &Vault, queue: &Queue) {
+    let mut seen = vault.fencing().changes();
+    while !queue.is_closed() {
+        let changes = vault.fencing().wait_for_change(seen, TICK);
+        queue.unpark(changes != seen);
+        seen = changes;
+    }
+}
+
+fn answer(vault: &Vault, queue: &Queue, mut request: Request, replies: &mut Vec<u8>, commands: &SyncSender<Ordered>) {
+    let patient = request.patience.is_none_or(|until| Instant::now() < until);
+    let (mut parks, seen) = (false, vault.fencing().changes());
     let handle = |asked: RequestFrame| match asked.request {
-        Asked::Command { .. } => match commands.try_send((request.channel, asked)) {
+        Asked::Command { .. } | Asked::HandOver => match commands.try_send((request.channel, asked)) {
             Ok(()) => None,
             Err(_) => Some(Reply::Refused(Refusal::CommandBusy)),
         },
-        other => Some(vault.handle(&other)),
+        other => {
+            let reply = vault.handle(&other);
+            // It waits for the store of the fence, together with all others, and keeps no worker from signing.
+            parks = patient && matches!(&reply, Reply::Refused(refusal) if refusal.is_above_ceiling());
+            if parks { None } else { Some(reply) }
+        }
     };
-    answer_with(handle, request, replies);
+    answer_with(handle, &request, replies);
+    if parks {
+        request.patience = request.patience.or_else(|| Instant::now().checked_add(PARKED));
+        if let Some(request) = queue.park(request) {
+            answer_with(|asked| Some(vault.handle(&asked.request)), &request, replies);
+        } else if vault.fencing().changes() != seen {
+            // They changed before it was parked.
+            queue.unpark(true);
+        }
+    }
 }
 
 /// Decodes and answers; nothing is answered yet where `handle` gives nothing.

@@ -2,19 +2,22 @@
 
 use std::sync::{Arc, RwLock};
 
-use casemate_protocol::command::{Envelope, Outcome, withdrawal_address};
+use casemate_protocol::command::{Envelope, Outcome, StoreCredentials, withdrawal_address};
 use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN};
+use casemate_protocol::statement::FenceKind;
 use casemate_protocol::{
     Duty, ExecutionAddress, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot,
 };
-use casemate_slashing::{Ceilings, History, Limits, rules};
+use casemate_slashing::fence::{Holder, Record};
+use casemate_slashing::{Ceilings, History, Limits, Watermarks, rules};
 
 use crate::attest::Attestor;
 use crate::bls::HashedMessage;
 use crate::command::{Desk, Office, current};
+use crate::fence::Fencing;
 use crate::keys::Key;
 use crate::points::PointCache;
-use crate::{Clock, Journal, Keys, signing_root};
+use crate::{Clock, Journal, Keys, Loaded, Nsm, signing_root};
 
 /// What the measured configuration allows beyond duties.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,13 +72,14 @@ pub struct Vault {
     network: Network,
     /// Exchanged whole where an operators' command changes them.
     keys: RwLock<Arc<Keys>>,
-    limits: Limits,
+    fencing: Fencing,
     policy: Policy,
-    clock: Box<dyn Clock>,
+    clock: Arc<dyn Clock>,
     journal: Box<dyn Journal>,
     points: PointCache,
     attestor: Option<Attestor>,
     office: Option<Office>,
+    nsm: Option<Arc<dyn Nsm>>,
 }
 
 impl Vault {
@@ -89,7 +93,24 @@ impl Vault {
         journal: Box<dyn Journal>,
     ) -> Self {
         let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
-        Self { network, keys, limits, policy, clock, journal, points, attestor: None, office: None }
+        let fencing = Fencing::fixed(FenceKind::None, limits);
+        let clock = Arc::from(clock);
+        Self { network, keys, fencing, policy, clock, journal, points, attestor: None, office: None, nsm: None }
+    }
+
+    /// With another fence than the fixed limits, and a clock that the keeper of its record reads too.
+    #[must_use]
+    pub fn fenced_by(mut self, fencing: Fencing, clock: Arc<dyn Clock>) -> Self {
+        self.fencing = fencing;
+        self.clock = clock;
+        self
+    }
+
+    /// With an NSM to hold the clock against.
+    #[must_use]
+    pub fn timed_by(mut self, nsm: Arc<dyn Nsm>) -> Self {
+        self.nsm = Some(nsm);
+        self
     }
 
     /// With an NSM behind it, the vault answers requests for attestation documents.
@@ -118,18 +139,83 @@ impl Vault {
             }
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
-                attestor.and_then(|attestor| attestor.attest(nonce)).unwrap_or_else(Reply::Refused)
+                let fence = self.fencing.stated(self.clock.unix_ms());
+                attestor.and_then(|attestor| attestor.attest(nonce, fence)).unwrap_or_else(Reply::Refused)
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
+            Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
         }
+    }
+
+    /// What limits this vault.
+    pub(crate) fn fencing(&self) -> &Fencing {
+        &self.fencing
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.clock.as_ref()
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// By the NSM's clock, where there is one.
+    pub(crate) fn nsm_time(&self) -> Option<u64> {
+        self.nsm.as_ref()?.timestamp_ms().ok()
+    }
+
+    /// Under which name it holds the fence: its boot nonce.
+    pub(crate) fn holder(&self) -> Holder {
+        self.attestor.as_ref().map_or(Holder::ZERO, Attestor::boot_nonce)
+    }
+
+    /// What the state at hand is known by, where it may be the one that `record` names; and what is left behind from now on.
+    pub(crate) fn exact_state(&self, record: &Record) -> (Option<Root>, Option<Root>) {
+        let leaves = self.journal.leaves();
+        let sealed = self.office.as_ref().and_then(|office| office.loaded().digest);
+        (leaves.filter(|state| record.clean == Some(*state)).or(sealed), leaves)
+    }
+
+    /// Generation of the sealed state in force.
+    pub(crate) fn sealed_generation(&self) -> u64 {
+        self.office.as_ref().map_or(0, |office| office.loaded().generation)
+    }
+
+    /// What opens the fence's store, as it was sealed.
+    pub(crate) fn store_credentials(&self) -> Option<StoreCredentials> {
+        self.office.as_ref()?.loaded().store
+    }
+
+    /// Loads the newest sealed state, where there is a newer one.
+    pub(crate) fn reload(&self, oldest: u64) -> Option<Loaded> {
+        let (desk, office) = self.desk().ok()?;
+        office.reload(&desk, oldest)
+    }
+
+    /// Adds to every key's past. `false` where it could not be saved.
+    pub(crate) fn raise(&self, past: Watermarks) -> bool {
+        current(&self.keys).raise(past, self.journal.as_ref()).is_ok()
+    }
+
+    fn desk(&self) -> Result<(Desk<'_>, &Office), Refusal> {
+        let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
+        let (network, journal) = (&self.network, self.journal.as_ref());
+        // Before the clock has been checked nothing can be told from what is long past.
+        let now = network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
+        let (keys, fencing, clock) = (&self.keys, &self.fencing, self.clock.as_ref());
+        Ok((Desk { attestor, network, journal, keys, fencing, clock, now }, office))
+    }
+
+    fn hand_over(&self) -> Result<(), Refusal> {
+        let (desk, office) = self.desk()?;
+        office.hand_over(&desk)
     }
 
     /// It waits for KMS and the disk: the server carries commands out on a thread of their own.
     fn command(&self, envelope: &Envelope) -> Result<Outcome, Refusal> {
-        let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
-        let (network, journal) = (&self.network, self.journal.as_ref());
-        let now = network.slot_at(self.clock.unix_ms());
-        office.carry_out(&Desk { attestor, network, journal, keys: &self.keys, now }, envelope)
+        let (desk, office) = self.desk()?;
+        office.carry_out(&desk, envelope)
     }
 
     fn info(&self) -> Reply {
@@ -139,6 +225,7 @@ impl Vault {
             network: self.network.clone(),
             keys: count(signing),
             keys_without_history: count(keys.len().saturating_sub(signing)),
+            standing: self.fencing.standing(),
         })
     }
 
@@ -154,12 +241,17 @@ impl Vault {
     }
 
     fn high_watermark(&self) -> Reply {
-        let ceilings = self.limits.ceilings;
+        let ceilings = match self.fencing.pass() {
+            Ok(pass) => pass.limits.ceilings,
+            Err(refusal) => return Reply::Refused(refusal),
+        };
         let granted = ceilings != Ceilings::NONE;
         Reply::HighWatermark(granted.then_some(HighWatermark { slot: ceilings.slot, epoch: ceilings.target }))
     }
 
     fn sign(&self, request: &SignRequest) -> Result<Signature, Refusal> {
+        // Held until the watermark is saved. Behind the gate a deleted key is not found any more.
+        let pass = self.fencing.pass()?;
         let keys = current(&self.keys);
         let (key, secret) = keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
         self.policy.check(&request.duty)?;
@@ -168,14 +260,25 @@ impl Vault {
         if let Some(asked) = request.signing_root.filter(|asked| *asked != root) {
             return Err(Refusal::SigningRootDiffers { asked, computed: root });
         }
-        let now = self.network.slot_at(self.clock.unix_ms());
-        self.check_and_update(&request.public_key, key, &request.duty, root, now)?;
+        let now = self.network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
+        let checked = self.check_and_update(&pass.limits, &request.public_key, key, &request.duty, root, now);
+        drop(pass);
+        checked.inspect_err(|refusal| self.want(refusal, &request.duty))?;
         Ok(secret.sign(&self.points.hashed(&root)))
+    }
+
+    /// The window has let the duty through, the ceilings have not: the fence's keeper should know.
+    fn want(&self, refusal: &Refusal, duty: &Duty) {
+        if let (true, Duty::Attestation(data)) = (refusal.is_above_ceiling(), duty) {
+            let (target, source) = (data.target.epoch, data.source.epoch);
+            self.fencing.want(Ceilings { slot: Slot(0), target, source });
+        }
     }
 
     /// The rules, and for slashable duties the watermarks: saved before anything is signed.
     fn check_and_update(
         &self,
+        limits: &Limits,
         public_key: &PublicKey,
         key: &Key,
         duty: &Duty,
@@ -196,9 +299,9 @@ impl Vault {
         let mut history = key.lock();
         let old = history.watermarks()?;
         let new = match duty {
-            Duty::Block(header) => rules::block::check(old, header.slot, root, &self.limits)?,
+            Duty::Block(header) => rules::block::check(old, header.slot, root, limits)?,
             Duty::Attestation(data) => {
-                rules::attestation::check(old, data.source.epoch, data.target.epoch, root, &self.limits)?
+                rules::attestation::check(old, data.source.epoch, data.target.epoch, root, limits)?
             }
             _ => return Ok(()),
         };
@@ -214,6 +317,7 @@ impl Vault {
         if !self.policy.proof_of_validation {
             return Err(Refusal::ProofOfValidationOff);
         }
+        let _pass = self.fencing.pass()?;
         let keys = current(&self.keys);
         let (key, secret) = keys.find(public_key).ok_or(Refusal::UnknownKey)?;
         key.history().watermarks()?;

@@ -15,15 +15,14 @@ use casemate_protocol::configuration::Operators;
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::statement::{Fence, FenceKind};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, Root, SignRequest, Slot, Statement,
 };
 use casemate_slashing::{Limits, Watermarks};
-use casemate_vault::custody::ServiceError;
+use casemate_vault::custody::{ServiceError, Unsealed};
 use casemate_vault::journal::Forgetful;
-use casemate_vault::{Attestor, Clock, Deposits, Identity, Keys, Office, Vault, bls::SecretKey};
+use casemate_vault::{Attestor, Clock, Deposits, Identity, Keys, Loaded, Office, Vault, bls::SecretKey};
 use common::{Bench, GROUP};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -33,8 +32,8 @@ const GENESIS: Root = Bytes([5; 32]);
 struct FixedClock;
 
 impl Clock for FixedClock {
-    fn unix_ms(&self) -> u64 {
-        1000 * 12_000
+    fn unix_ms(&self) -> Option<u64> {
+        Some(1000 * 12_000)
     }
 }
 
@@ -74,16 +73,13 @@ impl<'a> Enclave<'a> {
     /// Starts with what the parent keeps.
     fn start(bench: &'a Bench) -> Self {
         let custody = bench.start();
-        let (generation, contents) = custody.unseal(0).unwrap().unwrap_or_default();
+        let Unsealed { generation, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
+        let loaded = Loaded { generation, ..Loaded::default() };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
-        let identity = Identity {
-            group: GROUP.into(),
-            configuration_sha256: Bytes([9; 32]),
-            fence: Fence { kind: FenceKind::Solo, generation: 0 },
-        };
+        let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
         let operators = Operators { threshold: 2, keys: [1, 2, 3].map(|n| public(&operator(n))).to_vec() };
-        let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], generation);
+        let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
         let policy =
             casemate_vault::Policy { deposits: Deposits::To(vec![ADDRESS]), ..casemate_vault::Policy::default() };
         let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful))
@@ -572,13 +568,9 @@ fn without_operators_there_are_no_commands() {
     let bench = Bench::new();
     let custody = bench.start();
     let keys = Keys::default();
-    let identity = Identity {
-        group: GROUP.into(),
-        configuration_sha256: Bytes([9; 32]),
-        fence: Fence { kind: FenceKind::Solo, generation: 0 },
-    };
+    let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
-    let office = Office::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], 0);
+    let office = Office::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], Loaded::default());
     let policy = casemate_vault::Policy::default();
     let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful));
     let envelope = SignedCommand::new(BoundedBytes::new(vec![0xa0]).unwrap(), vec![]).encode().unwrap();

@@ -12,7 +12,7 @@ use casemate_protocol::Bytes;
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::bls::SecretKey;
 use casemate_vault::cms::CmsError;
-use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services};
+use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services, Unsealed};
 use casemate_vault::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
 use casemate_vault::{Nsm, seal};
 use common::{Bench, GROUP, MODULE_ID, NOW, Soft};
@@ -35,7 +35,7 @@ fn contents(n: u8) -> Contents {
         let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
         SealedKey { public_key, secret: Some(SecretBytes(secret)), history: History::Known(Watermarks::NONE) }
     });
-    Contents { keys: keys.collect() }
+    Contents { keys: keys.collect(), ..Contents::default() }
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn what_one_start_seals_the_next_unseals() {
     assert!(bench.start().unseal(0).unwrap().is_none(), "nothing is kept yet");
     bench.start().seal(&contents(3), 1).unwrap();
     bench.start().seal(&contents(2), 2).unwrap();
-    let (generation, opened) = bench.start().unseal(2).unwrap().unwrap();
+    let Unsealed { generation, contents: opened, .. } = bench.start().unseal(2).unwrap().unwrap();
     assert_eq!((generation, opened.keys.len()), (2, 2));
     assert_eq!(opened.keys[1].public_key, contents(2).keys[1].public_key);
     // A generation is used once.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use casemate_protocol::configuration::{Operators, Policy};
+use casemate_protocol::configuration::{FenceStore, Operators, Policy};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::{Bytes, Configuration, Epoch, Fork, ForkName, Preset};
 
@@ -23,7 +23,9 @@ fn configuration() -> Vec<u8> {
     let operators = Operators { threshold: 1, keys: vec![Bytes([1; 32])] };
     let arn = "arn:aws:kms:eu-central-1:123456789012:key/0a1b".to_owned();
     let network = network.try_into().unwrap();
-    Configuration::new("main".into(), network, arn, operators, Policy::default(), Bytes([9; 32])).unwrap().encode()
+    Configuration::new("main".into(), network, arn, operators, Policy::default(), FenceStore::Solo, Bytes([9; 32]))
+        .unwrap()
+        .encode()
 }
 
 /// What it says before it ends.

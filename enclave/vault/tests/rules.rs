@@ -25,8 +25,8 @@ const NOW_MS: u64 = 320 * 12_000;
 struct FixedClock(Arc<AtomicU64>);
 
 impl Clock for FixedClock {
-    fn unix_ms(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+    fn unix_ms(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::SeqCst))
     }
 }
 

@@ -40,6 +40,7 @@ fn contents() -> Contents {
             deleted,
             key(4, History::Known(Watermarks::NONE)),
         ],
+        ..Contents::default()
     }
 }
 
@@ -175,7 +176,7 @@ fn the_documented_example_opens() {
         attestation: Some(AttestationMark { source: Epoch(3), target: Epoch(4), signing_root: None }),
     };
     if std::env::var_os("UPDATE_EXAMPLE").is_some() {
-        let contents = Contents { keys: vec![key(1, History::Known(watermarks))] };
+        let contents = Contents { keys: vec![key(1, History::Known(watermarks))], ..Contents::default() };
         let blob = seal::seal(&contents, &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap();
         for (number, line) in blob.chunks(32).enumerate() {
             println!("    {:04x}  {}", number * 32, const_hex::encode(line));

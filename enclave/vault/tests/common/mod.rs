@@ -1,6 +1,8 @@
 //! A KMS, a disk, an NSM, and whatever comes between.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+pub mod fence;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

@@ -1,0 +1,176 @@
+//! The record in etcd: a key's value, through the JSON gateway of etcd's v3 API (HTTP/1.1; the same transactions as over gRPC).
+//!
+//! Reads are linearizable, which is etcd's default. A swap is a transaction that compares the key's `mod_revision` **and** its
+//! value. The client's certificate is the credential.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::configuration::StoreEndpoint;
+use casemate_protocol::refusal::StoreTrouble;
+use casemate_slashing::fence::{Heard, Place, Question, Record};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Carrier, Store, post};
+use crate::tls::{Endpoint, Response};
+
+/// etcd.
+pub struct Etcd<C> {
+    carrier: Arc<C>,
+    place: Place,
+    configured: Vec<StoreEndpoint>,
+    root: Vec<u8>,
+    /// With the client's certificate; empty without.
+    endpoints: Vec<Endpoint>,
+    /// Which is asked next: where one does not answer, another is asked.
+    next: usize,
+    /// The record that was last seen, and its `mod_revision`.
+    revision: Option<(Record, i64)>,
+}
+
+/// 64-bit numbers are strings in proto3's JSON; what is zero or empty is left out.
+#[derive(Deserialize)]
+struct RangeResponse {
+    #[serde(default)]
+    kvs: Vec<KeyValue>,
+}
+
+#[derive(Deserialize)]
+struct KeyValue {
+    key: String,
+    value: String,
+    mod_revision: String,
+}
+
+#[derive(Deserialize)]
+struct TxnResponse {
+    header: Header,
+    #[serde(default)]
+    succeeded: bool,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    revision: String,
+}
+
+impl<C: Carrier> Etcd<C> {
+    /// These servers under this root (DER).
+    pub fn new(carrier: Arc<C>, place: Place, endpoints: &[StoreEndpoint], root: &[u8]) -> Self {
+        let (configured, root) = (endpoints.to_vec(), root.to_vec());
+        Self { carrier, place, configured, root, endpoints: Vec::new(), next: 0, revision: None }
+    }
+
+    fn key(&self) -> String {
+        BASE64_STANDARD.encode(format!("casemate/{}/{}/fence", self.place.group, self.place.network))
+    }
+
+    /// Asks one server; the next one the next time, where this one does not answer.
+    fn call(&mut self, path: &str, body: &serde_json::Value) -> Result<Response, StoreTrouble> {
+        let count = self.endpoints.len();
+        let endpoint = self.endpoints.get(self.next.checked_rem(count).unwrap_or(0));
+        let endpoint = endpoint.ok_or(StoreTrouble::NoCredentials)?;
+        let headers = [("content-type", "application/json"), ("accept", "application/json")];
+        let request = post(path, endpoint, &headers, body.to_string().as_bytes());
+        let response = self.carrier.exchange(endpoint, &request).and_then(|response| match response.status {
+            200 => Ok(response),
+            status => Err(StoreTrouble::Status { status }),
+        });
+        if response.is_err() {
+            self.next = self.next.wrapping_add(1);
+        }
+        response
+    }
+
+    fn read(&mut self) -> Result<Option<Record>, StoreTrouble> {
+        let key = self.key();
+        let response = self.call("/v3/kv/range", &json!({ "key": key }))?;
+        let RangeResponse { kvs } = serde_json::from_slice(response.body.as_ref()).map_err(|_| StoreTrouble::Record)?;
+        let found = match kvs.as_slice() {
+            [] => None,
+            [found] if found.key == key => Some(found),
+            _ => return Err(StoreTrouble::Record),
+        };
+        let Some(found) = found else {
+            self.revision = None;
+            return Ok(None);
+        };
+        let bytes = BASE64_STANDARD.decode(&found.value).map_err(|_| StoreTrouble::Record)?;
+        let record = Record::decode(&bytes, &self.place).map_err(|_| StoreTrouble::Record)?;
+        self.revision = Some((record, found.mod_revision.parse().map_err(|_| StoreTrouble::Record)?));
+        Ok(Some(record))
+    }
+
+    fn swap(&mut self, old: Option<&Record>, new: &Record) -> Result<bool, StoreTrouble> {
+        let key = self.key();
+        // Revision 0 is that of a key that is not there.
+        let mut compare = Vec::new();
+        match (old, self.revision) {
+            (None, _) => {
+                compare.push(json!({ "key": key, "target": "MOD", "result": "EQUAL", "modRevision": "0" }));
+            }
+            (Some(old), revision) => {
+                let value = BASE64_STANDARD.encode(old.encode(&self.place));
+                compare.push(json!({ "key": key, "target": "VALUE", "result": "EQUAL", "value": value }));
+                if let Some((_, revision)) = revision.filter(|(record, _)| record == old) {
+                    let revision = revision.to_string();
+                    compare.push(json!({ "key": key, "target": "MOD", "result": "EQUAL", "modRevision": revision }));
+                }
+            }
+        }
+        let value = BASE64_STANDARD.encode(new.encode(&self.place));
+        let body = json!({ "compare": compare, "success": [{ "requestPut": { "key": key, "value": value } }] });
+        let response = self.call("/v3/kv/txn", &body)?;
+        let TxnResponse { header, succeeded } =
+            serde_json::from_slice(response.body.as_ref()).map_err(|_| StoreTrouble::Record)?;
+        // The put's revision is the transaction's.
+        self.revision = match header.revision.parse() {
+            Ok(revision) if succeeded => Some((*new, revision)),
+            _ => None,
+        };
+        Ok(succeeded)
+    }
+}
+
+impl<C: Carrier> Store for Etcd<C> {
+    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+        let heard = match question {
+            Question::Read => self.read().map(Heard::Record),
+            Question::Create(new) => self.swap(None, new).map(heard),
+            Question::Swap { old, new } => self.swap(Some(old), new).map(heard),
+        };
+        heard.map_or_else(|trouble| (Heard::Unclear, Some(trouble)), |heard| (heard, None))
+    }
+
+    fn open(&mut self, credentials: &StoreCredentials) -> bool {
+        let StoreCredentials::Etcd { certificates, key } = credentials else { return false };
+        let mut roots = RootCertStore::empty();
+        if roots.add(CertificateDer::from(self.root.clone())).is_err() {
+            return false;
+        }
+        let endpoint = |at: &StoreEndpoint| {
+            let certificates = certificates.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
+            let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.as_ref().to_vec()));
+            Endpoint::with_client(&at.host, at.port, roots.clone(), certificates, key)
+        };
+        let endpoints: Option<Vec<Endpoint>> = self.configured.iter().map(endpoint).collect();
+        let opened = endpoints.is_some();
+        if let Some(endpoints) = endpoints {
+            self.endpoints = endpoints;
+        }
+        opened
+    }
+
+    fn is_open(&self) -> bool {
+        !self.endpoints.is_empty()
+    }
+}
+
+fn heard(succeeded: bool) -> Heard {
+    if succeeded { Heard::Swapped } else { Heard::Conflict }
+}

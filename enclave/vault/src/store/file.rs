@@ -1,0 +1,78 @@
+//! The record in a file on the parent's disk, for a disk that its owner trusts: the development stack's. Whoever can write the
+//! file can roll the record back.
+
+use std::sync::Arc;
+
+use casemate_protocol::BoundedBytes;
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::refusal::StoreTrouble;
+use casemate_slashing::fence::{Heard, Place, Question, Record};
+
+use super::Store;
+use crate::custody::ServiceError;
+
+/// The parent's disk, through the broker.
+pub trait Disk: Send + Sync {
+    /// The record; nothing where there is no file.
+    fn read_record(&self, group: &str) -> Result<Option<RecordBytes>, ServiceError>;
+
+    /// Whether the new one was put in the place of the old one; returns once it is on the disk.
+    fn swap_record(&self, group: &str, old: Option<RecordBytes>, new: RecordBytes) -> Result<bool, ServiceError>;
+}
+
+/// A file.
+pub struct File<D> {
+    disk: Arc<D>,
+    place: Place,
+}
+
+impl<D: Disk> File<D> {
+    /// Of this group.
+    pub fn new(disk: Arc<D>, place: Place) -> Self {
+        Self { disk, place }
+    }
+
+    fn bytes(&self, record: &Record) -> Option<RecordBytes> {
+        BoundedBytes::new(record.encode(&self.place))
+    }
+
+    fn swap(&self, old: Option<&Record>, new: &Record) -> (Heard, Option<StoreTrouble>) {
+        let old = match old.map(|old| self.bytes(old)) {
+            Some(None) => return (Heard::Unclear, Some(StoreTrouble::Record)),
+            Some(old) => old,
+            None => None,
+        };
+        let Some(new) = self.bytes(new) else { return (Heard::Unclear, Some(StoreTrouble::Record)) };
+        match self.disk.swap_record(&self.place.group, old, new) {
+            Ok(true) => (Heard::Swapped, None),
+            Ok(false) => (Heard::Conflict, None),
+            Err(_) => (Heard::Unclear, Some(StoreTrouble::Away)),
+        }
+    }
+}
+
+impl<D: Disk> Store for File<D> {
+    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+        match question {
+            Question::Read => match self.disk.read_record(&self.place.group) {
+                Ok(None) => (Heard::Record(None), None),
+                Ok(Some(bytes)) => match Record::decode(bytes.as_ref(), &self.place) {
+                    Ok(record) => (Heard::Record(Some(record)), None),
+                    Err(_) => (Heard::Unclear, Some(StoreTrouble::Record)),
+                },
+                Err(_) => (Heard::Unclear, Some(StoreTrouble::Away)),
+            },
+            Question::Create(new) => self.swap(None, new),
+            Question::Swap { old, new } => self.swap(Some(old), new),
+        }
+    }
+
+    fn open(&mut self, _credentials: &StoreCredentials) -> bool {
+        false
+    }
+
+    fn is_open(&self) -> bool {
+        true
+    }
+}

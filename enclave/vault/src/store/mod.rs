@@ -1,0 +1,93 @@
+//! Stores of the fence's record: they put questions ([`Question`]) to a linearizable store and say what came of them.
+//!
+//! TLS ends here, with credentials that are sealed with the group: the broker carries bytes, and can neither forge an answer nor
+//! write the record. Whatever is not clearly a yes or a no is [`Heard::Unclear`].
+
+pub mod dynamodb;
+pub mod etcd;
+pub mod file;
+pub mod sigv4;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::configuration::FenceStore;
+use casemate_protocol::refusal::StoreTrouble;
+use casemate_slashing::fence::{Heard, Place, Question};
+use rustls::RootCertStore;
+
+use crate::calls::Calls;
+use crate::clock::Clock;
+use crate::kms::amazon_roots;
+use crate::tls::{Endpoint, Response};
+
+/// Longest wait for an answer of a store.
+pub const TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A store of one group's record.
+pub trait Store: Send {
+    /// Puts a question. Unclear where there was no answer, or none that is clear.
+    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>);
+
+    /// From now on with these credentials. `false` where they are not of this kind of store, or damaged.
+    fn open(&mut self, credentials: &StoreCredentials) -> bool;
+
+    /// Whether it can ask: it needs no credentials, or has some.
+    fn is_open(&self) -> bool;
+}
+
+/// Carries one HTTP request to one of the store's servers, over TLS of the vault's own.
+pub trait Carrier: Send + Sync {
+    /// The response, or why there is none.
+    fn exchange(&self, endpoint: &Endpoint, request: &[u8]) -> Result<Response, StoreTrouble>;
+}
+
+/// Where DynamoDB is, and who may claim to be it. AWS's own unless a program is built otherwise.
+pub struct DynamodbAt {
+    /// Its host, from the region.
+    pub host: fn(&str) -> String,
+    /// Port.
+    pub port: u16,
+    /// Roots.
+    pub roots: RootCertStore,
+}
+
+impl DynamodbAt {
+    /// AWS's own endpoint of each region, under Amazon's roots.
+    pub fn aws() -> Self {
+        Self { host: dynamodb::host, port: 443, roots: amazon_roots() }
+    }
+}
+
+/// The store that the measured configuration names; nothing where it names none.
+pub fn of(
+    configured: &FenceStore,
+    place: Place,
+    calls: Arc<Calls>,
+    clock: Arc<dyn Clock>,
+    dynamodb_at: &DynamodbAt,
+) -> Option<Box<dyn Store>> {
+    Some(match configured {
+        FenceStore::Solo => return None,
+        FenceStore::File => Box::new(file::File::new(calls, place)),
+        FenceStore::Etcd { endpoints, root } => Box::new(etcd::Etcd::new(calls, place, endpoints, root.as_ref())),
+        FenceStore::Dynamodb { region, table } => {
+            let DynamodbAt { host, port, roots } = dynamodb_at;
+            let endpoint = Endpoint::new(&host(region), *port, roots.clone())?;
+            Box::new(dynamodb::Dynamodb::new(calls, clock, place, endpoint, region, table))
+        }
+    })
+}
+
+/// An HTTP request with a JSON body.
+fn post(path: &str, endpoint: &Endpoint, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\n", endpoint.authority);
+    for (name, value) in headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    head.extend(["content-length: ", &body.len().to_string(), "\r\n\r\n"]);
+    let mut request = head.into_bytes();
+    request.extend_from_slice(body);
+    request
+}

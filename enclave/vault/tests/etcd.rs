@@ -1,0 +1,317 @@
+//! The fence on a real etcd: Debian's, one node and three, killed, frozen, cut off from the others, its answers cut short. Each test
+//! holds every signature that was released against every other.
+#![allow(
+    missing_docs,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use casemate_local_etcd::{Certificates, Cluster};
+use casemate_protocol::BoundedBytes;
+use casemate_protocol::Bytes;
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::configuration::StoreEndpoint;
+use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::FenceStanding;
+use casemate_slashing::Ceilings;
+use casemate_slashing::fence::{Heard, Question, Record};
+use casemate_vault::store::Store;
+use casemate_vault::store::etcd::Etcd;
+use common::Bench;
+use common::fence::{Direct, Member, block, eventually_signs, first_record, judge, network, now_ms, place, siege};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+
+/// A cluster with the record as operators make it; nothing where etcd is not installed.
+fn cluster(nodes: usize) -> Option<(tempfile::TempDir, Cluster)> {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(cluster) = Cluster::start(folder.path(), nodes).unwrap() else {
+        println!("SKIPPED: etcd is not installed (apt-get install etcd-server etcd-client)");
+        return None;
+    };
+    let heard = store(&cluster).ask(&Question::Create(first_record()));
+    assert_eq!(heard, (Heard::Swapped, None));
+    Some((folder, cluster))
+}
+
+fn credentials(certificates: &Certificates) -> StoreCredentials {
+    let client = CertificateDer::from_pem_slice(certificates.client.as_bytes()).unwrap();
+    let key = PrivatePkcs8KeyDer::from_pem_slice(certificates.client_key.as_bytes()).unwrap();
+    StoreCredentials::Etcd {
+        certificates: vec![BoundedBytes::new(client.to_vec()).unwrap()],
+        key: BoundedBytes::new(key.secret_pkcs8_der().to_vec()).unwrap(),
+    }
+}
+
+fn store_at(cluster: &Cluster, ports: &[u16]) -> Etcd<Direct> {
+    let root = CertificateDer::from_pem_slice(cluster.certificates.root.as_bytes()).unwrap();
+    let endpoint = |port: &u16| StoreEndpoint { host: "localhost".into(), port: *port };
+    let endpoints: Vec<StoreEndpoint> = ports.iter().map(endpoint).collect();
+    let mut store = Etcd::new(Arc::new(Direct), place(), &endpoints, &root);
+    assert!(!store.is_open());
+    assert!(store.open(&credentials(&cluster.certificates)));
+    store
+}
+
+fn ports(cluster: &Cluster) -> Vec<u16> {
+    cluster.endpoints().iter().map(|(_, port)| *port).collect()
+}
+
+fn store(cluster: &Cluster) -> Etcd<Direct> {
+    store_at(cluster, &ports(cluster))
+}
+
+fn start(bench: &Bench, network: &casemate_protocol::Network, cluster: &Cluster, first: usize) -> Member {
+    let mut ports = ports(cluster);
+    let count = ports.len();
+    ports.rotate_left(first % count);
+    Member::start(bench, network, Box::new(store_at(cluster, &ports)))
+}
+
+#[test]
+fn a_swap_takes_place_once_and_from_the_very_record() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    let (mut one, mut two) = (store(&cluster), store(&cluster));
+    let first = first_record();
+    assert_eq!(one.ask(&Question::Create(first)), (Heard::Conflict, None), "there is one");
+    assert_eq!(one.ask(&Question::Read), (Heard::Record(Some(first)), None));
+    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(first)), None));
+    let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), generation: 1, ..first };
+    assert_eq!(one.ask(&Question::Swap { old: first, new: by(1) }), (Heard::Swapped, None));
+    assert_eq!(two.ask(&Question::Swap { old: first, new: by(2) }), (Heard::Conflict, None));
+    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(by(1))), None));
+    // A record of the same version and other content is another record.
+    assert_eq!(one.ask(&Question::Swap { old: by(2), new: by(3) }), (Heard::Conflict, None));
+    // Without having read it first: by its value alone.
+    let mut fresh = store(&cluster);
+    assert_eq!(fresh.ask(&Question::Swap { old: by(1), new: Record { version: 3, ..by(1) } }), (Heard::Swapped, None));
+    // Put back to what it was: it is not what was read any more.
+    assert_eq!(two.ask(&Question::Swap { old: by(1), new: by(4) }), (Heard::Conflict, None));
+    cluster.wipe().unwrap();
+    assert_eq!(one.ask(&Question::Read), (Heard::Record(None), None));
+    assert_eq!(one.ask(&Question::Swap { old: by(1), new: by(5) }), (Heard::Conflict, None));
+}
+
+#[test]
+fn of_many_swaps_at_once_one_takes_place() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    for round in 1..15_u64 {
+        let old = match store(&cluster).ask(&Question::Read) {
+            (Heard::Record(Some(record)), None) => record,
+            other => panic!("{other:?}"),
+        };
+        let swapped = Mutex::new(0);
+        std::thread::scope(|scope| {
+            for number in 0..4_u8 {
+                let (cluster, swapped) = (&cluster, &swapped);
+                scope.spawn(move || {
+                    let new = Record { version: round + 1, holder: Bytes([number + 1; 32]), ..old };
+                    if store(cluster).ask(&Question::Swap { old, new }).0 == Heard::Swapped {
+                        *swapped.lock().unwrap() += 1;
+                    }
+                });
+            }
+        });
+        assert_eq!(swapped.into_inner().unwrap(), 1);
+    }
+}
+
+#[test]
+fn whoever_has_no_certificate_of_the_root_hears_nothing() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    let other = tempfile::tempdir().unwrap();
+    let foreign = Cluster::start(other.path(), 1).unwrap().unwrap();
+    // The client of another root: the server ends TLS.
+    let mut stranger = store(&cluster);
+    assert!(stranger.open(&credentials(&foreign.certificates)));
+    assert_eq!(stranger.ask(&Question::Read).0, Heard::Unclear);
+    // A server of another root: the vault ends TLS.
+    let mut misled = store_at(&cluster, &ports(&foreign));
+    assert_eq!(misled.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Tls)));
+    let dynamodb = StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() };
+    assert!(!misled.open(&dynamodb), "credentials of another kind of store");
+}
+
+#[test]
+fn clones_on_one_node_that_is_killed_and_frozen_for_longer_than_the_ceilings() {
+    let Some((_folder, mut cluster)) = cluster(1) else { return };
+    let (bench, network) = (Bench::new(), network(80));
+    let members = RwLock::new((0..3).map(|n| start(&bench, &network, &cluster, n)).collect::<Vec<_>>());
+    let mut step = 0;
+    let outcome = siege(&network, &members, Duration::from_secs(14), 0xe7cd, |random| {
+        step += 1;
+        std::thread::sleep(Duration::from_millis(300 + random.below(300)));
+        match step % 4 {
+            0 => {
+                cluster.freeze(0, true).unwrap();
+                // Ceilings lie three slots ahead.
+                std::thread::sleep(Duration::from_millis(600));
+                cluster.freeze(0, false).unwrap();
+            }
+            1 => {
+                cluster.kill(0).unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+                cluster.start_node(0).unwrap();
+            }
+            _ => {
+                let number = usize::try_from(random.below(3)).unwrap();
+                let new = start(&bench, &network, &cluster, number);
+                drop(std::mem::replace(&mut members.write().unwrap()[number], new));
+            }
+        }
+    });
+    println!("{} of {} signed", outcome.released.len(), outcome.asked);
+    assert!(outcome.released.len() > 10, "{} signed", outcome.released.len());
+}
+
+#[test]
+fn clones_on_three_nodes_whose_leader_is_killed_frozen_and_cut_off() {
+    let Some((_folder, mut cluster)) = cluster(3) else { return };
+    let (bench, network) = (Bench::new(), network(150));
+    let members = RwLock::new((0..3).map(|n| start(&bench, &network, &cluster, n)).collect::<Vec<_>>());
+    let (mut step, mut leaders) = (0, Vec::new());
+    let outcome = siege(&network, &members, Duration::from_secs(24), 0x3_e7cd, |random| {
+        step += 1;
+        std::thread::sleep(Duration::from_millis(400 + random.below(400)));
+        let Some(leader) = cluster.leader() else { return };
+        leaders.push(leader);
+        match step % 4 {
+            0 => {
+                cluster.kill(leader).unwrap();
+                std::thread::sleep(Duration::from_millis(900));
+                cluster.start_node(leader).unwrap();
+            }
+            1 => {
+                // It leads, and nobody hears it: what it is told there must not count.
+                cluster.cut_off(leader, true);
+                std::thread::sleep(Duration::from_millis(1500));
+                cluster.cut_off(leader, false);
+            }
+            2 => {
+                cluster.freeze(leader, true).unwrap();
+                std::thread::sleep(Duration::from_millis(1200));
+                cluster.freeze(leader, false).unwrap();
+            }
+            _ => {
+                let number = usize::try_from(random.below(3)).unwrap();
+                let new = start(&bench, &network, &cluster, number);
+                drop(std::mem::replace(&mut members.write().unwrap()[number], new));
+            }
+        }
+    });
+    println!("{} of {} signed; leaders {leaders:?}", outcome.released.len(), outcome.asked);
+    assert!(outcome.released.len() > 10, "{} signed", outcome.released.len());
+    assert!(leaders.windows(2).any(|pair| pair[0] != pair[1]), "the leader was always the same: {leaders:?}");
+}
+
+#[test]
+fn a_holder_on_the_wrong_side_of_a_partition_cannot_extend_and_its_successor_can() {
+    let Some((_folder, cluster)) = cluster(3) else { return };
+    let (bench, network) = (Bench::new(), network(200));
+    let lonely = cluster.leader().unwrap();
+    let all = ports(&cluster);
+    let first = Member::start(&bench, &network, Box::new(store_at(&cluster, &all[lonely..=lonely])));
+    first.await_standing(FenceStanding::Holding);
+    let mut released = vec![eventually_signs(&first, &network, Duration::from_secs(3))];
+    cluster.cut_off(lonely, true);
+    let others: Vec<u16> = (0..3).filter(|n| *n != lonely).map(|n| all[n]).collect();
+    let second = Member::start(&bench, &network, Box::new(store_at(&cluster, &others)));
+    second.await_standing(FenceStanding::Holding);
+    let begun = Instant::now();
+    // Both are asked for the same slots.
+    while begun.elapsed() < Duration::from_secs(4) {
+        let slot = network.slot_at(now_ms()).0;
+        for (member, variant) in [(&first, 1), (&second, 2)] {
+            if member.sign(&block(slot, variant)).is_ok() {
+                released.push(block(slot, variant));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    judge(&released);
+    assert!(second.sign(&block(network.slot_at(now_ms()).0 + 1, 2)).is_ok());
+    let refused = first.sign(&block(network.slot_at(now_ms()).0 + 1, 1));
+    assert!(refused.is_err(), "{refused:?}");
+    cluster.cut_off(lonely, false);
+    // Together again, it learns that it has a successor.
+    first.await_standing(FenceStanding::Standby);
+}
+
+/// In front of etcd: passes everything on, and ends every so many-th answer in the middle.
+fn cutting_proxy(to: u16, every: u64) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cut = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&cut);
+    std::thread::spawn(move || {
+        for (number, client) in (1..).zip(listener.incoming().flatten()) {
+            let counted = Arc::clone(&counted);
+            std::thread::spawn(move || {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { return };
+                let (mut up_from, mut up_to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let up = std::thread::spawn(move || drop(std::io::copy(&mut up_from, &mut up_to)));
+                let (mut client, mut server) = (client, server);
+                // Somewhere behind the first bytes of TLS: in the handshake or in the answer.
+                let (mut buffer, mut passed) = ([0; 4096], 0);
+                while let Ok(len) = server.read(&mut buffer) {
+                    passed += len;
+                    let cuts = number % every == 0 && passed > 400;
+                    if len == 0 || client.write_all(&buffer[..if cuts { len / 2 } else { len }]).is_err() || cuts {
+                        counted.fetch_add(u64::from(cuts), Ordering::SeqCst);
+                        break;
+                    }
+                }
+                let _ = client.shutdown(Shutdown::Both);
+                let _ = server.shutdown(Shutdown::Both);
+                let _ = up.join();
+            });
+        }
+    });
+    (port, cut)
+}
+
+#[test]
+fn answers_that_are_cut_in_the_middle_count_for_nothing() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    let (port, cut) = cutting_proxy(ports(&cluster)[0], 3);
+    let (bench, network) = (Bench::new(), network(100));
+    let start = || Member::start(&bench, &network, Box::new(store_at(&cluster, &[port])));
+    let members = RwLock::new((0..2).map(|_| start()).collect::<Vec<_>>());
+    let outcome = siege(&network, &members, Duration::from_secs(8), 0xc07, |random| {
+        std::thread::sleep(Duration::from_millis(500));
+        if random.below(3) == 0 {
+            let number = usize::try_from(random.below(2)).unwrap();
+            let new = start();
+            drop(std::mem::replace(&mut members.write().unwrap()[number], new));
+        }
+    });
+    let cut = cut.load(Ordering::SeqCst);
+    println!("{} of {} signed, {cut} answers cut", outcome.released.len(), outcome.asked);
+    assert!(cut > 5, "{cut} answers were cut");
+    assert!(outcome.released.len() > 10, "{} signed", outcome.released.len());
+}
+
+#[test]
+fn a_record_that_somebody_deletes_or_restores_ends_the_signing() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    let (bench, network) = (Bench::new(), network(100));
+    let member = start(&bench, &network, &cluster, 0);
+    member.await_standing(FenceStanding::Holding);
+    cluster.wipe().unwrap();
+    member.await_standing(FenceStanding::WentBack);
+    // One that starts now finds none, and makes none.
+    let second = start(&bench, &network, &cluster, 0);
+    second.await_standing(FenceStanding::NoRecord);
+    assert_eq!(Ceilings::ZERO, first_record().ceilings);
+}

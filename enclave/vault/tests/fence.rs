@@ -1,0 +1,220 @@
+//! The fence at work: clones, rollbacks and stores that fail, on a store in memory; every signature that was released is held
+//! against every other.
+#![allow(
+    missing_docs,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod common;
+
+use std::sync::RwLock;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use casemate_protocol::refusal::NotHolder;
+use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::{Epoch, Refusal, Request};
+use casemate_slashing::Ceilings;
+use common::Bench;
+use common::fence::{
+    Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
+};
+
+fn begun() -> Memory {
+    let memory = Memory::default();
+    *memory.record.lock().unwrap() = Some(first_record());
+    memory
+}
+
+#[test]
+fn an_enclave_that_finds_no_record_signs_nothing_and_makes_none() {
+    let (bench, network, memory) = (Bench::new(), network(50), Memory::default());
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    member.await_standing(FenceStanding::NoRecord);
+    let epoch = network.slot_at(now_ms()).0 / SLOTS_PER_EPOCH;
+    assert_eq!(member.sign(&vote(epoch - 1, epoch, 1)), Err(Refusal::NotHolder(NotHolder::NoRecord)));
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(*memory.record.lock().unwrap(), None);
+    // Once operators have made it, it is claimed.
+    *memory.record.lock().unwrap() = Some(first_record());
+    member.await_standing(FenceStanding::Holding);
+    eventually_signs(&member, &network, Duration::from_secs(10));
+}
+
+#[test]
+fn a_store_that_is_away_at_the_start_keeps_everything_from_being_signed() {
+    let (bench, network, memory) = (Bench::new(), network(50), begun());
+    memory.away.store(true, Ordering::SeqCst);
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    std::thread::sleep(Duration::from_millis(300));
+    let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
+    assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::Apart(_)))), "{refused:?}");
+    memory.away.store(false, Ordering::SeqCst);
+    member.await_standing(FenceStanding::Holding);
+}
+
+#[test]
+fn one_holds_the_others_stand_by_and_say_until_when() {
+    let (bench, network, memory) = (Bench::new(), network(1000), begun());
+    let first = Member::start(&bench, &network, Box::new(memory.clone()));
+    first.await_standing(FenceStanding::Holding);
+    let second = Member::start(&bench, &network, Box::new(memory.clone()));
+    second.await_standing(FenceStanding::Standby);
+    let refused = second.sign(&block(network.slot_at(now_ms()).0, 1));
+    assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::Standby { .. }))), "{refused:?}");
+    let (holder, standby) = (first.statement(), second.statement());
+    assert_eq!((holder.fence.generation, standby.fence.generation), (1, 0));
+    let record = standby.fence.record.unwrap();
+    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 1));
+    assert!(record.slot_ceiling.0 > 0);
+    // It stays so while the holder extends.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!((first.standing(), second.standing()), (FenceStanding::Holding, FenceStanding::Standby));
+}
+
+#[test]
+fn a_successor_takes_over_once_the_ceilings_have_passed_and_stays_above_them() {
+    let (bench, network, memory) = (Bench::new(), network(100), begun());
+    let first = Member::start(&bench, &network, Box::new(memory.clone()));
+    first.await_standing(FenceStanding::Holding);
+    let mut released = vec![eventually_signs(&first, &network, Duration::from_secs(10))];
+    // The highest that it may sign, as late as it may.
+    let now = network.slot_at(now_ms()).0;
+    if first.sign(&block(now + 1, 1)).is_ok() {
+        released.push(block(now + 1, 1));
+    }
+    drop(first);
+    let ceilings = memory.record.lock().unwrap().unwrap().ceilings;
+    let second = Member::start(&bench, &network, Box::new(memory.clone()));
+    second.await_standing(FenceStanding::Holding);
+    assert!(network.slot_at(now_ms()) > ceilings.slot, "claimed before the ceilings had passed");
+    let floors = second.statement().fence.floors;
+    assert_eq!((floors.slot, floors.target), (Some(ceilings.slot), Some(ceilings.target)));
+    assert_eq!(floors.source, Some(ceilings.source));
+    // Nothing at or below them, whatever its own watermarks are.
+    for slot in ceilings.slot.0.saturating_sub(3)..=ceilings.slot.0 {
+        assert!(second.sign(&block(slot, 2)).is_err(), "{slot}");
+    }
+    assert!(second.sign(&vote(ceilings.source.0, ceilings.target.0, 2)).is_err());
+    released.push(eventually_signs(&second, &network, Duration::from_secs(10)));
+    judge(&released);
+}
+
+#[test]
+fn a_new_source_epoch_costs_one_question_for_all_who_wait() {
+    let (bench, network, memory) = (Bench::new(), network(2000), begun());
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    member.await_standing(FenceStanding::Holding);
+    std::thread::sleep(Duration::from_millis(300));
+    let epoch = network.slot_at(now_ms()).0 / SLOTS_PER_EPOCH;
+    let before = memory.asked.load(Ordering::SeqCst);
+    let duty = vote(epoch, epoch, 1);
+    assert!(matches!(member.sign(&duty), Err(Refusal::SourceAboveCeiling { .. })));
+    for _ in 0..50 {
+        let _ = member.sign(&duty);
+    }
+    let begun = Instant::now();
+    while member.sign(&duty).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
+    let questions = memory.asked.load(Ordering::SeqCst) - before;
+    assert!(questions <= 2, "{questions} questions");
+    // No further than was needed: a long time without finality locks nobody out.
+    let ceilings = memory.record.lock().unwrap().unwrap().ceilings;
+    assert_eq!(ceilings.source, Epoch(epoch));
+}
+
+#[test]
+fn without_the_store_it_signs_up_to_its_ceilings_and_not_beyond() {
+    let (bench, network, memory) = (Bench::new(), network(100), begun());
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    member.await_standing(FenceStanding::Holding);
+    eventually_signs(&member, &network, Duration::from_secs(10));
+    memory.away.store(true, Ordering::SeqCst);
+    let Ceilings { slot, .. } = memory.record.lock().unwrap().unwrap().ceilings;
+    let (mut last, begun) = (0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(2) {
+        let now = network.slot_at(now_ms()).0;
+        for ahead in 0..=1 {
+            if member.sign(&block(now + ahead, 1)).is_ok() {
+                last = now + ahead;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // One question may have been under way.
+    let ceilings = memory.record.lock().unwrap().unwrap().ceilings;
+    assert!(last > 0 && last <= ceilings.slot.0 && ceilings.slot.0 <= slot.0 + 1, "{last} {slot} {ceilings:?}");
+    let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
+    assert!(matches!(refused, Err(Refusal::BlockAboveCeiling { .. })), "{refused:?}");
+    memory.away.store(false, Ordering::SeqCst);
+    let begun = Instant::now();
+    while member.sign(&block(network.slot_at(now_ms()).0, 2)).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_store_that_shows_an_older_record_ends_the_signing_of_this_boot() {
+    let (bench, network, memory) = (Bench::new(), network(50), begun());
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    member.await_standing(FenceStanding::Holding);
+    eventually_signs(&member, &network, Duration::from_secs(10));
+    // Somebody restores it.
+    *memory.record.lock().unwrap() = Some(first_record());
+    member.await_standing(FenceStanding::WentBack);
+    let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
+    assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::WentBack { found: 1, .. }))), "{refused:?}");
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(member.standing(), FenceStanding::WentBack);
+    assert_eq!(*memory.record.lock().unwrap(), Some(first_record()), "it does not write there any more");
+}
+
+#[test]
+fn requests_without_a_holder_name_no_ceilings() {
+    let (bench, network) = (Bench::new(), network(50));
+    let member = Member::start(&bench, &network, Box::new(Memory::default()));
+    let reply = member.vault.handle(&Request::HighWatermark);
+    assert!(matches!(reply, casemate_protocol::Reply::Refused(Refusal::NotHolder(_))), "{reply:?}");
+}
+
+#[test]
+fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicting_messages() {
+    let (bench, network, memory) = (Bench::new(), network(50), begun());
+    memory.losses.store(7, Ordering::SeqCst);
+    *memory.delay.lock().unwrap() = Duration::from_millis(2);
+    let start = || Member::start(&bench, &network, Box::new(memory.clone()));
+    let members = RwLock::new((0..3).map(|_| start()).collect::<Vec<_>>());
+    let mut away = false;
+    let outcome = siege(&network, &members, Duration::from_secs(12), 0xca5e, |random| {
+        std::thread::sleep(Duration::from_millis(40 + random.below(250)));
+        match random.below(5) {
+            // It starts from the state in which nothing was signed.
+            0 | 1 => {
+                let number = usize::try_from(random.below(3)).unwrap();
+                let new = start();
+                let old = std::mem::replace(&mut members.write().unwrap()[number], new);
+                drop(old);
+            }
+            2 => {
+                away = !away;
+                memory.away.store(away, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+        if away && random.below(3) == 0 {
+            away = false;
+            memory.away.store(false, Ordering::SeqCst);
+        }
+    });
+    let generations = memory.record.lock().unwrap().unwrap().generation;
+    println!("{} of {} signed, {generations} generations", outcome.released.len(), outcome.asked);
+    assert!(outcome.released.len() > 20, "{} signed", outcome.released.len());
+    assert!(generations > 3, "{generations} generations");
+}
