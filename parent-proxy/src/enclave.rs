@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
-use casemate_protocol::command::Envelope;
 use casemate_protocol::frame::{self, Info, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{Refusal, Reply, Request, RequestFrame};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -122,16 +121,24 @@ impl Enclave {
         }
     }
 
-    /// Has an operators' command carried out. It goes over a connection of its own: it may wait for KMS, and must neither hold
-    /// up signatures nor look like an enclave that hangs.
-    pub async fn command(&self, envelope: Envelope) -> Result<Reply, Unavailable> {
+    /// What the enclave has said about itself.
+    pub(crate) fn learn(&self, info: Info) {
+        let mut known = self.shared.info.write().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != Some(&info) {
+            *known = Some(Arc::new(info));
+        }
+    }
+
+    /// Has an operators' command carried out, or the fence handed over. It goes over a connection of its own: it may wait for KMS,
+    /// and must neither hold up signatures nor look like an enclave that hangs.
+    pub async fn alone(&self, request: Request) -> Result<Reply, Unavailable> {
         let Ok(_alone) = self.shared.command.try_lock() else { return Ok(Reply::Refused(Refusal::CommandBusy)) };
         let exchange = async {
             let (mut stream, _) = match open(&self.shared.address).await? {
                 Ok(opened) => opened,
                 Err(refusal) => return Ok::<_, io::Error>(Reply::Refused(refusal)),
             };
-            let reply = ask(&mut stream, Request::Command { envelope }).await?;
+            let reply = ask(&mut stream, request).await?;
             if let Ok(Reply::Info(info)) = ask(&mut stream, Request::Info).await {
                 *self.shared.info.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(info));
             }

@@ -12,11 +12,13 @@
 //! | [`request`] | one JSON body in, one duty out |
 //! | [`ssz`] | hash tree roots of what JSON carries |
 //! | [`enclave`] | connections to the enclave, re-made when it restarts |
+//! | [`group`] | which of a group's enclaves holds the fence |
 //! | [`outward`] | what the enclave asks of the parent: a way out, credentials, a disk for sealed blobs |
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod enclave;
+pub mod group;
 pub mod json;
 pub mod outward;
 pub mod request;
@@ -29,7 +31,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use outward::{BlobStore, Outward, Source};
+use outward::{BlobStore, Outward, RecordFiles, Source};
 use settings::CredentialsFrom;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,7 +60,8 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                 CredentialsFrom::Imds => Source::imds(None)?,
                 CredentialsFrom::Environment => Source::environment()?,
             };
-            let services = Arc::new(Outward::new(outward.allowed, source, BlobStore::new(outward.blobs)));
+            let services = Outward::new(outward.allowed, source, BlobStore::new(outward.blobs));
+            let services = Arc::new(services.with_records(outward.fence_files.map(RecordFiles::new)));
             tokio::select! {
                 ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
                 ended = services.serve(&outward.address) => ended.context("serving the enclave's way out"),

@@ -5,6 +5,7 @@
 
 pub mod blobs;
 pub mod credentials;
+pub mod records;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,7 @@ use tracing::{debug, info, warn};
 
 pub use blobs::{BlobStore, Blobs};
 pub use credentials::Source;
+pub use records::RecordFiles;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -115,6 +117,8 @@ pub struct Outward<C, B = BlobStore> {
     allowed: BTreeSet<Target>,
     credentials: C,
     blobs: B,
+    /// The fence's records, where this disk is trusted with them.
+    records: Option<RecordFiles>,
     /// For metrics.
     pub counters: Arc<Counters>,
 }
@@ -122,7 +126,15 @@ pub struct Outward<C, B = BlobStore> {
 impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
     /// Serves these and nothing else.
     pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: B) -> Self {
-        Self { allowed: allowed.into_iter().collect(), credentials, blobs, counters: Arc::default() }
+        let allowed = allowed.into_iter().collect();
+        Self { allowed, credentials, blobs, records: None, counters: Arc::default() }
+    }
+
+    /// With the fence's records in files.
+    #[must_use]
+    pub fn with_records(mut self, records: Option<RecordFiles>) -> Self {
+        self.records = records;
+        self
     }
 
     /// Listens where the enclave dials out, until the process ends.
@@ -212,8 +224,23 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
                 info!(group = shown, generation, bytes, "a sealed blob is on the disk");
                 Ok(OutwardReply::Stored)
             }
+            OutwardRequest::ReadRecord { group } => {
+                let records = self.records()?;
+                let record = tokio::task::spawn_blocking(move || records.read(&group)).await.context("the disk")??;
+                Ok(OutwardReply::Record { record })
+            }
+            OutwardRequest::SwapRecord { group, old, new } => {
+                let records = self.records()?;
+                let swapped = tokio::task::spawn_blocking(move || records.swap(&group, old.as_ref(), &new));
+                let swapped = swapped.await.context("the disk")??;
+                Ok(if swapped { OutwardReply::Swapped } else { OutwardReply::Conflict })
+            }
             OutwardRequest::Connect { .. } => bail!("a connection is no question"),
         }
+    }
+
+    fn records(&self) -> Result<RecordFiles> {
+        self.records.clone().context("this proxy keeps no records of fences: --fence-files was not given")
     }
 
     /// Disks block: not on a thread that serves others.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::api;
-use crate::enclave::Enclave;
+use crate::group::Group;
 use crate::outward::Counters;
 use crate::settings::Settings;
 use crate::tls::Tls;
@@ -40,19 +40,14 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let tls = settings.tls.clone().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
-    let enclave = Enclave::connect(
-        &settings.enclave,
-        settings.enclave_connections.get(),
-        settings.max_in_flight,
-        settings.request_timeout,
-    );
-    let service = TowerToHyperService::new(api::router(settings, enclave.clone(), tls.clone(), outward));
+    let group = Group::connect(settings);
+    let service = TowerToHyperService::new(api::router(settings, group.clone(), tls.clone(), outward));
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;
-    info!(%address, tls = tls.is_some(), enclave = %settings.enclave, "proxy listening");
+    info!(%address, tls = tls.is_some(), enclaves = ?settings.enclaves, "proxy listening");
     // Clients that come with the first moment wait in the socket's queue: some give up for good on a 503 at their start.
-    let _ = timeout(FIRST_CONNECTION, enclave.connected()).await;
+    let _ = timeout(FIRST_CONNECTION, group.ready()).await;
 
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_headers(64);
@@ -87,6 +82,10 @@ pub async fn run(
     info!(open = graceful.count(), "shutting down: answering what is in flight");
     if timeout(settings.shutdown_timeout, graceful.shutdown()).await.is_err() {
         warn!(seconds = settings.shutdown_timeout.as_secs(), "some connections did not end in time");
+    }
+    // Nothing comes through here any more: a successor may sign at once.
+    if !settings.keep_fence {
+        group.hand_over().await;
     }
     Ok(())
 }

@@ -47,8 +47,9 @@ struct Options {
     /// Where to serve HTTP [default: 127.0.0.1:9000]
     #[arg(long, value_name = "IP:PORT", env = "CASEMATE_PROXY_LISTEN")]
     listen: Option<SocketAddr>,
-    /// The enclave: vsock:CID:PORT, unix:PATH or hybrid:PATH:PORT [default: vsock:16:5005]
-    #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_ENCLAVE")]
+    /// The enclave: vsock:CID:PORT, unix:PATH or hybrid:PATH:PORT; several of one group with commas, of which the one that
+    /// holds the fence is asked [default: vsock:16:5005]
+    #[arg(long, value_name = "ADDRESSES", env = "CASEMATE_PROXY_ENCLAVE")]
     enclave: Option<String>,
     /// Connections to the enclave; each carries any number of requests at once [default: 1]
     #[arg(long, value_name = "N", env = "CASEMATE_PROXY_ENCLAVE_CONNECTIONS")]
@@ -87,10 +88,17 @@ struct Options {
     /// Folder that keeps the enclave's sealed blobs [default: blobs]
     #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_BLOBS")]
     blobs: Option<PathBuf>,
+    /// Folder that keeps the records of fences whose kind is `file`. Whoever can write there can have keys slashed: only on a
+    /// disk that its owner trusts
+    #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_FENCE_FILES")]
+    fence_files: Option<PathBuf>,
     /// Whose AWS credentials the enclave gets: the instance's role, or those in AWS_ACCESS_KEY_ID and its kin
     /// [default: imds]
     #[arg(long, value_name = "SOURCE", env = "CASEMATE_PROXY_CREDENTIALS")]
     credentials: Option<CredentialsFrom>,
+    /// On SIGTERM, do not have the enclave hand over the fence: it runs on, behind another proxy or this one's next start
+    #[arg(long, env = "CASEMATE_PROXY_KEEP_FENCE", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    keep_fence: Option<bool>,
     /// On SIGTERM, wait this long for requests in flight, in seconds [default: 30]
     #[arg(long, value_name = "S", env = "CASEMATE_PROXY_SHUTDOWN_TIMEOUT_S")]
     shutdown_timeout_s: Option<u64>,
@@ -135,6 +143,7 @@ pub struct OutwardSettings {
     pub allowed: Vec<Target>,
     pub blobs: PathBuf,
     pub credentials: CredentialsFrom,
+    pub fence_files: Option<PathBuf>,
 }
 
 /// What and how to log. Nothing secret ever reaches the proxy.
@@ -161,7 +170,7 @@ impl Log {
 #[allow(missing_docs, reason = "documented on the flags")]
 pub struct Settings {
     pub listen: SocketAddr,
-    pub enclave: Address,
+    pub enclaves: Vec<Address>,
     pub enclave_connections: NonZeroUsize,
     pub max_in_flight: usize,
     pub request_timeout: Duration,
@@ -170,6 +179,7 @@ pub struct Settings {
     pub http_host_allowlist: String,
     pub tls: Option<TlsFiles>,
     pub outward: Option<OutwardSettings>,
+    pub keep_fence: bool,
     pub shutdown_timeout: Duration,
     pub threads: NonZeroUsize,
     pub log: Log,
@@ -198,6 +208,18 @@ fn read(path: &Path) -> Result<Options> {
     toml::from_str(&text).with_context(|| format!("in {}", path.display()))
 }
 
+/// Most enclaves of a group behind one proxy.
+const MAX_ENCLAVES: usize = 8;
+
+fn addresses(text: &str) -> Result<Vec<Address>> {
+    let addresses: Vec<Address> =
+        text.split(',').map(|address| address.trim().parse()).collect::<Result<_, _>>().context("--enclave")?;
+    if addresses.len() > MAX_ENCLAVES {
+        bail!("--enclave: {} addresses; {MAX_ENCLAVES} are allowed", addresses.len());
+    }
+    Ok(addresses)
+}
+
 impl Options {
     fn or(self, other: Self) -> Self {
         Self {
@@ -216,6 +238,8 @@ impl Options {
             outward_allow: self.outward_allow.or(other.outward_allow),
             blobs: self.blobs.or(other.blobs),
             credentials: self.credentials.or(other.credentials),
+            fence_files: self.fence_files.or(other.fence_files),
+            keep_fence: self.keep_fence.or(other.keep_fence),
             shutdown_timeout_s: self.shutdown_timeout_s.or(other.shutdown_timeout_s),
             threads: self.threads.or(other.threads),
             log_level: self.log_level.or(other.log_level),
@@ -230,7 +254,12 @@ impl Options {
             (None, None, Some(_)) => bail!("--tls-client-ca needs --tls-certificate and --tls-key"),
             _ => bail!("--tls-certificate and --tls-key go together"),
         };
-        let others = [self.outward_allow.is_some(), self.blobs.is_some(), self.credentials.is_some()];
+        let others = [
+            self.outward_allow.is_some(),
+            self.blobs.is_some(),
+            self.credentials.is_some(),
+            self.fence_files.is_some(),
+        ];
         let outward = match &self.outward {
             Some(address) => {
                 let listed = self.outward_allow.iter().flat_map(|list| list.split(','));
@@ -241,9 +270,12 @@ impl Options {
                     allowed,
                     blobs: self.blobs.unwrap_or_else(|| BLOBS.into()),
                     credentials: self.credentials.unwrap_or_default(),
+                    fence_files: self.fence_files,
                 })
             }
-            None if others.contains(&true) => bail!("--outward-allow, --blobs and --credentials need --outward"),
+            None if others.contains(&true) => {
+                bail!("--outward-allow, --blobs, --credentials and --fence-files need --outward")
+            }
             None => None,
         };
         let level = self.log_level.unwrap_or_else(|| LOG_LEVEL.into());
@@ -251,7 +283,7 @@ impl Options {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Settings {
             listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
-            enclave: self.enclave.as_deref().unwrap_or(ENCLAVE).parse().context("--enclave")?,
+            enclaves: addresses(self.enclave.as_deref().unwrap_or(ENCLAVE))?,
             enclave_connections: self.enclave_connections.unwrap_or(ENCLAVE_CONNECTIONS),
             max_in_flight: self.max_in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get),
             request_timeout: Duration::from_millis(self.request_timeout_ms.map_or(REQUEST_TIMEOUT_MS, NonZeroU64::get)),
@@ -260,6 +292,7 @@ impl Options {
             http_host_allowlist: self.http_host_allowlist.unwrap_or_else(|| HOSTS.into()),
             tls,
             outward,
+            keep_fence: self.keep_fence.unwrap_or_default(),
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout_s.unwrap_or(SHUTDOWN_TIMEOUT_S)),
             threads: self.threads.unwrap_or(cores),
             log: Log { level, format: self.log_format.unwrap_or_default() },
@@ -284,7 +317,7 @@ mod tests {
         assert_eq!(settings.listen.port(), 9200);
         assert_eq!(settings.max_in_flight, 7);
         assert_eq!(settings.log.format, LogFormat::Json);
-        assert_eq!(settings.enclave, Address::Vsock { cid: 16, port: 5005 });
+        assert_eq!(settings.enclaves, [Address::Vsock { cid: 16, port: 5005 }]);
         std::fs::write(&path, "colour = 1\n").unwrap();
         assert!(format!("{:#}", parse(&["--config", path.to_str().unwrap()]).unwrap_err()).contains("colour"));
         std::fs::remove_file(&path).unwrap();

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use casemate_protocol::frame::{self, Info, Reply, ReplyFrame};
+use casemate_protocol::statement::FenceStanding;
 use casemate_proxy::enclave::Enclave;
 
 /// A device that lets one connection through to an enclave without keys; returns what it was asked first.
@@ -23,7 +24,7 @@ fn device(path: &Path, answer: &'static str) -> std::thread::JoinHandle<String> 
             stream.read_exact(&mut bytes).unwrap();
             let asked = frame::decode_request(&bytes).unwrap();
             let network = casemate_config::named("hoodi").unwrap().unwrap();
-            let info = Info { network, keys: 3, keys_without_history: 0 };
+            let info = Info { network, keys: 3, keys_without_history: 0, standing: FenceStanding::NoStore };
             let mut reply = Vec::new();
             frame::encode_reply(&ReplyFrame::new(asked.id, Reply::Info(info)), &mut reply);
             stream.get_mut().write_all(&reply).unwrap();

@@ -265,6 +265,28 @@ impl Conversation {
         Self { id, to_vault, from_vault: Mutex::new(from_vault), attempts: AtomicU64::new(1) }
     }
 
+    /// Carries bytes both ways until the vault hangs up, or is gone.
+    pub async fn relay(&self, mut stream: crate::outward::Stream) -> io::Result<()> {
+        let mut from_vault = self.from_vault.lock().await;
+        let mut buffer = vec![0; PART_LEN];
+        let mut open = true;
+        loop {
+            tokio::select! {
+                said = from_vault.recv() => match said {
+                    // Where the store takes no more, it will say so by ending the connection.
+                    Some(Call::Carry { attempt: 0, bytes }) => drop(stream.write_all(bytes.as_ref()).await),
+                    _ => return Ok(()),
+                },
+                read = stream.read(&mut buffer), if open => {
+                    let len = read.unwrap_or(0);
+                    open = len > 0;
+                    let bytes = buffer.get(..len).map(<[u8]>::to_vec).and_then(BoundedBytes::new);
+                    self.say(&Answer::Carried { attempt: 0, bytes }).await?;
+                }
+            }
+        }
+    }
+
     async fn say(&self, answer: &Answer) -> io::Result<()> {
         let mut bytes = Vec::new();
         calls::encode(self.id, answer, &mut bytes);

@@ -323,10 +323,10 @@ struct VaultCalls {
 impl VaultCalls {
     /// Each in a task of its own: KMS takes its time, and the vault's replies must not wait for it.
     fn carry_out(&self, frame: &[u8]) -> Result<(), FrameError> {
-        use calls::Call::{Carry, NoResponse, Response};
+        use calls::Call::{Carry, HangUp, NoResponse, Response};
 
         let Numbered { id, content: call, .. } = calls::decode_call(frame)?;
-        if matches!(call, Carry { .. } | Response { .. } | NoResponse { .. }) {
+        if matches!(call, Carry { .. } | Response { .. } | NoResponse { .. } | HangUp) {
             // To a call that has ended nothing more is said.
             if let Some(conversation) = self.lock().get(&id) {
                 let _ = conversation.send(call);

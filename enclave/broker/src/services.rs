@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use casemate_protocol::calls::{Answer, Call, Failure, PART_LEN};
 use casemate_protocol::outward::MAX_BLOB_LEN;
 use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest, Root};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::kms::{Conversation, EncryptionContext, Kms, KmsError};
 use crate::outward::{Parent, ParentError};
 
+/// Longest conversation with the fence's store: the vault waits for four seconds.
+const MAX_DIAL: Duration = Duration::from_secs(10);
 /// Blobs that are on their way in parts, at once: the vault sends one after the other.
 const MAX_UNFINISHED: usize = 4;
 
@@ -54,7 +58,19 @@ impl Services {
                 self.kms.decrypt(conversation, &key_arn, wrapped, document, context).await?;
                 Ok(Answer::Done)
             }
-            Call::Carry { .. } | Call::Response { .. } | Call::NoResponse { .. } => Err(CallError::Part),
+            Call::Carry { .. } | Call::Response { .. } | Call::NoResponse { .. } | Call::HangUp => Err(CallError::Part),
+            Call::Dial { host, port } => self.dial(conversation, &host, port).await,
+            Call::ReadRecord { group } => match self.parent.ask(&OutwardRequest::ReadRecord { group }).await? {
+                OutwardReply::Record { record } => Ok(Answer::Record { record }),
+                _ => Err(ParentError::Unexpected.into()),
+            },
+            Call::SwapRecord { group, old, new } => {
+                match self.parent.ask(&OutwardRequest::SwapRecord { group, old, new }).await? {
+                    OutwardReply::Swapped => Ok(Answer::Swapped),
+                    OutwardReply::Conflict => Ok(Answer::Conflict),
+                    _ => Err(ParentError::Unexpected.into()),
+                }
+            }
             Call::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
                 OutwardReply::Blobs { mut generations } => {
                     generations.truncate(1000);
@@ -67,6 +83,14 @@ impl Services {
                 self.store((group, generation), offset, total, part.as_ref()).await
             }
         }
+    }
+
+    /// Carries the vault's TLS to the fence's store and back, until the vault has had enough.
+    async fn dial(&self, conversation: Conversation, host: &str, port: u16) -> Result<Answer, CallError> {
+        let stream = self.parent.connect(host, port).await?;
+        let carried = timeout(MAX_DIAL, conversation.relay(stream)).await;
+        carried.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(CallError::Carry)?;
+        Ok(Answer::Done)
     }
 
     async fn load(&self, name: Name, offset: u64) -> Result<Answer, CallError> {
@@ -138,12 +162,16 @@ enum CallError {
     Parent(#[from] ParentError),
     #[error("a part that does not follow the last one")]
     Part,
+    #[error("carrying for the fence's store: {0}")]
+    Carry(std::io::Error),
 }
 
 impl CallError {
     fn failure(&self) -> Failure {
         match self {
-            Self::Kms(KmsError::Away(_) | KmsError::Tls(_)) | Self::Parent(ParentError::Away(_)) => Failure::Away,
+            Self::Kms(KmsError::Away(_) | KmsError::Tls(_)) | Self::Parent(ParentError::Away(_)) | Self::Carry(_) => {
+                Failure::Away
+            }
             Self::Kms(KmsError::Credentials(_)) => Failure::Credentials,
             Self::Kms(KmsError::Denied(_)) => Failure::Denied,
             Self::Kms(KmsError::Refused(_) | KmsError::OtherRequest) | Self::Parent(_) | Self::Part => Failure::Refused,

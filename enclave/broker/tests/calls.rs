@@ -24,7 +24,7 @@ use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::bls::SecretKey;
 use casemate_vault::calls::Outside;
-use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _};
+use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _, Unsealed};
 use casemate_vault::kms::Endpoint;
 use casemate_vault::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
 use casemate_vault::{Nsm, server};
@@ -146,7 +146,7 @@ fn contents(n: u32) -> Contents {
         public_key.0[..4].copy_from_slice(&n.to_be_bytes());
         SealedKey { public_key, secret: None, history }
     }));
-    Contents { keys }
+    Contents { keys, ..Contents::default() }
 }
 
 #[test]
@@ -159,7 +159,8 @@ fn a_vault_seals_through_the_broker_and_the_next_one_unseals() {
     for (generation, n) in [(1, 0), (2, 20_000), (3, 400)] {
         custody.seal(&contents(n), generation).unwrap();
         let next = bench.broker(&format!("{generation}.sock"));
-        let (found, opened) = bench.custody(&next).unseal(generation).unwrap().unwrap();
+        let Unsealed { generation: found, contents: opened, .. } =
+            bench.custody(&next).unseal(generation).unwrap().unwrap();
         assert_eq!((found, opened.keys.len()), (generation, usize::try_from(n).unwrap() + 1));
         assert_eq!(opened.keys[0].secret.as_ref().unwrap().0, [9; 32]);
     }

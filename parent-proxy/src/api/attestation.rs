@@ -20,6 +20,7 @@ use tracing::info;
 
 use super::keys::json_body;
 use super::{App, Failure, RequestId};
+use crate::enclave::Unavailable;
 use crate::request::BadRequest;
 
 /// Requests that may wait for their turn; the others hear 429 at once.
@@ -48,7 +49,9 @@ pub(super) async fn attestation(
     uri: Uri,
 ) -> Result<Response, Failure> {
     let answer = match nonce(uri.query().unwrap_or_default()) {
-        Ok(nonce) => timeout(PATIENCE, app.attest(nonce)).await.unwrap_or_else(|_| Err(too_many())),
+        Ok(nonce) => {
+            timeout(PATIENCE, app.attest(app.number(uri.query())?, nonce)).await.unwrap_or_else(|_| Err(too_many()))
+        }
         Err(bad) => Err(bad.into()),
     };
     if let Err(failure) = &answer {
@@ -58,12 +61,13 @@ pub(super) async fn attestation(
 }
 
 impl App {
-    async fn attest(&self, nonce: Nonce) -> Result<Response, Failure> {
+    async fn attest(&self, number: Option<usize>, nonce: Nonce) -> Result<Response, Failure> {
         let turns = &self.attestations;
         let _place = turns.waiting.try_acquire().map_err(|_| too_many())?;
         let _turn = turns.turn.lock().await;
         loop {
-            match self.enclave.call(Request::Attestation { nonce: nonce.clone() }).await? {
+            let enclave = self.enclave.one(number).ok_or(Unavailable::Away)?;
+            match enclave.call(Request::Attestation { nonce: nonce.clone() }).await? {
                 Reply::Attestation { document, statement } => {
                     return Ok(json_body(&json!({
                         "attestation_document": BASE64_STANDARD.encode(document),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::Reply;
 use casemate_protocol::command::{Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome};
@@ -20,10 +20,12 @@ use super::{App, Failure, RequestId};
 pub(super) async fn command(
     State(app): State<Arc<App>>,
     Extension(id): Extension<RequestId>,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    let answer = app.command(&headers, body).await;
+    let number = app.number(uri.query())?;
+    let answer = app.command(number, &headers, body).await;
     match &answer {
         Ok(outcome) => info!(id = id.as_str(), keys = count(outcome), "an operators' command was carried out"),
         Err(failure) => {
@@ -34,14 +36,27 @@ pub(super) async fn command(
 }
 
 impl App {
-    async fn command(&self, headers: &HeaderMap, body: Body) -> Result<Outcome, Failure> {
+    /// Which enclave is meant: `enclave=N`, in the order of --enclave, from 0.
+    pub(super) fn number(&self, query: Option<&str>) -> Result<Option<usize>, Failure> {
+        let mut given = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("enclave="));
+        let count = self.enclave.len();
+        let number = match (given.next(), given.next()) {
+            (None, _) => return Ok(None),
+            (Some(text), None) => text.parse().ok().filter(|number| *number < count),
+            _ => None,
+        };
+        let message = || format!("enclave= is to be a number below {count}: the enclaves of this proxy count from 0");
+        number.map(Some).ok_or_else(|| Failure::new(StatusCode::BAD_REQUEST, message()))
+    }
+
+    async fn command(&self, number: Option<usize>, headers: &HeaderMap, body: Body) -> Result<Outcome, Failure> {
         let (body, _permit) = self.read_body(headers, body).await?;
         let len = body.len();
         let envelope = Envelope::new(body.to_vec()).ok_or_else(|| {
             let status = if len == 0 { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
             Failure::new(status, format!("the command has {len} bytes; 1 to {MAX_SIGNED_LEN} are allowed"))
         })?;
-        match self.enclave.command(envelope).await? {
+        match self.enclave.command(number, envelope).await? {
             Reply::Command(outcome) => Ok(outcome),
             Reply::Refused(refusal) => Err(refusal.into()),
             _ => Err(Failure::unexpected_reply()),
@@ -53,6 +68,7 @@ fn count(outcome: &Outcome) -> usize {
     match outcome {
         Outcome::Imported { keys } | Outcome::Deleted { keys } => keys.len(),
         Outcome::Generated { keys } | Outcome::Deposited { keys } => keys.len(),
+        Outcome::FenceReady | Outcome::HandedOver | Outcome::TookOver { .. } => 0,
     }
 }
 
@@ -63,6 +79,9 @@ fn shown(outcome: &Outcome) -> Value {
         Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
         Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
         Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),
+        Outcome::FenceReady => json!({ "outcome": "fence_ready" }),
+        Outcome::HandedOver => json!({ "outcome": "handed_over" }),
+        Outcome::TookOver { generation } => json!({ "outcome": "took_over", "generation": generation }),
     }
 }
 

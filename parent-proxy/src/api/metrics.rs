@@ -15,15 +15,22 @@ use prometheus_client::registry::Registry;
 use casemate_protocol::{Reply, Request};
 
 use super::{App, Failure};
+use crate::enclave::Unavailable;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Failure> {
     // Keys may have come through another proxy since this one connected.
-    let keys = match app.enclave.call(Request::Info).await {
-        Ok(Reply::Info(info)) => Some(info.keys),
+    let reply = match app.enclave.one(None) {
+        Some(enclave) => enclave.call(Request::Info).await,
+        None => Err(Unavailable::Away),
+    };
+    let keys = match reply {
+        Ok(Reply::Info(info)) => Some((info.keys, info.standing.signs())),
         _ => None,
     };
+    let held = keys.is_some_and(|(_, held)| held) || app.enclave.holder().is_some();
+    let keys = keys.map(|(keys, _)| keys);
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Collected { app, keys }));
+    registry.register_collector(Box::new(Collected { app, keys, held }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)
         .map_err(|_| Failure::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"))?;
@@ -36,6 +43,7 @@ struct Collected {
     app: Arc<App>,
     /// Nothing while the enclave does not say.
     keys: Option<u32>,
+    held: bool,
 }
 
 impl std::fmt::Debug for Collected {
@@ -47,12 +55,17 @@ impl std::fmt::Debug for Collected {
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut one = |name: &str, help: &str, metric: &dyn Dyn| metric.write(&mut encoder, name, help);
-        let Self { app, keys } = self;
+        let Self { app, keys, held } = self;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         one(
             "casemate_enclave_connections",
             "Connections to the enclave that are up",
             &ConstGauge::new(number(app.enclave.connections_up())),
+        )?;
+        one(
+            "casemate_fence_held",
+            "Whether an enclave of this proxy may sign: 1, or 0",
+            &ConstGauge::new(i64::from(*held)),
         )?;
         if let Some(keys) = keys {
             one("casemate_enclave_keys", "Keys that sign", &ConstGauge::new(i64::from(*keys)))?;

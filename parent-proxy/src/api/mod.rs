@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 pub use answer::{Failure, wants_json};
 pub use reload::Reload;
 
-use crate::enclave::Enclave;
+use crate::group::Group;
 use crate::outward;
 use crate::settings::Settings;
 use crate::tls::Tls;
@@ -40,7 +40,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the handlers share.
 pub struct App {
-    enclave: Enclave,
+    enclave: Group,
     max_body_bytes: usize,
     hosts: Option<Vec<String>>,
     large_bodies: Arc<Semaphore>,
@@ -55,7 +55,7 @@ pub struct App {
 /// The proxy's routes.
 pub fn router(
     settings: &Settings,
-    enclave: Enclave,
+    enclave: Group,
     tls: Option<Arc<Tls>>,
     outward: Option<Arc<outward::Counters>>,
 ) -> Router {

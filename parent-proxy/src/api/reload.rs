@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::App;
 use super::keys::json_body;
-use crate::enclave::Enclave;
+use crate::group::Group;
 use crate::tls::Tls;
 
 /// Where the last reload stands.
@@ -40,13 +40,13 @@ impl Stage {
 #[derive(Clone)]
 pub struct Reload {
     stage: Arc<Mutex<Stage>>,
-    enclave: Enclave,
+    enclave: Group,
     tls: Option<Arc<Tls>>,
 }
 
 impl Reload {
     /// Nothing reloaded yet.
-    pub fn new(enclave: Enclave, tls: Option<Arc<Tls>>) -> Self {
+    pub fn new(enclave: Group, tls: Option<Arc<Tls>>) -> Self {
         Self { stage: Arc::new(Mutex::new(Stage::Idle)), enclave, tls }
     }
 

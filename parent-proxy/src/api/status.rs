@@ -37,12 +37,15 @@ pub(super) async fn healthcheck(State(app): State<Arc<App>>) -> Response {
     };
     let word = |up: bool| if up { "UP" } else { "DOWN" };
     let has_keys = info.as_ref().is_some_and(|i| i.keys > 0);
-    let up = info.is_some() && has_keys;
+    let holder = app.enclave.holder();
+    let up = holder.is_some() && has_keys;
+    let standings: Vec<_> = app.enclave.standings().iter().map(|standing| json!(standing)).collect();
     let body = json!({
         "status": word(up),
         "outcome": word(up),
         "checks": [
             { "id": "enclave", "status": word(info.is_some()), "data": enclave },
+            { "id": "fence", "status": word(holder.is_some()), "data": { "holder": holder, "enclaves": standings } },
             { "id": "keys", "status": word(has_keys), "data": keys },
         ],
     });

@@ -96,12 +96,17 @@ impl Blobs for BlobStore {
 impl BlobStore {
     /// A group's folder. Its name comes from the enclave, which may have been taken over: no way out of the directory.
     fn group(&self, group: &str) -> Result<PathBuf> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if group.is_empty() || group.len() > MAX_GROUP_LEN || !group.bytes().all(plain) {
-            bail!("a group's name has 1 to {MAX_GROUP_LEN} letters, digits, - and _");
-        }
-        Ok(self.folder.join(group))
+        Ok(self.folder.join(checked(group)?))
     }
+}
+
+/// A group's name that can be a file's.
+pub(super) fn checked(group: &str) -> Result<&str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if group.is_empty() || group.len() > MAX_GROUP_LEN || !group.bytes().all(plain) {
+        bail!("a group's name has 1 to {MAX_GROUP_LEN} letters, digits, - and _");
+    }
+    Ok(group)
 }
 
 /// Twenty digits, so that names sort as numbers do.
