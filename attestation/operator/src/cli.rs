@@ -40,6 +40,20 @@ pub enum Command {
     /// Commands in files: look at them, sign them on another machine, send them
     #[command(name = "command")]
     CommandFile(CommandFile),
+    /// The record in the fence's store
+    Fence(Fence),
+    /// Have the holder of the fence leave in order: it signs no more, and a standby goes on without a gap
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    HandOver(Box<Order>),
+    /// Have a standby claim the fence at once, without waiting for the holder's ceilings to pass
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    TakeOver(Box<Order>),
+    /// Show who holds the fence, its ceilings and floors, and when this enclave may sign, as its document proves it
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Status(Status),
+    /// Write a resource policy for the fence's DynamoDB table that keeps the parent's role, and everybody but the enclave, from
+    /// writing it
+    FencePolicy(FencePolicy),
     /// Write a KMS key policy that lets only these measurements unseal, and keeps the parent's role from changing it
     KmsPolicy(KmsPolicy),
 }
@@ -61,6 +75,98 @@ pub struct Connection {
     /// Its private key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_key: Option<PathBuf>,
+    /// Which of the proxy's enclaves, counted from 0 [default: the one that holds the fence]
+    #[arg(long, value_name = "N")]
+    pub enclave: Option<u32>,
+}
+
+#[derive(Args)]
+pub struct Fence {
+    #[command(subcommand)]
+    pub command: FenceCommand,
+}
+
+#[derive(Subcommand)]
+pub enum FenceCommand {
+    /// Make the record: once for each group, before anything is signed. It also brings the credentials of the store
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Init(Box<FenceInit>),
+}
+
+#[derive(Args)]
+pub struct FenceInit {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// etcd: the client's certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "client_key", conflicts_with = "access_key")]
+    pub client_certificate: Option<PathBuf>,
+    /// etcd: its private key (PEM, PKCS #8)
+    #[arg(long, value_name = "FILE", requires = "client_certificate")]
+    pub client_key: Option<PathBuf>,
+    /// DynamoDB: the access key, as aws iam create-access-key writes it (JSON)
+    #[arg(long, value_name = "FILE")]
+    pub access_key: Option<PathBuf>,
+    /// The store has lost the record: make it anew. End every other enclave of the group first; two to three epochs are not signed
+    /// for
+    #[arg(long, conflicts_with = "credentials_only")]
+    pub record_lost: bool,
+    /// Leave the record as it is, and exchange the credentials of its store alone
+    #[arg(long)]
+    pub credentials_only: bool,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+/// An order without anything else in it.
+#[derive(Args)]
+pub struct Order {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct FencePolicy {
+    /// The AWS account of the table: 12 digits
+    #[arg(long, value_name = "DIGITS")]
+    pub account: String,
+    /// Its region
+    #[arg(long, value_name = "REGION")]
+    pub region: String,
+    /// Its name
+    #[arg(long, value_name = "NAME")]
+    pub table: String,
+    /// The enclave's group
+    #[arg(long, value_name = "NAME")]
+    pub group: String,
+    /// The chain's genesis validators root
+    #[arg(long, value_name = "0xROOT")]
+    pub genesis_validators_root: String,
+    /// The user or role whose credentials the enclave has
+    #[arg(long, value_name = "ARN")]
+    pub writer: String,
+    /// Role that looks after the table; it can change this policy, but neither write nor restore the record under it
+    #[arg(long, value_name = "ARN")]
+    pub administrator: String,
+    /// Role of the parent instance
+    #[arg(long, value_name = "ARN")]
+    pub parent_role: String,
 }
 
 /// Which enclave is meant.

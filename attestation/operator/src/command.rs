@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
-    Action, Command, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome, SignedCommand,
-    withdrawal_address,
+    Action, Command, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome, RecordOrder,
+    SignedCommand, withdrawal_address,
 };
 use casemate_protocol::history::Past;
 use casemate_protocol::statement::CommandResult;
@@ -291,6 +291,21 @@ impl Report {
                     self.line(&format!("{public_key}  {}", if made { "made" } else { "signed for" }));
                 }
             }
+            (Action::FenceInit { record, .. }, Outcome::FenceReady) => self.line(match record {
+                RecordOrder::New => "the fence has its record; the enclave claims it now",
+                RecordOrder::Lost => {
+                    "the fence has a new record; the enclave claims it now and signs in two to three epochs"
+                }
+                RecordOrder::Keep => "the store's new credentials are sealed",
+            }),
+            (Action::HandOver, Outcome::HandedOver) => {
+                self.line(
+                    "handed over: this enclave signs no more, and its exact state is on the disk for a successor",
+                );
+            }
+            (Action::TakeOver, Outcome::TookOver { generation }) => {
+                self.line(&format!("this enclave holds the fence, in generation {generation}"));
+            }
             _ => {
                 self.worse(Exit::Refused);
                 self.line("the enclave has carried out something else than was asked");
@@ -401,6 +416,19 @@ fn summary(commands: &[Command]) -> Result<String> {
                     let _ = writeln!(out, "  {key}");
                 }
             }
+            Action::FenceInit { record, credentials } => {
+                let what = match record {
+                    RecordOrder::New => {
+                        "MAKE THE FENCE'S FIRST RECORD: no key of the group has signed under a fence before"
+                    }
+                    RecordOrder::Lost => "MAKE THE FENCE'S RECORD ANEW, because its store has lost it",
+                    RecordOrder::Keep => "EXCHANGE THE CREDENTIALS of the fence's store",
+                };
+                let with = if credentials.is_some() { ", with credentials for its store" } else { "" };
+                let _ = writeln!(out, "{what}{with}");
+            }
+            Action::HandOver => out.push_str("HAND OVER: sign no more, and leave the exact state for a successor\n"),
+            Action::TakeOver => out.push_str("TAKE OVER: claim the fence at once, from whoever holds it\n"),
             Action::Delete { keys } => {
                 let _ = writeln!(out, "DELETE {}:", plural(keys.len(), "key"));
                 for key in keys {

@@ -35,6 +35,8 @@ fn no_answer(url: &str) -> impl Fn(ureq::Error) -> NoAnswer {
 pub struct Proxy {
     agent: Agent,
     url: String,
+    /// Which of its enclaves.
+    enclave: Option<u32>,
 }
 
 impl Proxy {
@@ -61,12 +63,13 @@ impl Proxy {
             .http_status_as_error(false)
             .user_agent(concat!("casemate/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls(options)?);
-        Ok(Self { agent: config.build().new_agent(), url })
+        Ok(Self { agent: config.build().new_agent(), url, enclave: options.enclave })
     }
 
     /// What `GET /attestation` answers to a nonce; a proxy that says 429 is asked again.
     pub fn attestation(&self, nonce: &[u8]) -> Result<Vec<u8>> {
-        let path = format!("/attestation?nonce={}", const_hex::encode(nonce));
+        let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
+        let path = format!("/attestation?nonce={}{enclave}", const_hex::encode(nonce));
         let begun = Instant::now();
         loop {
             let (status, body) = self.get(&path, TIMEOUT, MAX_INPUT_LEN)?;
@@ -100,7 +103,8 @@ impl Proxy {
     pub fn command(&self, envelope: &[u8]) -> Result<Result<Vec<u8>, String>> {
         let begun = Instant::now();
         loop {
-            let request = self.agent.post(format!("{}/commands", self.url));
+            let enclave = self.enclave.map(|number| format!("?enclave={number}")).unwrap_or_default();
+            let request = self.agent.post(format!("{}/commands{enclave}", self.url));
             let request = request.config().timeout_global(Some(COMMAND_TIMEOUT)).build();
             let mut answer = request
                 .content_type("application/cbor")

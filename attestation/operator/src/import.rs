@@ -79,17 +79,23 @@ fn import(session: &Session, keys: &[Key], pasts: &Pasts) -> Result<Action> {
     for (secret, _) in keys {
         clear.extend_from_slice(secret.as_slice());
     }
-    let key = HpkePublicKey(session.hpke_key.to_vec());
-    let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256
-        .seal(HPKE_INFO, &session.statement.boot_nonce.0, &clear, &key)
-        .context("encrypting to the enclave")?;
-    let enc = <[u8; 32]>::try_from(enc.0).map_err(|_| anyhow::anyhow!("the encapsulated key is not of X25519"))?;
-    let ciphertext = BoundedBytes::new(ciphertext).context("too many keys in one command")?;
+    let secrets = encrypt(session, HPKE_INFO, &clear)?;
     let keys = keys.iter().map(|(_, public_key)| ImportedKey {
         public_key: *public_key,
         history: pasts.known.get(public_key).copied().map(Past::from),
     });
-    Ok(Action::Import { keys: keys.collect(), secrets: EncryptedSecrets { enc: Bytes(enc), ciphertext } })
+    Ok(Action::Import { keys: keys.collect(), secrets })
+}
+
+/// Encrypts to the enclave that a document has proved, and to this boot of it.
+pub fn encrypt(session: &Session, info: &[u8], clear: &[u8]) -> Result<EncryptedSecrets> {
+    let key = HpkePublicKey(session.hpke_key.to_vec());
+    let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256
+        .seal(info, &session.statement.boot_nonce.0, clear, &key)
+        .context("encrypting to the enclave")?;
+    let enc = <[u8; 32]>::try_from(enc.0).map_err(|_| anyhow::anyhow!("the encapsulated key is not of X25519"))?;
+    let ciphertext = BoundedBytes::new(ciphertext).context("too much for one command")?;
+    Ok(EncryptedSecrets { enc: Bytes(enc), ciphertext })
 }
 
 /// An EIP-3076 file of the chain with this root.

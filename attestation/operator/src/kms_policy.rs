@@ -17,14 +17,9 @@ const NEEDED: [u8; 3] = [0, 1, 2];
 /// `casemate kms-policy`.
 pub fn run(options: &KmsPolicy) -> Result<String> {
     let KmsPolicy { account, parent_role, administrator, group, .. } = options;
-    if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
-        bail!("--account {account:?} is not 12 digits");
-    }
+    check_account(account)?;
     for (name, arn) in [("--parent-role", parent_role), ("--administrator", administrator)] {
-        let of_account = arn.starts_with("arn:aws") && arn.contains(&format!(":iam::{account}:"));
-        if !of_account || arn.ends_with(":root") || arn.contains(['*', '"', ' ']) {
-            bail!("{name} {arn:?} is no ARN of a role in the account {account}");
-        }
+        check_arn(name, arn, account)?;
     }
     if parent_role == administrator {
         bail!(
@@ -61,6 +56,23 @@ pub fn run(options: &KmsPolicy) -> Result<String> {
     statements.extend(denials(parent_role, &pcr0));
     let policy = json!({ "Version": "2012-10-17", "Id": "casemate", "Statement": statements });
     Ok(format!("{policy:#}\n"))
+}
+
+/// Twelve digits.
+pub fn check_account(account: &str) -> Result<()> {
+    if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
+        bail!("--account {account:?} is not 12 digits");
+    }
+    Ok(())
+}
+
+/// A role or user of the account: not its root, and no pattern.
+pub fn check_arn(name: &str, arn: &str, account: &str) -> Result<()> {
+    let of_account = arn.starts_with("arn:aws") && arn.contains(&format!(":iam::{account}:"));
+    if !of_account || arn.ends_with(":root") || arn.contains(['*', '"', ' ']) {
+        bail!("{name} {arn:?} is no ARN of a role in the account {account}");
+    }
+    Ok(())
 }
 
 fn administration(administrator: &str, immutable: bool) -> Value {

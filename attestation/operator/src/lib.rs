@@ -11,6 +11,7 @@ mod attest;
 mod cli;
 mod command;
 mod deposit;
+mod fence;
 mod fetch;
 mod import;
 mod input;
@@ -29,7 +30,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use casemate_keystore::Secret;
-use casemate_protocol::command::{Action, MIN_DEPOSIT, OperatorKey, max_deposit, withdrawal_credentials};
+use casemate_protocol::command::{
+    Action, MIN_DEPOSIT, OperatorKey, StoreCredentials, max_deposit, withdrawal_credentials,
+};
+use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{ExecutionAddress, PublicKey, Root};
 use casemate_slashing::interchange::Histories;
 use clap::Parser;
@@ -116,6 +120,11 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
         }
         Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
         Command::CommandFile(file) => command::run(file.command),
+        Command::Fence(options) => fence::run(options.command),
+        Command::HandOver(options) => fence::order(*options, Action::HandOver),
+        Command::TakeOver(options) => fence::order(*options, Action::TakeOver),
+        Command::Status(options) => fence::status(options),
+        Command::FencePolicy(options) => Ok((fence::policy(&options)?, Exit::Accepted)),
         Command::KmsPolicy(options) => Ok((kms_policy::run(&options)?, Exit::Accepted)),
     }
 }
@@ -189,9 +198,27 @@ pub struct Local<'a> {
 impl Local<'_> {
     fn open(&self) -> Result<Session> {
         let (tls_ca, url) = (self.tls_ca.map(Path::to_owned), self.url.to_owned());
-        let connection = cli::Connection { url, tls_ca, tls_certificate: None, tls_key: None };
+        let connection = cli::Connection { url, tls_ca, tls_certificate: None, tls_key: None, enclave: None };
         let (root, measurements) = (Some(self.root.to_owned()), Some(self.measurements.to_owned()));
         Session::open(connection, cli::PinOptions { measurements, root, ..cli::PinOptions::default() })
+    }
+
+    /// Makes the fence's record as `casemate fence init` does, where there is none yet; `credentials` for its store.
+    pub fn begin_fence(&self, credentials: Option<&StoreCredentials>) -> Result<bool> {
+        let mut session = self.open()?;
+        let standing = session.statement.fence.standing;
+        let needed = match standing {
+            FenceStanding::NoRecord => true,
+            // Without credentials it cannot know.
+            FenceStanding::Apart => credentials.is_some(),
+            _ => false,
+        };
+        if needed { fence::begin(&mut session, self.operator_key, credentials) } else { Ok(false) }
+    }
+
+    /// What it is to the fence.
+    pub fn standing(&self) -> Result<FenceStanding> {
+        Ok(self.open()?.statement.fence.standing)
     }
 
     /// The keys that its document proves.
@@ -212,6 +239,11 @@ impl Local<'_> {
         }
         Ok(usize::try_from(session.statement.public_keys.count.saturating_sub(before)).unwrap_or(usize::MAX))
     }
+}
+
+/// A client's certificate and key for etcd (PEM), as `casemate fence init` brings them.
+pub fn etcd_credentials(certificate: &str, key: &str) -> Result<StoreCredentials> {
+    fence::etcd_credentials(certificate.as_bytes(), key.as_bytes())
 }
 
 /// Makes an operator's key and leaves it in a new file; its public half.

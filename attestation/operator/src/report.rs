@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
-use casemate_protocol::statement::{Fence, FenceKind};
+use casemate_protocol::statement::{Fence, FenceKind, FenceStanding};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
@@ -247,7 +247,7 @@ fn statement_json(statement: &Statement) -> Value {
             "root": statement.public_keys.root.to_string(),
         },
         "configuration_sha256": statement.configuration_sha256.to_string(),
-        "fence": { "kind": kind(statement.fence.kind), "generation": statement.fence.generation },
+        "fence": fence_json(&statement.fence),
         "boot_nonce": statement.boot_nonce.to_string(),
     })
 }
@@ -302,13 +302,42 @@ pub fn kind(kind: FenceKind) -> &'static str {
 }
 
 fn fence(fence: Fence) -> String {
-    let Fence { kind: of, generation } = fence;
+    let Fence { kind: of, generation, standing, .. } = fence;
+    let holds = match standing {
+        FenceStanding::Holding => format!("held by this enclave in generation {generation}"),
+        _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
+    };
     match of {
         FenceKind::None => {
             "NONE: a restored disk or a clone can get validators slashed; for development alone".to_owned()
         }
         FenceKind::Solo => "solo: trusted time after each start; a clone is NOT stopped".to_owned(),
-        FenceKind::File => format!("file, generation {generation}: as good as the disk that keeps it"),
-        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, generation {generation}", kind(of)),
+        FenceKind::File => format!("file, {holds}: as good as the disk that keeps it"),
+        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind(of)),
     }
+}
+
+/// The fence, for programs.
+pub fn fence_json(fence: &Fence) -> Value {
+    json!({
+        "kind": kind(fence.kind),
+        "generation": fence.generation,
+        "standing": fence.standing,
+        "record": fence.record.map(|record| json!({
+            "version": record.version,
+            "holder": record.holder.to_string(),
+            "generation": record.generation,
+            "slot_ceiling": record.slot_ceiling.0,
+            "target_ceiling": record.target_ceiling.0,
+            "source_ceiling": record.source_ceiling.0,
+            "sealed_generation": record.sealed_generation,
+            "left_in_order": record.clean,
+        })),
+        "floors": {
+            "slot": fence.floors.slot.map(|slot| slot.0),
+            "target": fence.floors.target.map(|epoch| epoch.0),
+            "source": fence.floors.source.map(|epoch| epoch.0),
+        },
+        "time_ms": fence.time_ms,
+    })
 }

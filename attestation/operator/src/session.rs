@@ -50,6 +50,12 @@ pub enum Told {
     Deposited { keys: Vec<ToldKey> },
     /// One word for each key.
     Deleted { keys: Vec<String> },
+    /// The fence has a record.
+    FenceReady,
+    /// It signs no more.
+    HandedOver,
+    /// It holds the fence.
+    TookOver { generation: u64 },
 }
 
 /// A key that was made.
@@ -166,6 +172,9 @@ impl Told {
             Self::Deleted { keys } => Outcome::Deleted { keys: words(keys)? },
             Self::Generated { keys } => Outcome::Generated { keys: deposits(keys)? },
             Self::Deposited { keys } => Outcome::Deposited { keys: deposits(keys)? },
+            Self::FenceReady => Outcome::FenceReady,
+            Self::HandedOver => Outcome::HandedOver,
+            Self::TookOver { generation } => Outcome::TookOver { generation: *generation },
         })
     }
 }
