@@ -1,4 +1,4 @@
-"""Starts moto's KMS (PyPI) behind TLS, then runs a command with its place in the environment.
+"""Starts moto's KMS and DynamoDB (PyPI) behind TLS, then runs a command with its place in the environment.
 
 usage: moto.py COMMAND...
 """
@@ -70,6 +70,12 @@ def main():
             kms = boto3.client("kms", endpoint_url=f"https://localhost:{port}", region_name=REGION, verify=root,
                                aws_access_key_id="AKID", aws_secret_access_key="any", config=Config(proxies={}))
             arn = kms.create_key()["KeyMetadata"]["Arn"]
+            tables = boto3.client("dynamodb", endpoint_url=f"https://localhost:{port}", region_name=REGION, verify=root,
+                                  aws_access_key_id="AKID", aws_secret_access_key="any", config=Config(proxies={}))
+            for number in (1, 2):
+                tables.create_table(TableName=f"casemate-fence-{number}", BillingMode="PAY_PER_REQUEST",
+                                    KeySchema=[{"AttributeName": "group", "KeyType": "HASH"}],
+                                    AttributeDefinitions=[{"AttributeName": "group", "AttributeType": "S"}])
             environment = dict(os.environ, CASEMATE_MOTO_PORT=str(port), CASEMATE_MOTO_ROOT=root, CASEMATE_MOTO_KEY=arn)
             sys.exit(subprocess.run(sys.argv[1:], env=environment).returncode)
         finally:

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use casemate_protocol::{Epoch, Network, PublicKey};
 
+use crate::cli::FenceKind;
+
 /// A running part.
 pub struct Part {
     pub name: &'static str,
@@ -25,6 +27,9 @@ pub struct Running<'a> {
     /// Folder of the software NSM's root and measurements.
     pub nsm: String,
     pub mutual_tls: bool,
+    /// Nothing with keys in clear.
+    pub fence: Option<FenceKind>,
+    pub enclaves: u8,
     /// Where keys are sealed.
     pub operator_key: Option<String>,
 }
@@ -76,8 +81,7 @@ pub fn text(running: &Running) -> String {
         out,
         "\nWhat is not the real thing here: there is no enclave, only processes, so the machine's root can read the keys;\n\
          {}; the NSM is a program with a root of its own{}; the clock is this machine's;\n\
-         the watermarks are kept in\n\
-         {}, on a disk that is trusted: whoever restores an old copy can get a validator slashed.\n\
+         {}.\n\
          What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
          Ctrl-C ends it.",
         match (running.interop, running.operator_key.is_some()) {
@@ -86,9 +90,35 @@ pub fn text(running: &Running) -> String {
             (false, true) => "the keys came from keystores on this disk",
         },
         if running.operator_key.is_some() { ", and so is KMS, whose key lies beside the blobs" } else { "" },
-        running.data_dir
+        past(running)
     );
     out
+}
+
+/// What stands for the past, and what that does not stop.
+fn past(running: &Running) -> String {
+    let data_dir = &running.data_dir;
+    match running.fence {
+        None => format!(
+            "the watermarks are kept in\n{data_dir}, on a disk that is trusted: whoever restores an old copy can get a validator \
+             slashed"
+        ),
+        Some(FenceKind::File) if running.enclaves == 1 => format!(
+            "the fence's record and the watermarks are files in\n{data_dir}: a second enclave on that record is kept out, but whoever \
+             restores an old\ncopy of that folder, or runs a copy of it, can get a validator slashed"
+        ),
+        Some(FenceKind::File) => format!(
+            "the fence's record is a file in\n{data_dir}: whoever restores an old copy of it can get a validator slashed"
+        ),
+        Some(FenceKind::Etcd) => {
+            format!(
+                "the fence's etcd is one node, and its data is in\n{data_dir}: whoever restores an old copy can get a validator slashed"
+            )
+        }
+        Some(FenceKind::Solo) => {
+            "no store keeps clones from signing: a second stack with these keys can get a validator slashed".to_owned()
+        }
+    }
 }
 
 fn attest(running: &Running) -> String {

@@ -8,18 +8,20 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Everything that a vault needs.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Boot {
     pub keys: BootKeys,
-    /// File that keeps the watermarks.
-    pub journal: PathBuf,
+    /// File that keeps the watermarks; none where the fence alone stands for the past, as in an enclave.
+    pub journal: Option<PathBuf>,
+    /// Which of the group's enclaves.
+    pub number: u8,
     pub workers: usize,
     pub fixed_time_ms: Option<u64>,
     pub nsm: BootNsm,
 }
 
 /// Where the keys come from.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub enum BootKeys {
     /// From the stack.
     Plain { network: String, proof_of_validation: bool, keys: Vec<BootKey> },
@@ -62,7 +64,7 @@ pub struct BootNsm {
 }
 
 /// A key and what is known of its past.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct BootKey {
     pub secret: SecretHex,
     /// `None`: nobody knows. The journal may.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use casemate_protocol::Network;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 /// The whole Casemate signer on this machine: vault, broker, proxy and a local KMS as processes, reached over Unix sockets as
 /// over vsock. Keys are imported, sealed and unsealed as in an enclave. For development: the KMS and the NSM are programs, and
@@ -45,6 +45,14 @@ pub struct Options {
     /// Address that deposits of generated keys may withdraw to (casemate keygen); once for each
     #[arg(long, value_name = "0xADDRESS", conflicts_with = "plain")]
     pub withdrawal_address: Vec<String>,
+    /// What stands for the past: a record in a file on this disk (signs at once after each start), an etcd that is started with
+    /// the stack (Debian's package etcd-server), or solo, trusted time alone (signs two to three epochs after each start)
+    #[arg(long, value_name = "KIND", default_value = "file", conflicts_with = "plain")]
+    pub fence: FenceKind,
+    /// Enclaves of the group, all behind the one proxy: one holds the fence, the others stand by. With more than one no file of
+    /// watermarks is kept, as in enclaves
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "plain")]
+    pub enclaves: u8,
     /// Threads that sign [default: one for each core]
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -59,7 +67,23 @@ pub struct Options {
     pub proxy: Vec<String>,
 }
 
+/// Kinds of fence that the stack can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FenceKind {
+    /// A record in a file.
+    File,
+    /// A record in etcd.
+    Etcd,
+    /// None: trusted time.
+    Solo,
+}
+
 impl Options {
+    /// Whether each signature is in a file on this disk before it is out: the next start needs no floors then.
+    pub fn journals(&self) -> bool {
+        self.plain || (self.enclaves == 1 && self.fence == FenceKind::File)
+    }
+
     /// The network by name or from a file.
     pub fn network(&self) -> Result<Network> {
         if let Some(network) = casemate_config::named(&self.network) {

@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Epoch, PublicKey, Root, Slot};
@@ -19,13 +20,17 @@ use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
 use casemate_vault::{Journal, NotSaved};
 use sha2::{Digest, Sha256};
 
+/// Longest wait for a vault that is about to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const MAGIC: &[u8; 16] = b"casemate-marks-2";
-/// Magic, genesis validators root, the machine's boot id, whether the file was closed in order, the floor.
+/// Magic, genesis validators root, the machine's boot id, whether the file was closed in order, the floor, the file's id.
 const HEADER_LEN: usize = 160;
 const BOOT_ID_LEN: usize = 36;
 const BOOT_ID_AT: u64 = 48;
 const CLEAN_AT: u64 = 96;
 const FLOOR_AT: u64 = 104;
+/// 16 bytes that no other file has; zeros in a file of an earlier version.
+const ID_AT: u64 = 136;
 /// Whether there is one, slot, source, target.
 const FLOOR_LEN: usize = 1 + 8 + 8 + 8;
 /// Public key, number, block, attestation, checksum.
@@ -39,6 +44,7 @@ pub struct FileJournal {
     file: File,
     places: HashMap<PublicKey, Place>,
     floor: Watermarks,
+    id: Root,
     /// The machine went down without the file being closed: what was written last may be lost.
     pub maybe_behind: bool,
 }
@@ -65,6 +71,7 @@ pub struct Marks {
     /// Keys that the vault does not hold, and the first place that nobody has.
     others: Mutex<(HashMap<PublicKey, Place>, u64)>,
     floor: Watermarks,
+    id: Root,
 }
 
 impl FileJournal {
@@ -77,10 +84,19 @@ impl FileJournal {
             .truncate(false)
             .open(path)
             .with_context(|| format!("opening {}", path.display()))?;
+        // A vault whose stack was killed may live a moment longer: while it signs, nobody else reads.
+        let begun = Instant::now();
+        while file.try_lock().is_err() {
+            if begun.elapsed() > LOCK_TIMEOUT {
+                bail!("{} is in use by another vault", path.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").context("reading the machine's boot id")?;
         let boot_id = boot_id.get(..BOOT_ID_LEN).context("the machine's boot id is too short")?.to_vec();
         let len = file.metadata().context("the file's length")?.len();
-        let mut journal = Self { file, places: HashMap::new(), floor: Watermarks::NONE, maybe_behind: false };
+        let (floor, id) = (Watermarks::NONE, Root::ZERO);
+        let mut journal = Self { file, places: HashMap::new(), floor, id, maybe_behind: false };
         if len == 0 {
             let mut header = [0; HEADER_LEN];
             write_parts(&mut header, &[MAGIC, &genesis_validators_root.0, &boot_id]);
@@ -95,9 +111,26 @@ impl FileJournal {
             }
             journal.file.write_all_at(&boot_id, BOOT_ID_AT).context("writing the header")?;
         }
+        journal.name(&genesis_validators_root)?;
         journal.file.write_all_at(&[0], CLEAN_AT).context("writing the header")?;
         journal.file.sync_all().context("syncing the file")?;
         Ok(journal)
+    }
+
+    /// Gives the file an id, where it has none, and tells what its state is known by.
+    fn name(&mut self, genesis_validators_root: &Root) -> Result<()> {
+        let mut id = [0; 16];
+        self.file.read_exact_at(&mut id, ID_AT).context("reading the header")?;
+        if id == [0; 16] {
+            let uuid = std::fs::read("/proc/sys/kernel/random/uuid").context("a random id")?;
+            for (to, from) in id.iter_mut().zip(Sha256::digest(&uuid)) {
+                *to = from;
+            }
+            self.file.write_all_at(&id, ID_AT).context("writing the header")?;
+        }
+        let known_by = Sha256::new().chain_update(b"casemate-dev watermarks").chain_update(genesis_validators_root.0);
+        self.id = Root::from(<[u8; 32]>::from(known_by.chain_update(id).finalize()));
+        Ok(())
     }
 
     fn read(&mut self, len: u64, genesis_validators_root: Root, boot_id: &[u8]) -> Result<()> {
@@ -113,8 +146,10 @@ impl FileJournal {
         let same_boot = rest.take(BOOT_ID_LEN) == Some(boot_id);
         let clean = bytes.get(usize::try_from(CLEAN_AT)?) == Some(&1);
         self.maybe_behind = !same_boot && !clean;
-        self.floor =
-            bytes.get(usize::try_from(FLOOR_AT)?..HEADER_LEN).and_then(decode_floor).context("a cut-off header")?;
+        self.floor = bytes
+            .get(usize::try_from(FLOOR_AT)?..usize::try_from(ID_AT)?)
+            .and_then(decode_floor)
+            .context("a cut-off header")?;
         for (index, place) in bytes.get(HEADER_LEN..).unwrap_or_default().chunks(PLACE_LEN).enumerate() {
             let copies = [place.get(..COPY_LEN), place.get(COPY_LEN..)];
             let newest = copies.into_iter().flatten().filter_map(decode).max_by_key(|(_, number, _)| *number);
@@ -156,7 +191,7 @@ impl FileJournal {
         }
         self.file.sync_all().context("syncing the watermarks")?;
         let (keys, others) = (RwLock::new(places), Mutex::new((self.places, next)));
-        Ok(Marks { file: Arc::new(self.file), keys, others, floor: self.floor })
+        Ok(Marks { file: Arc::new(self.file), keys, others, floor: self.floor, id: self.id })
     }
 }
 
@@ -193,6 +228,10 @@ impl Journal for Marks {
             .map_err(|_| NotSaved)?;
         *last = Last { number, watermarks: Some(*watermarks) };
         Ok(())
+    }
+
+    fn leaves(&self) -> Option<Root> {
+        Some(self.id)
     }
 
     fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
@@ -429,6 +468,7 @@ mod tests {
         let marked = open(&path).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
         marked.record(&key(1), &marks(5, 5)).unwrap();
         marked.record(&key(1), &marks(6, 6)).unwrap();
+        drop(marked);
         let damage = |number: u64| {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&[0xff; 10], copy_at(0, number) + 60).unwrap();

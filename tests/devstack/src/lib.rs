@@ -9,6 +9,7 @@
 mod banner;
 mod boot;
 mod cli;
+mod etcd;
 pub mod interop;
 mod journal;
 mod keys;
@@ -28,6 +29,7 @@ const VAULT: &str = "__vault";
 const BROKER: &str = "__broker";
 const PROXY: &str = "__proxy";
 const KMS: &str = "__kms";
+const ETCD: &str = "__etcd";
 
 /// Runs the part that the arguments name; without one, the stack.
 pub fn main(arguments: &[OsString]) -> ExitCode {
@@ -42,6 +44,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         VAULT => vault::run(),
         BROKER => broker(own()),
         KMS => kms::run(),
+        ETCD => casemate_local_etcd::run(own().skip(1)),
         PROXY => part_of_a_stack().and_then(|()| casemate_proxy::start(own())),
         _ => stack::run(arguments),
     };

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use casemate_nsm::{Authority, Pcrs, Request, Response, SoftwareNsm};
-use casemate_protocol::statement::{Fence, FenceKind};
 use casemate_protocol::{Bytes, Root};
 use casemate_vault::{Clock, Nsm, SystemClock};
 use serde_json::json;
@@ -58,16 +57,14 @@ pub fn sha256(configuration: &str) -> Root {
 }
 
 /// The vault's side: an NSM in the vault's process.
-pub fn device(boot: &BootNsm, fixed_time_ms: Option<u64>) -> Result<Arc<dyn Nsm>> {
+pub fn device(boot: &BootNsm, fixed_time_ms: Option<u64>, number: u8) -> Result<Arc<dyn Nsm>> {
     let root = Authority::read_root(&boot.root, &boot.root_key.0).context("the development root")?;
     let mut pcrs = Pcrs::measure(&[], &[], INSTANCE);
     for (index, value) in (0..).zip(&boot.pcrs) {
         pcrs.0.insert(index, const_hex::decode_to_array(value).context("a PCR")?);
     }
-    let clock = Box::new(move || fixed_time_ms.unwrap_or_else(|| SystemClock.unix_ms()));
-    let enclave = const_hex::encode(std::process::id().to_be_bytes());
+    let clock = Box::new(move || fixed_time_ms.or_else(|| SystemClock.unix_ms()).unwrap_or(0));
+    // As on an instance: each enclave, and each start of it, has an id of its own.
+    let enclave = const_hex::encode([[number; 4], std::process::id().to_be_bytes()].concat());
     Ok(Arc::new(Device(SoftwareNsm::new(root, &format!("{INSTANCE}-enc{enclave:0>16}"), &pcrs, clock))))
 }
-
-/// Watermarks in a file, and nothing that stops a clone or a restored copy: the statement says so.
-pub const FENCE: Fence = Fence { kind: FenceKind::None, generation: 0 };

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::OperatorKey;
 use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
+use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{Network, Reply, Request, RequestFrame};
 use casemate_vault::{Clock, SystemClock};
 use clap::Parser;
@@ -31,7 +32,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::banner::{self, Part};
 use crate::boot::{Boot, BootKeys};
-use crate::cli::Options;
+use crate::cli::{FenceKind, Options};
+use crate::etcd::Etcd;
 use crate::keys::ToImport;
 use crate::kms::LocalKms;
 use crate::{BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
@@ -44,6 +46,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// What runs this long counts as started well.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Longest wait for the fence: the ceilings of a holder that has died lie a few slots ahead.
+const FENCE_TIMEOUT: Duration = Duration::from_mins(2);
 /// Longest wait for a child to end when told to, beyond the proxy's own time.
 const END_TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -63,7 +67,9 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let workers = options.workers.or(std::thread::available_parallelism().ok()).map_or(1, usize::from);
     // Every part is this very program, whatever lies at its path by then; and this is what is measured.
     let executable = PathBuf::from("/proc/self/exe");
-    let (nsm_folder, journal) = (data_dir.join("nsm"), data_dir.join("watermarks"));
+    let nsm_folder = data_dir.join("nsm");
+    let journal = options.journals().then(|| data_dir.join("watermarks"));
+    let mut etcd = None;
     let fixed_time_ms = options.fixed_time_ms;
     let (boot, custody) = if options.plain {
         let keys = keys::plain(&options, &network)?;
@@ -74,7 +80,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let measured = format!("{toml}\n[policy]\nproof_of_validation = {proof_of_validation}\n{clock}");
         let nsm = nsm::measure(nsm_folder, &executable, &measured)?;
         let keys = BootKeys::Plain { network: toml, proof_of_validation, keys };
-        (Boot { keys, journal, workers, fixed_time_ms, nsm }, None)
+        (Boot { keys, journal, number: 0, workers, fixed_time_ms, nsm }, None)
     } else {
         for address in &options.withdrawal_address {
             casemate::execution_address(address).context("--withdrawal-address")?;
@@ -84,7 +90,11 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         if !operator_key.exists() {
             casemate::make_operator_key(&operator_key)?;
         }
-        let configuration = configuration(&options, &kms.key_arn, casemate::operator_key(&operator_key)?)?;
+        if options.fence == FenceKind::Etcd {
+            etcd = Some(Etcd::start(&data_dir)?);
+        }
+        let operator = casemate::operator_key(&operator_key)?;
+        let configuration = configuration(&options, &kms.key_arn, operator, etcd.as_ref())?;
         casemate_config::configuration(&configuration, nsm::sha256(&configuration))?;
         let nsm = nsm::measure(nsm_folder, &executable, &configuration)?;
         if kms.allow(&nsm.folder.join("measurements.json"), nsm::GROUP)? {
@@ -94,16 +104,18 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
             );
         }
         let keys = BootKeys::Sealed { configuration, kms: kms.for_vault() };
-        (Boot { keys, journal, workers, fixed_time_ms, nsm }, Some(Custody { kms, operator_key }))
+        (Boot { keys, journal, number: 0, workers, fixed_time_ms, nsm }, Some(Custody { kms, operator_key }))
     };
-    let (socket, outward) = (run_dir.path().join("enclave.sock"), run_dir.path().join("outward.sock"));
-    let mut stack = Stack { executable, socket, outward, boot, options, stop, custody, data_dir };
+    let sockets = (0..options.enclaves).map(|number| run_dir.path().join(format!("enclave-{number}.sock"))).collect();
+    let outward = run_dir.path().join("outward.sock");
+    let mut stack = Stack { executable, sockets, outward, boot, options, stop, custody, data_dir, etcd };
     stack.run(&network)
 }
 
 struct Stack {
     executable: PathBuf,
-    socket: PathBuf,
+    /// Of each enclave.
+    sockets: Vec<PathBuf>,
     outward: PathBuf,
     boot: Boot,
     options: Options,
@@ -111,6 +123,7 @@ struct Stack {
     /// Nothing where keys come in clear.
     custody: Option<Custody>,
     data_dir: PathBuf,
+    etcd: Option<Etcd>,
 }
 
 /// Where keys are sealed.
@@ -134,6 +147,8 @@ impl Running {
 
 /// Vault and broker.
 struct Enclave {
+    number: u8,
+    backoff: Duration,
     vault: Child,
     broker: Child,
     since: Instant,
@@ -150,35 +165,43 @@ impl Stack {
 
     fn run_on_kms(&mut self, network: &Network, kms: &mut Option<Running>) -> Result<()> {
         let mut proxy = Running::new(self.start_proxy()?);
-        let mut enclave = match self.start_enclave() {
-            Ok(enclave) => enclave,
-            Err(error) => return end(&mut proxy.child).and(Err(error)),
-        };
-        let begun = self.begin(network, &mut enclave, &mut proxy.child, kms.as_ref());
+        let mut enclaves = Vec::new();
+        let begun = self.begin(network, &mut enclaves, &mut proxy.child, kms.as_ref());
         if begun.is_ok() && !self.stop.asked() {
-            return self.supervise(enclave, proxy, kms);
+            return self.supervise(enclaves, proxy, kms);
         }
-        let ended = end(&mut proxy.child).and(enclave.end());
+        let ended = end(&mut proxy.child).and(end_all(enclaves));
         if self.stop.asked() { ended } else { begun.and(ended) }
     }
 
     /// Waits for the parts, brings keys in, and says what runs.
-    fn begin(&self, network: &Network, enclave: &mut Enclave, proxy: &mut Child, kms: Option<&Running>) -> Result<()> {
+    fn begin(
+        &self,
+        network: &Network,
+        enclaves: &mut Vec<Enclave>,
+        proxy: &mut Child,
+        kms: Option<&Running>,
+    ) -> Result<()> {
+        enclaves.push(self.start_enclave(0)?);
         let what = if self.custody.is_some() { "the vault unseals its keys" } else { "the vault derives public keys" };
         let waiting = ProgressBar::new_spinner().with_message(what);
         waiting.enable_steady_tick(Duration::from_millis(100));
-        let info = self.await_enclave(enclave, proxy);
+        let info = self.await_enclave(enclaves, proxy);
         waiting.finish_and_clear();
         let mut info = info?;
         let mut left_out = 0;
         if let Some(custody) = &self.custody {
             left_out = self.import(custody, network)?;
-            info = self.await_enclave(enclave, proxy)?;
+            info = self.await_enclave(enclaves, proxy)?;
+        }
+        // The others find what the first one has sealed.
+        for number in 1..self.options.enclaves {
+            enclaves.push(self.start_enclave(number)?);
         }
         info.keys_without_history =
             info.keys_without_history.saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
         self.await_proxy(proxy)?;
-        print!("{}", self.banner(network, &info, enclave, proxy, kms));
+        print!("{}", self.banner(network, &info, enclaves, proxy, kms));
         std::io::stdout().flush().context("writing to standard output")
     }
 
@@ -188,8 +211,8 @@ impl Stack {
         let port = kms::free_port()?;
         let mut proxy = self
             .part("casemate-import-proxy", PROXY)
-            .args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error", "--enclave"])
-            .arg(format!("unix:{}", self.socket.display()))
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error", "--keep-fence", "--enclave"])
+            .arg(self.socket(0)?)
             .env_clear()
             .stdin(Stdio::null())
             .spawn()
@@ -215,6 +238,31 @@ impl Stack {
             measurements: &measurements,
             operator_key: &custody.operator_key,
         };
+        let credentials = self.etcd.as_ref().map(Etcd::credentials).transpose()?;
+        if enclave.begin_fence(credentials.as_ref()).context("making the fence's record")? {
+            eprintln!("casemate-dev: the fence has its first record, by order of the operator");
+        }
+        let begun = Instant::now();
+        // A record whose holder has died is claimed once its ceilings have passed: without it no key can be imported.
+        loop {
+            match enclave.standing()? {
+                standing if standing.signs() => break,
+                FenceStanding::OldState => bail!(
+                    "the sealed states in {} are older than the fence's record allows: the newest is missing",
+                    self.data_dir.join("blobs").display()
+                ),
+                FenceStanding::WentBack => bail!("the fence's record is older than the sealed state has seen it"),
+                FenceStanding::NoRecord => bail!("the fence's record is gone: casemate fence init --record-lost"),
+                _ => {}
+            }
+            if self.stop.asked() {
+                bail!("stopped");
+            }
+            if begun.elapsed() > FENCE_TIMEOUT {
+                bail!("the enclave does not hold the fence after {} s", FENCE_TIMEOUT.as_secs());
+            }
+            sleep(Duration::from_millis(600));
+        }
         let ToImport { keys, known, waived, without_history } =
             keys::to_import(&self.options, network, &enclave.keys().context("listing the enclave's keys")?)?;
         if !keys.is_empty() {
@@ -245,7 +293,13 @@ impl Stack {
         command
     }
 
-    fn start_enclave(&self) -> Result<Enclave> {
+    fn socket(&self, number: u8) -> Result<String> {
+        let socket = self.sockets.get(usize::from(number)).context("no such enclave")?;
+        Ok(format!("unix:{}", socket.display()))
+    }
+
+    fn start_enclave(&self, number: u8) -> Result<Enclave> {
+        let socket = self.sockets.get(usize::from(number)).context("no such enclave")?;
         let (vault_end, broker_end) = UnixStream::pair().context("a socket pair")?;
         let mut vault = self
             .part("casemate-vault", VAULT)
@@ -253,10 +307,10 @@ impl Stack {
             .stdout(OwnedFd::from(vault_end))
             .spawn()
             .context("starting the vault")?;
-        let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(socket);
         let broker =
             self.part("casemate-broker", BROKER)
-                .arg(format!("unix:{}", self.socket.display()))
+                .arg(self.socket(number)?)
                 .args(self.custody.iter().flat_map(|custody| {
                     [format!("unix:{}", self.outward.display()), custody.kms.boot.port.to_string()]
                 }))
@@ -265,19 +319,19 @@ impl Stack {
                 .spawn()
                 .context("starting the broker")?;
         if let Some(pipe) = vault.stdin.take() {
-            let written = serde_json::to_writer(std::io::BufWriter::new(pipe), &self.boot);
+            let boot = Boot { number, ..self.boot.clone() };
+            let written = serde_json::to_writer(std::io::BufWriter::new(pipe), &boot);
             // A vault that has died already says why itself.
             if let Err(error) = written.map_err(anyhow::Error::from) {
-                let enclave = Enclave { vault, broker, since: Instant::now() };
-                enclave.end()?;
+                Enclave { number, backoff: MIN_BACKOFF, vault, broker, since: Instant::now() }.end()?;
                 return Err(error.context("handing the keys to the vault"));
             }
         }
-        Ok(Enclave { vault, broker, since: Instant::now() })
+        Ok(Enclave { number, backoff: MIN_BACKOFF, vault, broker, since: Instant::now() })
     }
 
-    /// Waits until the vault answers through the broker.
-    fn await_enclave(&self, enclave: &mut Enclave, proxy: &mut Child) -> Result<Info> {
+    /// Waits until the first vault answers through its broker.
+    fn await_enclave(&self, enclaves: &mut [Enclave], proxy: &mut Child) -> Result<Info> {
         loop {
             if self.stop.asked() {
                 bail!("stopped");
@@ -285,24 +339,38 @@ impl Stack {
             if let Some(status) = proxy.try_wait()? {
                 bail!("the proxy ended at once: {status}");
             }
-            if let Some(who) = enclave.ended()? {
-                bail!("the {who} ended at once");
+            for enclave in &mut *enclaves {
+                if let Some(who) = enclave.ended()? {
+                    bail!("the {who} ended at once");
+                }
             }
             // Deriving public keys takes 86 µs a key: a hundred thousand may take their time.
-            if let Ok(info) = ask_info(&self.socket, Duration::from_mins(1)) {
+            if let Some(Ok(info)) = self.sockets.first().map(|socket| ask_info(socket, Duration::from_mins(1))) {
                 return Ok(info);
             }
             sleep(TICK);
         }
     }
 
+    /// Where the enclaves may go.
+    fn allowed(&self, custody: &Custody) -> String {
+        let mut allowed = format!("{}:{}", kms::HOST, custody.kms.boot.port);
+        if let Some(etcd) = &self.etcd {
+            allowed.extend([",", casemate_local_etcd::HOST, ":", &etcd.port.to_string()]);
+        }
+        allowed
+    }
+
     fn start_proxy(&self) -> Result<Child> {
+        let addresses = (0..self.options.enclaves).map(|number| self.socket(number)).collect::<Result<Vec<_>>>()?;
         let mut command = self.part("casemate-proxy", PROXY);
         if let Some(custody) = &self.custody {
             command
                 .arg("--outward")
                 .arg(format!("unix:{}", self.outward.display()))
-                .args(["--outward-allow", &format!("{}:{}", kms::HOST, custody.kms.boot.port)])
+                .args(["--outward-allow", &self.allowed(custody)])
+                .arg("--fence-files")
+                .arg(self.data_dir.join("fence"))
                 .arg("--blobs")
                 .arg(self.data_dir.join("blobs"))
                 .args(["--credentials", "environment"])
@@ -314,7 +382,7 @@ impl Stack {
             .arg("--listen")
             .arg(self.options.listen.to_string())
             .arg("--enclave")
-            .arg(format!("unix:{}", self.socket.display()))
+            .arg(addresses.join(","))
             .args(&self.options.proxy)
             .stdin(Stdio::null())
             .spawn()
@@ -340,47 +408,65 @@ impl Stack {
         &self,
         network: &Network,
         info: &Info,
-        enclave: &Enclave,
+        enclaves: &[Enclave],
         proxy: &Child,
         kms: Option<&Running>,
     ) -> String {
         let tls = self.options.proxy.iter().any(|o| o.starts_with("--tls-certificate"));
         let part = |name, child: &Child, does: String| Part { name, pid: child.id(), does };
-        let mut parts = vec![
-            part("vault", &enclave.vault, format!("holds the keys, {} threads that sign", self.boot.workers)),
-            part("broker", &enclave.broker, format!("unix:{}", self.socket.display())),
-            part("proxy", proxy, self.options.listen.to_string()),
-        ];
+        let mut parts = Vec::new();
+        for (enclave, socket) in enclaves.iter().zip(&self.sockets) {
+            parts.push(part(
+                "vault",
+                &enclave.vault,
+                format!("holds the keys, {} threads that sign", self.boot.workers),
+            ));
+            parts.push(part("broker", &enclave.broker, format!("unix:{}", socket.display())));
+        }
+        parts.push(part("proxy", proxy, self.options.listen.to_string()));
+        if let Some(etcd) = &self.etcd {
+            let does = format!("https://{}:{}", casemate_local_etcd::HOST, etcd.port);
+            parts.push(Part { name: "etcd", pid: etcd.pid().unwrap_or_default(), does });
+        }
         if let (Some(kms), Some(custody)) = (kms, &self.custody) {
             let does = format!("https://{}:{}", kms::HOST, custody.kms.boot.port);
             parts.push(part("kms", &kms.child, does));
         }
         banner::text(&banner::Running {
             network,
-            now_ms: self.options.fixed_time_ms.unwrap_or_else(|| SystemClock.unix_ms()),
+            now_ms: self.options.fixed_time_ms.or_else(|| SystemClock.unix_ms()).unwrap_or_default(),
             url: format!("{}://{}", if tls { "https" } else { "http" }, self.options.listen),
             keys: info.keys,
             keys_without_history: info.keys_without_history,
-            first_key: first_key(&self.socket),
+            first_key: self.sockets.first().and_then(|socket| first_key(socket)),
             interop: self.options.keystores.is_none(),
             parts,
             data_dir: self.data_dir.display().to_string(),
             nsm: self.boot.nsm.folder.display().to_string(),
             mutual_tls: self.options.proxy.iter().any(|o| o.starts_with("--tls-client-ca")),
+            fence: self.custody.is_some().then_some(self.options.fence),
+            enclaves: self.options.enclaves,
             operator_key: self.custody.as_ref().map(|custody| custody.operator_key.display().to_string()),
         })
     }
 
+    /// Starts an enclave in the place of one that has ended.
+    fn start_enclave_after(&self, ended: &mut Enclave) -> Result<Enclave> {
+        ended.end_both()?;
+        self.start_enclave(ended.number)
+    }
+
     /// Keeps everything running until told to stop.
-    fn supervise(&mut self, mut enclave: Enclave, mut proxy: Running, kms: &mut Option<Running>) -> Result<()> {
-        let mut enclave_backoff = MIN_BACKOFF;
+    fn supervise(&mut self, mut enclaves: Vec<Enclave>, mut proxy: Running, kms: &mut Option<Running>) -> Result<()> {
         while !self.stop.asked() {
             sleep(TICK);
-            if let Some(who) = enclave.ended()? {
-                eprintln!("casemate-dev: the {who} has ended; the enclave starts again");
-                backoff(&mut enclave_backoff, enclave.since);
-                enclave.end()?;
-                enclave = self.start_enclave()?;
+            for place in &mut enclaves {
+                if let Some(who) = place.ended()? {
+                    eprintln!("casemate-dev: the {who} has ended; the enclave starts again");
+                    backoff(&mut place.backoff, place.since);
+                    let new = Enclave { backoff: place.backoff, ..self.start_enclave_after(place)? };
+                    *place = new;
+                }
             }
             again("proxy", &mut proxy, || self.start_proxy())?;
             if let Some(kms) = kms {
@@ -390,7 +476,7 @@ impl Stack {
         eprintln!("\ncasemate-dev: ending; requests in flight are answered first");
         // The proxy first: while it answers what is in flight, the enclave is needed.
         let proxy_ended = end(&mut proxy.child);
-        enclave.end().and(proxy_ended)
+        end_all(enclaves).and(proxy_ended)
     }
 }
 
@@ -420,6 +506,10 @@ impl Enclave {
 
     /// Ends the broker, and with it the vault, which closes its file in order.
     fn end(mut self) -> Result<()> {
+        self.end_both()
+    }
+
+    fn end_both(&mut self) -> Result<()> {
         let broker = end(&mut self.broker);
         let deadline = Instant::now() + END_TIMEOUT;
         while self.vault.try_wait()?.is_none() {
@@ -430,6 +520,10 @@ impl Enclave {
         }
         broker
     }
+}
+
+fn end_all(enclaves: Vec<Enclave>) -> Result<()> {
+    enclaves.into_iter().map(Enclave::end).fold(Ok(()), Result::and)
 }
 
 /// SIGTERM, and SIGKILL if that does not help.
@@ -492,7 +586,7 @@ fn first_key(socket: &Path) -> Option<casemate_protocol::PublicKey> {
 }
 
 /// The measured configuration of the stack, as an image has it.
-fn configuration(options: &Options, key_arn: &str, operator: OperatorKey) -> Result<String> {
+fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: Option<&Etcd>) -> Result<String> {
     let network = if casemate_config::NAMED.iter().any(|(name, _)| *name == options.network) {
         toml::Value::String(options.network.clone())
     } else {
@@ -513,6 +607,14 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey) -> Res
     policy.insert("voluntary_exits".to_owned(), true.into());
     policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
     table.insert("policy".to_owned(), policy.into());
+    let mut fence = etcd.map(Etcd::table).unwrap_or_default();
+    let kind = match options.fence {
+        FenceKind::File => "file",
+        FenceKind::Etcd => "etcd",
+        FenceKind::Solo => "solo",
+    };
+    fence.insert("kind".to_owned(), kind.to_owned().into());
+    table.insert("fence".to_owned(), fence.into());
     toml::to_string(&table).context("writing the configuration")
 }
 

@@ -6,13 +6,17 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Bytes, Network, PublicKey};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::boot::Start;
+use casemate_vault::boot::{Start, serve};
+use casemate_vault::clock::KernelClocks;
+use casemate_vault::journal::Forgetful;
 use casemate_vault::kms::Endpoint;
-use casemate_vault::{Attestor, Clock, Identity, KeyError, Keys, Policy, SystemClock, Vault, server};
+use casemate_vault::store::DynamodbAt;
+use casemate_vault::{Attestor, Clock, Identity, KeyError, Keys, Policy, SystemClock, TrustedClock, Vault, server};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -26,8 +30,8 @@ use crate::{kms, nsm};
 struct FixedClock(u64);
 
 impl Clock for FixedClock {
-    fn unix_ms(&self) -> u64 {
-        self.0
+    fn unix_ms(&self) -> Option<u64> {
+        Some(self.0)
     }
 }
 
@@ -52,7 +56,8 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
     let BootKeys::Plain { network, proof_of_validation, keys } = boot.keys else { bail!("another boot message") };
     let network = casemate_config::parse(&network)?;
     let clock = clock(boot.fixed_time_ms);
-    let journal = journal(&boot.journal, &network, clock.as_ref())?;
+    let path = boot.journal.as_deref().context("no file for the watermarks")?;
+    let journal = journal(path, &network, clock.as_ref())?;
     let mut secrets = Vec::with_capacity(keys.len());
     let mut histories = Vec::with_capacity(keys.len());
     for key in keys {
@@ -64,9 +69,9 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
         Keys::load(&mut secrets, |number, key| starts.add(&journal, *key, histories.get(number).copied().flatten()));
     secrets.zeroize();
     let keys = loaded.map_err(told)?;
-    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms)?;
+    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms, boot.number)?;
     let (configuration_sha256, group) = (Bytes(boot.nsm.configuration_sha256), nsm::GROUP.to_owned());
-    let identity = Identity { group, configuration_sha256, fence: nsm::FENCE };
+    let identity = Identity { group, configuration_sha256 };
     let attestor = Attestor::new(nsm, identity, &network, &keys).context("the software NSM")?;
     let marks = journal.start(&starts.0)?;
     let close = marks.closer();
@@ -83,22 +88,31 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let BootKeys::Sealed { configuration, kms } = boot.keys else { bail!("another boot message") };
     let configuration = casemate_config::configuration(&configuration, Bytes(boot.nsm.configuration_sha256))?;
     let network = configuration.network.clone();
-    let clock = clock(boot.fixed_time_ms);
-    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms)?;
+    // The NSM is a program here, on the clock of this machine: the checks are the production vault's all the same.
+    let clock: Arc<dyn Clock> = Arc::new(TrustedClock::new(KernelClocks::default()));
+    let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms, boot.number)?;
+    clock.check(nsm.timestamp_ms().context("the software NSM")?);
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(kms.root.as_bytes()).context("the root of the local KMS")?)?;
     let kms = Endpoint::new(kms::HOST, kms.port, roots).context("the address of the local KMS")?;
     let link = server::Link::open(broker).context("the broker's socket")?;
-    let mut unsealed = Start { configuration, nsm, kms, oldest_generation: 0 }.unseal(&link).context("unsealing")?;
-    let journal = journal(&boot.journal, &network, clock.as_ref())?;
-    let mut starts = Starts::default();
+    let mut unsealed = Start { configuration, nsm, kms }.unseal(&link).context("unsealing")?;
     let contents = std::mem::take(&mut unsealed.contents);
+    let seen = contents.fence_version;
+    let (fencing, store) = unsealed.fence(&clock, &DynamodbAt::aws()).context("the clock has stopped")?;
+    let Some(path) = &boot.journal else {
+        let keys = Keys::unsealed(contents, |_, _, history| history).map_err(told)?;
+        let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful)).context("the software NSM")?;
+        return serve(link, &vault, store, seen, workers).context("serving the broker");
+    };
+    let journal = journal(path, &network, clock.as_ref())?;
+    let mut starts = Starts::default();
     let keys = Keys::unsealed(contents, |_, key, history| starts.add(&journal, *key, history.watermarks().ok()));
     let keys = keys.map_err(told)?;
     let marks = journal.start(&starts.0)?;
     let close = marks.closer();
-    let vault = unsealed.vault(keys, Limits::NONE, nsm::FENCE, clock, Box::new(marks)).context("the software NSM")?;
-    let served = link.serve(&vault, workers);
+    let vault = unsealed.vault(keys, fencing, clock, Box::new(marks)).context("the software NSM")?;
+    let served = serve(link, &vault, store, seen, workers);
     close().context("closing the watermarks")?;
     served.context("serving the broker")
 }
@@ -137,7 +151,7 @@ fn clock(fixed_time_ms: Option<u64>) -> Box<dyn Clock> {
 fn journal(path: &Path, network: &Network, clock: &dyn Clock) -> Result<FileJournal> {
     // What the window rule has allowed until now at most; a vote from that epoch to itself is among it, so the source
     // must not be lower (docs/ARCHITECTURE.md, «The floor after an unclean end»).
-    let latest_slot = network.slot_at(clock.unix_ms()).saturating_add(1);
+    let latest_slot = network.slot_at(clock.unix_ms().context("the clock has stopped")?).saturating_add(1);
     let latest = network.epoch_of(latest_slot);
     let above = floor_at(latest_slot, latest, latest);
     let journal = FileJournal::open(path, network.genesis_validators_root(), above)?;

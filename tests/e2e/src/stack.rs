@@ -45,10 +45,21 @@ impl Stack {
         Self::try_start(program, data_dir, options).unwrap_or_else(|log| panic!("the stack did not start:\n{log}"))
     }
 
+    /// The same, with words before all options.
+    pub fn start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Self {
+        let started = Self::try_start_with(program, words, data_dir, options);
+        started.unwrap_or_else(|log| panic!("the stack did not start:\n{log}"))
+    }
+
     /// The error is what it said before it ended.
     pub fn try_start(program: Program, data_dir: &Path, options: &[&str]) -> Result<Self, String> {
+        Self::try_start_with(program, &[], data_dir, options)
+    }
+
+    fn try_start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Result<Self, String> {
         let address = free_address();
         let mut child = Command::new(program)
+            .args(words)
             .args(["--listen", &address.to_string(), "--data-dir"])
             .arg(data_dir)
             .args(options)

@@ -135,7 +135,12 @@ fn the_statement_tells_keys_chain_configuration_and_start() {
     assert_eq!(first["verdict"], "accepted");
     assert_eq!(first["statement"]["public_keys"]["count"], 3);
     assert_eq!(first["statement"]["network"]["name"], "hoodi");
-    assert_eq!(first["statement"]["fence"], json!({ "kind": "none", "generation": 0 }));
+    let fence = &first["statement"]["fence"];
+    assert_eq!(
+        (&fence["kind"], &fence["generation"], &fence["standing"]),
+        (&"file".into(), &1.into(), &"holding".into())
+    );
+    assert_eq!(fence["record"]["holder"], first["statement"]["boot_nonce"]);
     // Other keys than expected.
     let two = serde_json::from_str::<Vec<String>>(&keys).unwrap()[..2].join("\n");
     std::fs::write(&listed, two).unwrap();
@@ -365,7 +370,7 @@ fn a_proxy_of_another_enclave_is_found_out() {
     for (options, words) in [
         (["--network", "mainnet"], "the network is hoodi"),
         (["--group", "alpha"], "the group is dev; alpha was expected"),
-        (["--fence", "etcd"], "the fence is of kind none; etcd was expected"),
+        (["--fence", "etcd"], "the fence is of kind file; etcd was expected"),
     ] {
         casemate(&with(&line, &options)).refused(words);
     }

@@ -12,8 +12,8 @@ use libfuzzer_sys::fuzz_target;
 struct EndOfTime;
 
 impl Clock for EndOfTime {
-    fn unix_ms(&self) -> u64 {
-        u64::MAX
+    fn unix_ms(&self) -> Option<u64> {
+        Some(u64::MAX)
     }
 }
 

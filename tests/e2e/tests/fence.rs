@@ -1,0 +1,336 @@
+//! The fence through the whole stack: records, hand-overs, standbys, older states, as an operator and a client see them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use casemate::Exit;
+use casemate_e2e::requests::{attestation, block};
+use casemate_e2e::stack::eventually;
+use casemate_e2e::{Client, Stack};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_casemate-e2e-stack");
+const SLOT_MS: u64 = 500;
+const SLOTS_PER_EPOCH: u64 = 8;
+
+/// A stack on a chain in a hurry.
+struct Bench {
+    folder: tempfile::TempDir,
+    genesis: u64,
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (folder, genesis) = (tempfile::tempdir().unwrap(), now_ms() / 1000 - 1000);
+        let mut toml = String::new();
+        for line in casemate_e2e::requests::NETWORK.lines() {
+            let line = match line.split_once(" = ") {
+                Some(("genesis_time", _)) => format!("genesis_time = {genesis}"),
+                Some(("slot_duration_ms", _)) => format!("slot_duration_ms = {SLOT_MS}"),
+                Some(("slots_per_epoch", _)) => format!("slots_per_epoch = {SLOTS_PER_EPOCH}"),
+                _ => line.to_owned(),
+            };
+            toml.push_str(&line);
+            toml.push('\n');
+        }
+        std::fs::write(folder.path().join("network.toml"), toml).unwrap();
+        Self { folder, genesis }
+    }
+
+    fn now(&self) -> (u64, u64) {
+        let slot = (now_ms() - self.genesis * 1000) / SLOT_MS;
+        (slot, slot / SLOTS_PER_EPOCH)
+    }
+
+    fn try_start(&self, options: &[&str]) -> Result<Stack, String> {
+        let network = self.folder.path().join("network.toml");
+        let options = [&["--network", network.to_str().unwrap()], options].concat();
+        Stack::try_start(PROGRAM, &self.folder.path().join("data"), &options)
+    }
+
+    fn start(&self, options: &[&str]) -> Stack {
+        let stack = self.try_start(options).unwrap_or_else(|log| panic!("{log}"));
+        // The banner comes before the standbys.
+        eventually("every enclave to know what it is", || {
+            let checks = stack.client().get("/healthcheck", &[]).json()["checks"].clone();
+            let fence = checks.as_array().unwrap().iter().find(|check| check["id"] == "fence").unwrap().clone();
+            fence["data"]["enclaves"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|standing| !standing.is_null() && *standing != "apart")
+        });
+        stack
+    }
+
+    fn chain(&self) -> PathBuf {
+        std::fs::read_dir(self.folder.path().join("data")).unwrap().next().unwrap().unwrap().path()
+    }
+
+    fn casemate(&self, stack: &Stack, words: &[&str], operator: bool) -> (Exit, String) {
+        let chain = self.chain();
+        let path = |path: &str| chain.join(path).to_str().unwrap().to_owned();
+        let (root, measurements, key) = (path("nsm/root.pem"), path("nsm/measurements.json"), path("operator.pem"));
+        let url = format!("http://{}", stack.address);
+        let at = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
+        let mut arguments = [&["casemate"], &words[..at], &[url.as_str()], &words[at..]].concat();
+        arguments.extend(["--root", &root, "--measurements", &measurements]);
+        if operator {
+            arguments.extend(["--operator-key", &key]);
+        }
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = casemate::run(&arguments, &mut out, &mut err);
+        (exit, String::from_utf8(out).unwrap() + &String::from_utf8(err).unwrap())
+    }
+
+    fn status(&self, stack: &Stack, enclave: u8) -> Value {
+        let (exit, text) = self.casemate(stack, &["status", "--json", "--enclave", &enclave.to_string()], false);
+        assert_eq!(exit, Exit::Accepted, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn standing(&self, stack: &Stack, enclave: u8) -> String {
+        self.status(stack, enclave)["fence"]["standing"].as_str().unwrap().to_owned()
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.chain().join("blobs/dev")
+    }
+}
+
+fn keys(stack: &Stack) -> Vec<String> {
+    serde_json::from_value(stack.client().get("/api/v1/eth2/publicKeys", &[]).json()).unwrap()
+}
+
+fn has_etcd() -> bool {
+    let has = Path::new("/usr/bin/etcd").exists();
+    if !has {
+        println!("SKIPPED: etcd is not installed (apt-get install etcd-server etcd-client)");
+    }
+    has
+}
+
+#[test]
+fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "2", "--enclaves", "2"]);
+    let keys = keys(&stack);
+    let mut client = stack.client();
+    // In the middle of an epoch: nobody could sign again for it after a loss.
+    while bench.now().0 % SLOTS_PER_EPOCH > 2 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (slot, epoch) = bench.now();
+    let first_epoch = epoch;
+    let first = client.sign(&keys[0], &attestation(epoch - 1, epoch, 1)).signature();
+    let block_signature = client.sign(&keys[0], &block(slot, 1)).signature();
+    let holder = u8::from(bench.standing(&stack, 1) == "holding");
+    let (exit, text) = bench.casemate(&stack, &["hand-over", "--enclave", &holder.to_string()], true);
+    assert_eq!(exit, Exit::Accepted, "{text}");
+    assert!(text.contains("handed over"), "{text}");
+    // At once, for the same epoch: the other key's duty, and what was signed before is known there.
+    let begun = Instant::now();
+    client.sign(&keys[1], &attestation(epoch - 1, epoch, 1)).signature();
+    println!("signed again {:?} after the hand-over", begun.elapsed());
+    assert_eq!(client.sign(&keys[0], &attestation(epoch - 1, epoch, 1)).signature(), first, "the very same one");
+    assert_eq!(client.sign(&keys[0], &attestation(epoch - 1, epoch, 2)).status, 412);
+    assert_eq!(client.sign(&keys[0], &block(slot, 1)).signature(), block_signature);
+    assert_eq!(client.sign(&keys[0], &block(slot, 2)).status, 412);
+    let now = bench.status(&stack, 1 - holder);
+    assert_eq!((&now["fence"]["standing"], &now["fence"]["generation"]), (&"holding".into(), &2.into()));
+    assert_eq!(now["fence"]["floors"]["slot"], Value::Null, "an exact state needs no floors");
+    assert_eq!(bench.standing(&stack, holder), "standby");
+    // The end of the proxy does the same.
+    let proxy = stack.processes("proxy")[0];
+    Stack::signal(proxy, Signal::TERM);
+    eventually("another proxy", || stack.processes("proxy").iter().any(|pid| *pid != proxy));
+    eventually("the first enclave to hold the fence again", || {
+        Client::try_connect(stack.address).is_some() && bench.standing(&stack, holder) == "holding"
+    });
+    let (slot, epoch) = bench.now();
+    stack.client().sign(&keys[1], &block(slot, 1)).signature();
+    assert_eq!(
+        stack.client().sign(&keys[0], &attestation(epoch - 1, epoch, 2)).status,
+        if epoch == first_epoch { 412 } else { 200 }
+    );
+    assert!(stack.log().contains("the fence was handed over in order"), "{}", stack.log());
+    assert!(stack.stop().success());
+}
+
+#[test]
+fn a_dead_holder_is_followed_once_its_ceilings_have_passed() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "1", "--enclaves", "2"]);
+    let key = keys(&stack).remove(0);
+    let (slot, _) = bench.now();
+    stack.client().sign(&key, &block(slot, 1)).signature();
+    let holder = u8::from(bench.standing(&stack, 1) == "holding");
+    let ceiling = bench.status(&stack, holder)["fence"]["record"]["slot_ceiling"].as_u64().unwrap();
+    assert!(ceiling >= slot);
+    // Kept down: the stack starts it again, and it stays a standby behind the other one.
+    let vaults = stack.processes("vault");
+    let mut numbered: Vec<u32> = stack
+        .banner
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.first() == Some(&"vault")).then(|| words[2].parse().unwrap())
+        })
+        .collect();
+    assert_eq!(numbered.len(), vaults.len());
+    let begun = Instant::now();
+    Stack::signal(numbered.remove(usize::from(holder)), Signal::KILL);
+    let signed_slot = loop {
+        let (slot, _) = bench.now();
+        let answer = stack.client().sign(&key, &block(slot, 2));
+        if answer.status == 200 {
+            break slot;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", answer.body);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    println!("a block again {:?} after the kill", begun.elapsed());
+    assert!(signed_slot > ceiling, "slot {signed_slot}, ceiling {ceiling}");
+    let floors = &bench.status(&stack, 1 - holder)["fence"]["floors"];
+    assert!(floors.is_null() || floors["slot"].as_u64().is_none_or(|floor| floor >= ceiling), "{floors}");
+}
+
+#[test]
+fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_imported() {
+    if !has_etcd() {
+        return;
+    }
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "2", "--fence", "etcd"]);
+    let all = keys(&stack);
+    let (_, epoch) = bench.now();
+    stack.client().sign(&all[1], &attestation(epoch - 1, epoch, 1)).signature();
+    let before = bench.folder.path().join("yesterday");
+    copy(&bench.blobs(), &before);
+    let file = bench.folder.path().join("key");
+    std::fs::write(&file, &all[1]).unwrap();
+    let (exit, text) = bench.casemate(&stack, &["delete", "--yes", "--public-keys", file.to_str().unwrap()], true);
+    assert_eq!(exit, Exit::Accepted, "{text}");
+    assert_eq!(keys(&stack), all[..1]);
+    stack.kill();
+    // The parent offers the state in which the key was there.
+    let today = bench.folder.path().join("today");
+    std::fs::rename(bench.blobs(), &today).unwrap();
+    copy(&before, &bench.blobs());
+    let log = bench.try_start(&["--interop-keys", "0", "--fence", "etcd"]).err().unwrap();
+    assert!(log.contains("older than the fence's record allows"), "{log}");
+    std::fs::remove_dir_all(bench.blobs()).unwrap();
+    std::fs::rename(&today, bench.blobs()).unwrap();
+    let stack = bench.start(&["--interop-keys", "0", "--fence", "etcd"]);
+    assert_eq!(keys(&stack), all[..1]);
+    // Imported again with a past of nothing, it still has its own.
+    let secret = const_hex::encode(*casemate_dev::interop::secret_key(1));
+    std::fs::write(&file, secret).unwrap();
+    let empty = bench.folder.path().join("empty.json");
+    let root = casemate_e2e::requests::NETWORK.lines().find(|l| l.starts_with("genesis_validators_root")).unwrap();
+    let root = root.split('"').nth(1).unwrap();
+    std::fs::write(&empty, format!(
+        r#"{{"metadata":{{"interchange_format_version":"5","genesis_validators_root":"{root}"}},"data":[{{"pubkey":"{}","signed_blocks":[],"signed_attestations":[]}}]}}"#,
+        all[1]
+    )).unwrap();
+    let (exit, text) = bench.casemate(
+        &stack,
+        &["import", "--raw-keys", file.to_str().unwrap(), "--slashing-protection", empty.to_str().unwrap()],
+        true,
+    );
+    assert_eq!(exit, Exit::Accepted, "{text}");
+    let answer = stack.client().sign(&all[1], &attestation(epoch - 1, epoch, 2));
+    assert_eq!(answer.status, 412, "{}", answer.body);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn the_record_is_made_once_and_anew_only_where_it_was_lost() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "1"]);
+    let key = keys(&stack).remove(0);
+    let (exit, text) = bench.casemate(&stack, &["fence", "init"], true);
+    assert_eq!(exit, Exit::Refused, "{text}");
+    assert!(text.contains("has a record already"), "{text}");
+    let (_, text) = bench.casemate(&stack, &["status"], false);
+    for line in ["HOLDER: this enclave signs", "generation 1, holder this enclave", "blocks now, attestations now"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let (slot, _) = bench.now();
+    stack.client().sign(&key, &block(slot, 1)).signature();
+    assert!(stack.stop().success());
+    // Somebody deletes the record: the next start finds none, and makes none.
+    std::fs::remove_dir_all(bench.chain().join("fence")).unwrap();
+    let log = bench.try_start(&["--interop-keys", "0"]).err().unwrap();
+    assert!(log.contains("the fence's record"), "{log}");
+}
+
+#[test]
+fn solo_signs_nothing_below_what_the_clock_has_allowed_before() {
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "1", "--fence", "solo"]);
+    let key = keys(&stack).remove(0);
+    let (slot, epoch) = bench.now();
+    assert_eq!(stack.client().sign(&key, &block(slot.saturating_sub(3), 1)).status, 412);
+    let answer = stack.client().sign(&key, &attestation(epoch - 1, epoch, 1));
+    assert_eq!(answer.status, 412, "{}", answer.body);
+    let begun = Instant::now();
+    loop {
+        let (_, epoch) = bench.now();
+        if stack.client().sign(&key, &attestation(epoch, epoch + 1, 1)).status == 200 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("solo: an attestation {:?} after the start, epochs of {} ms", begun.elapsed(), SLOT_MS * SLOTS_PER_EPOCH);
+    let (exit, text) = bench.casemate(&stack, &["hand-over"], true);
+    assert_eq!(exit, Exit::Refused, "{text}");
+    assert!(text.contains("has no record"), "{text}");
+}
+
+#[test]
+fn an_etcd_of_the_stack_keeps_the_fence_across_starts() {
+    if !has_etcd() {
+        return;
+    }
+    let bench = Bench::new();
+    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    let key = keys(&stack).remove(0);
+    let (_, epoch) = bench.now();
+    let first = stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).signature();
+    // In order: the next start has the exact state.
+    assert!(stack.stop().success());
+    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).signature(), first);
+    assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 2)).status, 412);
+    // Killed: the floors stand for what nobody knows.
+    stack.kill();
+    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    let status = bench.status(&stack, 0);
+    assert!(status["fence"]["floors"]["target"].as_u64().is_some_and(|floor| floor >= epoch), "{status}");
+    assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).status, 412);
+    // Nothing that opens the store lies in the clear where the parent can read it, but for what the stack has made itself.
+    for entry in std::fs::read_dir(bench.blobs()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        let key = std::fs::read_to_string(bench.chain().join("etcd/client-key.pem")).unwrap();
+        let der = key.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+        let der = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, der).unwrap();
+        assert!(!bytes.windows(32).any(|window| window == &der[der.len() - 32..]));
+    }
+}

@@ -1,0 +1,77 @@
+//! Whatever a store answers: a swap counts only where the answer clearly says so, a record only where it is one of this group.
+#![no_main]
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::configuration::StoreEndpoint;
+use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::{BoundedBytes, Bytes};
+use casemate_slashing::Ceilings;
+use casemate_slashing::fence::{Heard, Place, Question, Record};
+use casemate_vault::SystemClock;
+use casemate_vault::store::dynamodb::Dynamodb;
+use casemate_vault::store::etcd::Etcd;
+use casemate_vault::store::{Carrier, Store};
+use casemate_vault::tls::{Endpoint, Response, response};
+use libfuzzer_sys::fuzz_target;
+
+/// Answers with what it has.
+struct Canned(Mutex<Option<Response>>);
+
+impl Carrier for Canned {
+    fn exchange(&self, _: &Endpoint, _: &[u8]) -> Result<Response, StoreTrouble> {
+        self.0.lock().unwrap().take().ok_or(StoreTrouble::Away)
+    }
+}
+
+/// Of a real client, so that the endpoints can be made.
+static CLIENT: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["c".into()]).unwrap().self_signed(&key).unwrap();
+    (certificate.der().to_vec(), key.serialize_der())
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let place = Place { group: "alpha".into(), network: Bytes([5; 32]) };
+    let old = Record {
+        version: 1,
+        holder: Bytes::ZERO,
+        generation: 0,
+        ceilings: Ceilings::ZERO,
+        sealed_generation: 0,
+        clean: None,
+    };
+    let new = Record { version: 2, generation: 1, ..old };
+    let (whole, text) = match response(bytes) {
+        Ok(Some(response)) => (Some(response), None),
+        _ => (None, BoundedBytes::new(bytes.to_vec())),
+    };
+    let Some(answer) = whole.or_else(|| Some(Response { status: 200, body: text? })) else { return };
+    let (status, body) = (answer.status, answer.body);
+    let carrier = Arc::new(Canned(Mutex::new(None)));
+    let (certificate, key) = &*CLIENT;
+    let endpoint = StoreEndpoint { host: "localhost".into(), port: 1 };
+    let mut etcd = Etcd::new(Arc::clone(&carrier), place.clone(), &[endpoint], certificate);
+    assert!(etcd.open(&StoreCredentials::Etcd {
+        certificates: vec![BoundedBytes::new(certificate.clone()).unwrap()],
+        key: BoundedBytes::new(key.clone()).unwrap(),
+    }));
+    let at = Endpoint::new("localhost", 1, rustls::RootCertStore::empty()).unwrap();
+    let mut dynamodb = Dynamodb::new(Arc::clone(&carrier), Arc::new(SystemClock), place, at, "r-1", "t");
+    assert!(dynamodb.open(&StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() }));
+    let stores: [&mut dyn Store; 2] = [&mut etcd, &mut dynamodb];
+    for store in stores {
+        for question in [Question::Read, Question::Create(old), Question::Swap { old, new }] {
+            *carrier.0.lock().unwrap() = Some(Response { status, body: body.clone() });
+            let (heard, _) = store.ask(&question);
+            match (&question, heard) {
+                (Question::Read, Heard::Record(_) | Heard::Unclear) => {}
+                (Question::Read, other) => panic!("{other:?} to a read"),
+                (_, Heard::Swapped) => assert_eq!(status, 200),
+                (_, Heard::Conflict | Heard::Unclear) => {}
+                (_, Heard::Record(_)) => panic!("a record to a swap"),
+            }
+        }
+    }
+});
