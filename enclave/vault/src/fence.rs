@@ -26,6 +26,9 @@ pub const AHEAD: u64 = 3;
 const TICK: Duration = Duration::from_millis(100);
 /// How often one that stands by looks at the record.
 const LOOK: Duration = Duration::from_millis(500);
+/// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that has just been claimed is extended
+/// at once.
+const STEADY: Duration = Duration::from_secs(1);
 /// Wait after an unclear answer; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -290,6 +293,8 @@ pub struct Keeper<'a> {
     reloaded: Option<Instant>,
     left: Option<Instant>,
     take_over: bool,
+    /// Version of the record that was seen last, and since when it is the same.
+    steady: Option<(u64, Instant)>,
     /// The generation whose floors were added to every key's past.
     floored: u64,
     old_state: Option<NotHolder>,
@@ -312,6 +317,7 @@ impl<'a> Keeper<'a> {
             reloaded: None,
             left: None,
             take_over: false,
+            steady: None,
             floored: 0,
             old_state: None,
             checked: Some(Instant::now()),
@@ -443,7 +449,16 @@ impl<'a> Keeper<'a> {
         let exact = self.vault.exact_state(record).0;
         let left_behind = exact.is_some() && exact == record.clean;
         let passed = self.vault.network().slot_at(now_ms) > record.ceilings.slot;
-        self.take_over || record.generation == 0 || left_behind || passed
+        let since = match self.steady {
+            Some((version, since)) if version == record.version => since,
+            _ => {
+                let now = Instant::now();
+                self.steady = Some((record.version, now));
+                now
+            }
+        };
+        let steady = since.elapsed() >= STEADY.min(Duration::from_millis(self.vault.network().slot_duration_ms()));
+        self.take_over || record.generation == 0 || left_behind || (passed && steady)
     }
 
     /// Loads the newest state that the parent offers, where the one at hand is too old, or another was left in order.

@@ -66,6 +66,8 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     second.await_standing(FenceStanding::Standby);
     let refused = second.sign(&block(network.slot_at(now_ms()).0, 1));
     assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::Standby { .. }))), "{refused:?}");
+    // As it was half a second ago at most.
+    std::thread::sleep(Duration::from_secs(1));
     let (holder, standby) = (first.statement(), second.statement());
     assert_eq!((holder.fence.generation, standby.fence.generation), (1, 0));
     let record = standby.fence.record.unwrap();

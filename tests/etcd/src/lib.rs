@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -269,6 +270,11 @@ impl Drop for Cluster {
     }
 }
 
+static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Where ports for nodes are looked for.
+const FIRST_PORT: u32 = 20_000;
+const FIRST_PORTS: u32 = 10_000;
+
 /// Client port, peer port and the port in front of it, for each node; the same ones for a folder that has some.
 fn ports(folder: &Path, nodes: usize) -> Result<Vec<[u16; 3]>> {
     let path = folder.join("ports");
@@ -280,10 +286,18 @@ fn ports(folder: &Path, nodes: usize) -> Result<Vec<[u16; 3]>> {
         }
         return Ok(ports);
     }
-    // All at once: one that was let go could be given out again.
-    let listeners = (0..nodes * 3)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port"))
-        .collect::<Result<Vec<_>>>()?;
+    // Below those that the kernel gives to connections: one of them could take a port between two starts of a node. All are held at
+    // once, so that none is given out twice.
+    let mut listeners = Vec::new();
+    while listeners.len() < nodes.saturating_mul(3) {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        if next > FIRST_PORTS {
+            bail!("no port is free between {FIRST_PORT} and {}", FIRST_PORT + FIRST_PORTS);
+        }
+        let number = FIRST_PORT + (std::process::id().wrapping_mul(131).wrapping_add(next)) % FIRST_PORTS;
+        let port = u16::try_from(number).context("a port")?;
+        listeners.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    }
     let numbers = listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
     let text: Vec<String> = numbers.iter().map(ToString::to_string).collect();
     fs::write(&path, text.join(" ")).with_context(|| format!("writing {}", path.display()))?;
