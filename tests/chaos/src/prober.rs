@@ -104,7 +104,8 @@ pub fn probe(chain: Chain, keys: &[PublicKey], address: SocketAddr, stop: &Atomi
         let (now_slot, now_epoch) = chain.now();
         if now_slot != slot {
             if counts {
-                probed.service.block_slots += 1;
+                // Slots in which this client waited for an answer are missed too.
+                probed.service.block_slots += now_slot - slot;
                 probed.service.blocks += u64::from(block_served);
                 probed.signs_at_the_end = block_served;
             }
@@ -112,7 +113,7 @@ pub fn probe(chain: Chain, keys: &[PublicKey], address: SocketAddr, stop: &Atomi
         }
         if now_epoch != epoch {
             if counts {
-                probed.service.epochs += 1;
+                probed.service.epochs += now_epoch - epoch;
                 probed.service.votes += u64::from(vote_served);
             }
             counts = true;
