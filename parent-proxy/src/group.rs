@@ -136,10 +136,15 @@ impl Group {
         std::iter::once(first).chain((0..self.enclaves.len()).filter(move |number| *number != first))
     }
 
-    /// One enclave: that of this number, the holder, or the first that is up.
-    pub fn one(&self, number: Option<usize>) -> Option<&Enclave> {
+    /// Number of one enclave: this one, the holder, or the first that is up.
+    pub fn chosen(&self, number: Option<usize>) -> usize {
         let up = || self.enclaves.iter().position(|enclave| enclave.info().is_some());
-        self.enclaves.get(number.or_else(|| self.holder()).or_else(up).unwrap_or(0))
+        number.or_else(|| self.holder()).or_else(up).unwrap_or(0)
+    }
+
+    /// That enclave.
+    pub fn one(&self, number: Option<usize>) -> Option<&Enclave> {
+        self.enclaves.get(self.chosen(number))
     }
 
     /// How many there are.

@@ -65,14 +65,16 @@ pub fn fetch(options: &Fetch) -> Result<Report> {
         fresh
     };
     let mut judge = Judge::new(&options.expected, Some(nonce.clone()))?;
-    let proxy = Proxy::new(&options.connection)?;
+    let mut proxy = Proxy::new(&options.connection)?;
     let answer = proxy.attestation(&nonce)?;
     let input = input::answer(&answer)?;
+    proxy.stay_with(input.enclave);
     if input.statement.is_none() {
         bail!("{} gave no statement", options.connection.url);
     }
     judge.start_clock();
     let mut report = judge.report(&input);
+    report.enclave = input.enclave;
     if let Some((_, Some(statement))) = &report.judged {
         // The list proves nothing. But a proxy that names other keys than the enclave does is not this enclave's.
         let list = proxy.public_keys().and_then(|text| keys::parse(&text));
@@ -155,6 +157,7 @@ impl Judge {
             stated: self.stated.names(),
             judged: None,
             proxys_keys: ProxysKeys::NotAsked,
+            enclave: None,
             verdict: Verdict::Refused(String::new()),
         };
         // What is not verified is not shown either.

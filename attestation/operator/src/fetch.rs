@@ -66,6 +66,11 @@ impl Proxy {
         Ok(Self { agent: config.build().new_agent(), url, enclave: options.enclave })
     }
 
+    /// From now on this one of its enclaves, where the command line names none.
+    pub fn stay_with(&mut self, enclave: Option<u32>) {
+        self.enclave = self.enclave.or(enclave);
+    }
+
     /// What `GET /attestation` answers to a nonce; a proxy that says 429 is asked again.
     pub fn attestation(&self, nonce: &[u8]) -> Result<Vec<u8>> {
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
@@ -92,7 +97,8 @@ impl Proxy {
 
     /// The keys that the proxy lists.
     pub fn public_keys(&self) -> Result<Vec<u8>> {
-        let (status, body) = self.get("/api/v1/eth2/publicKeys", LIST_TIMEOUT, MAX_LIST_LEN)?;
+        let enclave = self.enclave.map(|number| format!("?enclave={number}")).unwrap_or_default();
+        let (status, body) = self.get(&format!("/api/v1/eth2/publicKeys{enclave}"), LIST_TIMEOUT, MAX_LIST_LEN)?;
         if status != http::StatusCode::OK {
             bail!("{} answered {status}", self.url);
         }

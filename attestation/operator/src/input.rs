@@ -24,6 +24,8 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG
 pub struct Input {
     pub document: Vec<u8>,
     pub statement: Option<Vec<u8>>,
+    /// Which of the proxy's enclaves it says that it asked.
+    pub enclave: Option<u32>,
 }
 
 /// What `GET /attestation` answers.
@@ -31,6 +33,7 @@ pub struct Input {
 struct Answer {
     attestation_document: String,
     statement: Option<String>,
+    enclave: Option<u32>,
 }
 
 /// A file, or standard input for `-`, bounded.
@@ -62,7 +65,7 @@ pub fn document(bytes: Vec<u8>) -> Result<Input> {
     if !document.first().is_some_and(|first| matches!(first, 0x80..=0x9f | 0xc0..=0xdb)) {
         bail!("the document is neither CBOR nor PEM, base64, hex or JSON of it");
     }
-    Ok(Input { document, statement: None })
+    Ok(Input { document, statement: None, enclave: None })
 }
 
 /// Editors put it in front of UTF-8.
@@ -78,6 +81,7 @@ pub fn answer(bytes: &[u8]) -> Result<Input> {
     Ok(Input {
         document: decode(&answer.attestation_document, "attestation_document")?,
         statement: answer.statement.map(|text| decode(&text, "statement")).transpose()?,
+        enclave: answer.enclave,
     })
 }
 

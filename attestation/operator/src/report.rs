@@ -45,6 +45,8 @@ pub struct Report {
     /// The document once it is verified, and the statement that it binds.
     pub judged: Option<(Document, Option<Statement>)>,
     pub proxys_keys: ProxysKeys,
+    /// Which of the proxy's enclaves was asked.
+    pub enclave: Option<u32>,
     pub verdict: Verdict,
 }
 

@@ -68,9 +68,12 @@ pub struct ToldKey {
 impl Session {
     /// Fetches a document for a fresh nonce and holds it against the pins.
     pub fn open(connection: Connection, pins: PinOptions) -> Result<Self> {
-        let proxy = Proxy::new(&connection)?;
-        let fetch = Fetch { connection, save: None, expected: ExpectedOptions::live(pins) };
-        let (statement, hpke_key) = attested(&fetch)?;
+        let mut proxy = Proxy::new(&connection)?;
+        let mut fetch = Fetch { connection, save: None, expected: ExpectedOptions::live(pins) };
+        let (statement, hpke_key, enclave) = attested(&fetch)?;
+        // The fence may be handed over meanwhile, by this very command: what follows goes to the enclave that was asked first.
+        proxy.stay_with(enclave);
+        fetch.connection.enclave = fetch.connection.enclave.or(enclave);
         Ok(Self { fetch, proxy, statement, hpke_key })
     }
 
@@ -134,7 +137,7 @@ impl Session {
 
     /// Takes a new document; whether it is of another boot.
     fn renew(&mut self) -> Result<bool> {
-        let (statement, _) = attested(&self.fetch)?;
+        let (statement, ..) = attested(&self.fetch)?;
         if statement.boot_nonce != self.statement.boot_nonce {
             return Ok(true);
         }
@@ -201,7 +204,7 @@ pub fn sha256(bytes: &[u8]) -> Root {
     sum
 }
 
-fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32])> {
+fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32], Option<u32>)> {
     let report = attest::fetch(fetch)?;
     if let Verdict::Refused(reason) = &report.verdict {
         return Err(Refused(format!("the enclave's document is refused: {reason}")).into());
@@ -210,7 +213,7 @@ fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32])> {
         bail!("{} gave no statement that its document binds", fetch.connection.url);
     };
     let key = document.public_key().and_then(|key| key.try_into().ok());
-    Ok((statement, key.context("the document has no HPKE key")?))
+    Ok((statement, key.context("the document has no HPKE key")?, report.enclave))
 }
 
 /// Hex of exactly `N` bytes, from a stranger.

@@ -3,19 +3,26 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
 use casemate_protocol::{Reply, Request};
 use serde_json::{Value, json};
 
 use super::{App, Failure};
+use crate::enclave::Unavailable;
 
-pub(super) async fn public_keys(State(app): State<Arc<App>>) -> Result<Response, Failure> {
+pub(super) async fn public_keys(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let number = app.number(uri.query())?;
     let _alone = app.listing.lock().await;
     let mut keys: Vec<String> = Vec::new();
     loop {
         let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-        match app.enclave.call(Request::PublicKeys { start }).await? {
+        let request = Request::PublicKeys { start };
+        let reply = match number {
+            Some(number) => app.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
+            None => app.enclave.call(request).await?,
+        };
+        match reply {
             Reply::PublicKeys { total, keys: page } => {
                 let ended = page.is_empty();
                 keys.extend(page.iter().map(ToString::to_string));

@@ -102,7 +102,7 @@ pub fn judge(world: &World, released: Vec<Released>, probed: &Probed) -> Report 
             let median = sorted[sorted.len() / 2];
             let _ = writeln!(
                 text,
-                "no block signed after {name}: {} times, {} to {}, median {}",
+                "longest time without a signed block after {name}: measured {} times, {} to {}, median {}",
                 sorted.len(),
                 seconds(*first),
                 seconds(*last),

@@ -36,16 +36,19 @@ pub struct Probed {
 }
 
 impl Probed {
-    /// After each mark of a kind: how long until the next block was signed.
+    /// Around each mark of a kind: the longest time without a signed block that begins within three seconds of it. What was done takes
+    /// a moment to take effect, and until then the old holder signs.
     pub fn gaps_after(&self, marks: &[Mark]) -> Vec<(&'static str, Vec<Duration>)> {
         let mut names: Vec<&'static str> = marks.iter().map(|mark| mark.name).collect();
         names.sort_unstable();
         names.dedup();
         let gap = |mark: &Mark| {
-            let after = self.served.iter().find(|at| **at > mark.at)?;
-            let before = self.served.iter().rev().find(|at| **at <= mark.at)?;
+            let until = mark.at + Duration::from_secs(3);
+            let pairs = self.served.windows(2).filter(|pair| pair[1] > mark.at && pair[0] < until);
+            let longest = pairs.map(|pair| pair[1].duration_since(pair[0])).max()?;
             // Only where somebody signed just before.
-            (mark.at.duration_since(*before) < Duration::from_millis(1500)).then(|| after.duration_since(mark.at))
+            let before = self.served.iter().rev().find(|at| **at <= mark.at)?;
+            (mark.at.duration_since(*before) < Duration::from_millis(1500)).then_some(longest)
         };
         names
             .into_iter()

@@ -157,8 +157,10 @@ impl World {
 
     /// One fault, and some peace after it.
     pub fn disturb(&mut self) {
-        let fault = FAULTS[usize::try_from(self.random.below(u64::try_from(FAULTS.len()).unwrap())).unwrap()];
-        if self.only.is_empty() || self.only.iter().any(|only| only == fault) {
+        let chosen = |fault: &&&str| self.only.is_empty() || self.only.iter().any(|only| only == **fault);
+        let faults: Vec<&'static str> = FAULTS.iter().filter(chosen).copied().collect();
+        let number = self.random.below(u64::try_from(faults.len()).unwrap().max(1));
+        if let Some(fault) = faults.get(usize::try_from(number).unwrap()) {
             self.inflict(fault);
         }
         // Mostly one after the other; sometimes two at once.
