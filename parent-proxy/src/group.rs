@@ -166,10 +166,11 @@ impl Group {
     /// Has every enclave that holds the fence hand it over, because this proxy ends.
     pub async fn hand_over(&self) {
         for (number, enclave) in self.enclaves.iter().enumerate() {
-            // As it is now, not as it was a quarter of a second ago.
-            if !matches!(enclave.call(Request::Info).await, Ok(Reply::Info(info)) if info.standing == FenceStanding::Holding)
-            {
-                continue;
+            // As it is now, not as it was a quarter of a second ago; one that is too busy to say is asked all the same.
+            match enclave.call(Request::Info).await {
+                Ok(Reply::Info(info)) if info.standing != FenceStanding::Holding => continue,
+                Ok(Reply::Refused(_)) | Err(Unavailable::Away) => continue,
+                _ => {}
             }
             match enclave.alone(Request::HandOver).await {
                 Ok(Reply::HandedOver) => info!(enclave = number, "the fence was handed over in order"),

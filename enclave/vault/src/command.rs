@@ -231,7 +231,8 @@ impl Office {
         sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
         // Sealing takes its time: it is what may be signed somewhere now that counts.
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
-        let after = (!fresh).then(|| (latest_held(desk.network, now), generation));
+        // The ceilings stand for the past of whoever comes after the first holder, should that die at once.
+        let after = Some((latest_held(desk.network, now), generation));
         desk.fencing.errand(Errand::Create { after, sealed_generation: next }).map(drop)
     }
 
@@ -448,14 +449,15 @@ impl Office {
             return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(MAX_GROUP_KEYS) });
         }
         // What the vault remembers of a deleted key, and what the journal remembers of any.
+        let (_, floors) = desk.fencing.held()?;
         for (public_key, _, history) in &mut added {
+            *history = history.with(floors.watermarks());
             if let Some(History::Known(past)) = before.past(public_key).map(Key::history) {
                 *history = history.with(past);
             }
         }
         let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
         let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;
-        desk.fencing.held()?;
         let starts = desk.journal.admit(&brought).map_err(|_| Refusal::NotSaved)?;
         for ((_, _, history), start) in added.iter_mut().zip(starts) {
             *history = history.with(start);

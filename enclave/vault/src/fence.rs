@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(500);
 /// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that has just been claimed is extended
 /// at once.
-const STEADY: Duration = Duration::from_secs(1);
+const STEADY: Duration = Duration::from_secs(2);
 /// Wait after an unclear answer; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -216,16 +216,13 @@ impl Fencing {
     /// Closes the gate: what is being signed is signed, and then nothing more. It stays closed until [`Self::reopen`], or until
     /// another generation is held.
     pub(crate) fn close(&self) -> Result<(), Refusal> {
-        self.orders().handing_over = true;
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         match *gate {
             Gate::Open(..) => *gate = Gate::Closed(NotHolder::HandingOver),
-            Gate::Closed(why) => {
-                drop(gate);
-                self.orders().handing_over = false;
-                return Err(Refusal::NotHolder(why));
-            }
+            Gate::Closed(why) => return Err(Refusal::NotHolder(why)),
         }
+        // Under the gate's lock, where the keeper reads it too.
+        self.orders().handing_over = true;
         drop(gate);
         self.view.write().unwrap_or_else(PoisonError::into_inner).standing = FenceStanding::HandingOver;
         Ok(())
@@ -254,7 +251,12 @@ impl Fencing {
             orders.woken = true;
             self.woken.notify_one();
         }
-        answer.recv_timeout(ERRAND_TIMEOUT).unwrap_or(Err(Refusal::FenceUnclear(StoreTrouble::NotAsked)))
+        answer.recv_timeout(ERRAND_TIMEOUT).unwrap_or_else(|_| {
+            // What the keeper has not begun it must not begin later, when nobody waits any more.
+            let begun = self.orders().errand.take().is_none();
+            let trouble = StoreTrouble::NotAsked;
+            Err(if begun { Refusal::FenceUnclear(trouble) } else { Refusal::StoreAway(trouble) })
+        })
     }
 
     /// Waits until the limits have changed since `seen`, at most so long; the count of changes.
@@ -417,7 +419,8 @@ impl<'a> Keeper<'a> {
             Standing::Apart | Standing::NoRecord | Standing::Seen(_) | Standing::Lost | Standing::Left(_) if rested => {
                 self.fence.look()
             }
-            Standing::Holding(record) => {
+            // One whose keys could not be raised to the floors signs nothing: it must not keep others from it.
+            Standing::Holding(record) if record.generation == self.floored => {
                 let ceilings = self.wanted(&record)?;
                 self.fence.extend(ceilings, record.sealed_generation)
             }
@@ -458,11 +461,17 @@ impl<'a> Keeper<'a> {
             }
         };
         let steady = since.elapsed() >= STEADY.min(Duration::from_millis(self.vault.network().slot_duration_ms()));
-        self.take_over || record.generation == 0 || left_behind || (passed && steady)
+        // The first record has no floors, for an enclave with the very state that was sealed with it: one without keys.
+        let first = record.generation == 0;
+        if first && self.vault.sealed_generation() != record.sealed_generation {
+            return false;
+        }
+        self.take_over || first || left_behind || (passed && steady)
     }
 
     /// Loads the newest state that the parent offers, where the one at hand is too old, or another was left in order.
     fn is_ready(&mut self, record: &Record) -> bool {
+        self.fence.has_seen(self.vault.fence_version());
         let (state, _) = self.vault.exact_state(record);
         let old = self.vault.sealed_generation() < record.sealed_generation;
         let other = record.clean.is_some() && record.clean != state;
@@ -585,6 +594,10 @@ impl<'a> Keeper<'a> {
                     Standing::Holding(record) if record.generation != generation => {
                         Progress::Ended(Err(other_generation()))
                     }
+                    // The state stands for what was signed until the gate was closed: it must be closed still.
+                    Standing::Holding(_) if !keeper.fencing.orders().handing_over => {
+                        Progress::Ended(Err(other_generation()))
+                    }
                     Standing::Holding(_) => keeper.fence.leave(state).map_or(Progress::Wait, Progress::Ask),
                     Standing::Left(_) => Progress::Ended(Ok(Done::Yes)),
                     Standing::Leaving => Progress::Wait,
@@ -654,6 +667,8 @@ impl<'a> Keeper<'a> {
                 },
             };
             if let Some(ask) = ask {
+                // One that leaves signs nothing while it waits for the answer.
+                self.publish();
                 self.put(ask);
             }
             if begun.elapsed() > ORDER_TIMEOUT {

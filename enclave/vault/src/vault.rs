@@ -182,6 +182,11 @@ impl Vault {
         self.office.as_ref().map_or(0, |office| office.loaded().generation)
     }
 
+    /// Version of the fence's record that the sealed state in force has seen.
+    pub(crate) fn fence_version(&self) -> u64 {
+        self.office.as_ref().map_or(0, |office| office.loaded().fence_version)
+    }
+
     /// What opens the fence's store, as it was sealed.
     pub(crate) fn store_credentials(&self) -> Option<StoreCredentials> {
         self.office.as_ref()?.loaded().store

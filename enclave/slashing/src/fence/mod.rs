@@ -182,7 +182,7 @@ impl Fence {
         match self.state {
             State::NoRecord => {}
             // The record was lost: whoever makes it anew must say what was signed under the old one.
-            State::WentBack { found: 0 } if after.is_some() => {}
+            State::WentBack { found: 0 } if after.is_some_and(|(_, generation)| generation > 0) => {}
             _ => return None,
         }
         let (ceilings, generation) = after.unwrap_or((Ceilings::ZERO, 0));
@@ -197,7 +197,11 @@ impl Fence {
     /// the last holder left behind, its watermarks are exact and no floors are needed. `leaves` is what is known to have each of this
     /// holder's signatures **before** it is out, even where the enclave dies: a file on a trusted disk. An enclave has no such thing.
     pub fn claim(&mut self, state: Option<Root>, leaves: Option<Root>) -> Option<Ask> {
+        // A sealed state that was loaded since may have seen a newer one: then the store has gone back, as the next look tells.
         let State::Seen(old) = self.state else { return None };
+        if old.version < self.seen {
+            return None;
+        }
         let exact = state.is_some() && old.clean == state;
         let new = Record {
             version: old.version.checked_add(1)?,
