@@ -191,9 +191,27 @@ impl Office {
             }
             None => None,
         };
+        let before = self.loaded().store;
         let Done::Record(found) = fencing.errand(Errand::Probe(credentials.clone()))? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
+        let changed = self.change_fence(desk, book, record, credentials, found.is_some());
+        if let (Err(_), Some(before)) = (&changed, before) {
+            // What was refused changes nothing, the keeper's credentials neither.
+            let _ = fencing.errand(Errand::Probe(Some(before)));
+        }
+        changed
+    }
+
+    fn change_fence(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        record: RecordOrder,
+        credentials: Option<StoreCredentials>,
+        exists: bool,
+    ) -> Result<Outcome, Refusal> {
+        let fencing = desk.fencing;
         if record == RecordOrder::Keep {
             // Only the holder seals: of two that do, one would lose the other's changes.
             let (generation, _) = fencing.held()?;
@@ -208,7 +226,7 @@ impl Office {
             desk.enforce(next, generation)?;
             return Ok(Outcome::FenceReady);
         }
-        if found.is_some() {
+        if exists {
             return Err(Refusal::FenceExists);
         }
         let before = self.loaded();

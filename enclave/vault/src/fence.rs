@@ -26,8 +26,8 @@ pub const AHEAD: u64 = 3;
 const TICK: Duration = Duration::from_millis(100);
 /// How often one that stands by looks at the record.
 const LOOK: Duration = Duration::from_millis(500);
-/// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that has just been claimed is extended
-/// at once.
+/// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that
+/// has just been claimed is extended at once.
 const STEADY: Duration = Duration::from_secs(2);
 /// Wait after an unclear answer; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -407,7 +407,8 @@ impl<'a> Keeper<'a> {
         }
         let rested = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK);
         match self.fence.standing() {
-            Standing::Seen(record) if self.may_claim(&record) => {
+            // A state that was loaded just now may have seen a newer record than the one at hand: then it is read again.
+            Standing::Seen(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
                 let (state, leaves) = self.vault.exact_state(&record);
                 // What is said to be left behind from now on must stand for the past from now on too.
                 let exact = state.is_some() && state == record.clean;
@@ -508,7 +509,7 @@ impl<'a> Keeper<'a> {
             self.left = None;
             self.fencing.orders().handing_over = false;
         }
-        // Whoever closes the gate says so first, and then waits for it: what is read here under the lock is true.
+        // Whoever closes the gate says so under its lock: what is read here is true.
         let mut gate = self.fencing.gate.write().unwrap_or_else(PoisonError::into_inner);
         let handing_over = self.fencing.orders().handing_over;
         let (stated, record, closed) = match standing {
