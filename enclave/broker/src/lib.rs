@@ -50,8 +50,40 @@ const LONG_FRAMES: usize = 2;
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
-/// Serves connections on `listen` until the vault closes `vault`. Without services, the vault's calls fail.
-pub async fn run(listen: &Address, vault: StdUnixStream, services: Option<Arc<Services>>) -> Result<()> {
+/// Where the parent's connections arrive.
+pub enum Listener {
+    /// A Unix socket: the development stack.
+    Unix(UnixListener),
+    /// From any CID: only the parent can reach an enclave.
+    Vsock(VsockListener),
+}
+
+impl Listener {
+    /// Starts to listen. Needs a runtime.
+    pub fn bind(listen: &Address) -> Result<Self> {
+        let told = || format!("listening on {listen}");
+        let listener = match listen {
+            Address::Unix(path) => {
+                // A socket left behind by a process that was killed would refuse the next one.
+                if path.exists() && StdUnixStream::connect(path).is_err() {
+                    std::fs::remove_file(path).with_context(|| format!("removing the stale {}", path.display()))?;
+                }
+                Self::Unix(UnixListener::bind(path).with_context(told)?)
+            }
+            Address::Vsock { port, .. } => {
+                Self::Vsock(VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, *port)).with_context(told)?)
+            }
+            Address::Hybrid { .. } => {
+                bail!("{listen} is the parent's side of a vsock device; an enclave listens on vsock:CID:PORT")
+            }
+        };
+        info!(%listen, "broker listening");
+        Ok(listener)
+    }
+}
+
+/// Serves connections until the vault closes `vault`. Without services, the vault's calls fail.
+pub async fn run(listener: Listener, vault: StdUnixStream, services: Option<Arc<Services>>) -> Result<()> {
     vault.set_nonblocking(true).context("the socket to the vault")?;
     let vault = tokio::net::UnixStream::from_std(vault).context("the socket to the vault")?;
     let (from_vault, to_vault) = vault.into_split();
@@ -62,7 +94,7 @@ pub async fn run(listen: &Address, vault: StdUnixStream, services: Option<Arc<Se
     let writing = tokio::spawn(write_to_vault(to_vault, queued));
     let calls = VaultCalls { services, answers: requests.clone(), conversations: Arc::default() };
     let reading = tokio::spawn(read_from_vault(from_vault, Arc::clone(&connections), calls));
-    let accepting = accept(listen, connections, to_vault_queue);
+    let accepting = accept(listener, connections, to_vault_queue);
     tokio::select! {
         ended = accepting => ended,
         _ = writing => bail!("the vault no longer takes requests"),
@@ -110,7 +142,7 @@ struct Replies {
 /// Longest wait for outstanding replies of a connection that ends.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-async fn accept(listen: &Address, connections: Arc<Connections>, requests: Requests) -> Result<()> {
+async fn accept(listener: Listener, connections: Arc<Connections>, requests: Requests) -> Result<()> {
     let mut channel: u64 = 0;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut serve = |stream: Stream| {
@@ -125,31 +157,15 @@ async fn accept(listen: &Address, connections: Arc<Connections>, requests: Reque
             Stream::Vsock(stream) => drop(tokio::spawn(connection(channel, stream, connections, requests, place))),
         }
     };
-    match listen {
-        Address::Unix(path) => {
-            // A socket left behind by a process that was killed would refuse the next one.
-            if path.exists() && StdUnixStream::connect(path).is_err() {
-                std::fs::remove_file(path).with_context(|| format!("removing the stale {}", path.display()))?;
-            }
-            let listener = UnixListener::bind(path).with_context(|| format!("listening on {listen}"))?;
-            info!(%listen, "broker listening");
-            loop {
-                let (stream, _) = listener.accept().await.with_context(|| format!("accepting on {listen}"))?;
-                serve(Stream::Unix(stream));
-            }
-        }
-        Address::Vsock { port, .. } => {
-            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, *port))
-                .with_context(|| format!("listening on {listen}"))?;
-            info!(%listen, "broker listening");
-            loop {
-                let (stream, _) = listener.accept().await.with_context(|| format!("accepting on {listen}"))?;
-                serve(Stream::Vsock(stream));
-            }
-        }
-        Address::Hybrid { .. } => {
-            bail!("{listen} is the parent's side of a vsock device; an enclave listens on vsock:CID:PORT")
-        }
+    match listener {
+        Listener::Unix(listener) => loop {
+            let (stream, _) = listener.accept().await.context("accepting a connection")?;
+            serve(Stream::Unix(stream));
+        },
+        Listener::Vsock(listener) => loop {
+            let (stream, _) = listener.accept().await.context("accepting a connection")?;
+            serve(Stream::Vsock(stream));
+        },
     }
 }
 

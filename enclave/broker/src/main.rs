@@ -11,6 +11,7 @@ use casemate_broker::kms::{Kms, KmsSettings};
 use casemate_broker::outward::Parent;
 use casemate_broker::services::Services;
 use casemate_protocol::address::Address;
+use casemate_sandbox::Family;
 use clap::Parser;
 
 /// Passes frames between the parent and the vault. Started by the image's init, with the vault's socket as standard
@@ -39,10 +40,17 @@ fn main() -> Result<()> {
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is not the vault's socket")?;
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?.block_on(
         async {
+            let listener = casemate_broker::Listener::bind(&options.listen)?;
+            let family = match options.outward {
+                Address::Unix(_) => Family::Unix,
+                _ => Family::Vsock,
+            };
+            // From here on nothing new can be opened but sockets to the parent.
+            casemate_sandbox::enter_broker(family)?;
             let parent = Parent::new(options.outward);
             let kms = Kms::new(parent.clone(), KmsSettings::aws(&options.kms_region));
             let services = Arc::new(Services::new(kms, parent));
-            casemate_broker::run(&options.listen, UnixStream::from(vault), Some(services)).await
+            casemate_broker::run(listener, UnixStream::from(vault), Some(services)).await
         },
     )
 }

@@ -110,7 +110,9 @@ impl Bench {
         let parent = Parent::new(Address::Unix(self.path("out.sock")));
         let services = Arc::new(Services::new(Kms::new(parent.clone(), self.settings.clone()), parent));
         let listen = Address::Unix(self.path(name));
-        self.runtime.spawn(async move { casemate_broker::run(&listen, theirs, Some(services)).await });
+        self.runtime.spawn(async move {
+            casemate_broker::run(casemate_broker::Listener::bind(&listen)?, theirs, Some(services)).await
+        });
         wait_for(&self.path(name));
         server::Link::open(&ours).unwrap()
     }

@@ -1,25 +1,32 @@
 //! From a configuration to a vault that serves: unseal, then put the parts together.
 
-use std::io;
+use std::error::Error;
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::Configuration;
+use casemate_protocol::configuration::MAX_CONFIGURATION_LEN;
 use casemate_protocol::refusal::Waiting;
 use casemate_slashing::{Ceilings, Floors, Limits};
 
 use crate::calls::{Calls, Outside};
+use crate::clock::{KernelClocks, Sources, TOLERANCE_MS};
 use crate::command::waiting_for;
 use crate::custody::{self, Custody, CustodyError};
 use crate::fence::latest;
+use crate::journal::Forgetful;
 use crate::kms::Endpoint;
 use crate::nsm::NsmError;
 use crate::seal::{Contents, Place};
 use crate::server::Link;
 use crate::store::{self, DynamodbAt, Store};
-use crate::{Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, Office, Policy, Vault};
+use crate::{
+    Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, Policy, TrustedClock, Vault,
+};
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
@@ -131,6 +138,59 @@ impl Unsealed {
         let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), journal);
         Ok(vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office).timed_by(nsm))
     }
+}
+
+/// The program: what it needs is opened, the sandbox closes, and then it reads its configuration from `configuration` (which ends),
+/// unseals and serves `socket`. `kms` gives KMS's address and roots for a key's ARN.
+pub fn program(
+    mut configuration: impl Read,
+    socket: &UnixStream,
+    kms: impl FnOnce(&str) -> Option<Endpoint>,
+) -> Result<(), Box<dyn Error>> {
+    let nsm: Arc<dyn Nsm> = Arc::new(NsmDevice::open()?);
+    prepare()?;
+    casemate_sandbox::enter_vault(false)?;
+
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_CONFIGURATION_LEN)?.saturating_add(1);
+    configuration.by_ref().take(limit).read_to_end(&mut bytes)?;
+    let configuration = Configuration::decode(&bytes)?;
+    let clock = TrustedClock::new(KernelClocks::default());
+    let trusted = nsm.timestamp_ms()?;
+    clock.check(trusted);
+    if clock.unix_ms().is_none() {
+        let wall = KernelClocks::default().wall_ms();
+        return Err(format!("the clock says {wall} ms, the NSM {trusted} ms; {TOLERANCE_MS} ms are allowed").into());
+    }
+    let clock: Arc<dyn Clock> = Arc::new(clock);
+    let arn = &configuration.kms_key_arn;
+    let kms = kms(arn).ok_or_else(|| format!("kms_key_arn {arn:?} is no ARN of a KMS key"))?;
+
+    let link = Link::open(socket)?;
+    let mut unsealed = Start { configuration, nsm, kms }.unseal(&link)?;
+    let contents = std::mem::take(&mut unsealed.contents);
+    let seen = contents.fence_version;
+    let keys = Keys::unsealed(contents, |_, _, history| history).map_err(|e| format!("the sealed keys: {e:?}"))?;
+    let fence = unsealed.fence(&clock, &DynamodbAt::aws());
+    let (fencing, store) = fence.ok_or("the clock has stopped")?;
+    let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful))?;
+    Ok(serve(link, &vault, store, seen, cores())?)
+}
+
+/// How many threads run at once. Counting them reads files: once, before the sandbox.
+pub fn cores() -> NonZeroUsize {
+    static CORES: OnceLock<NonZeroUsize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+}
+
+/// What libraries do once, at their first use: the random number generator looks for a device of machines that are copied, the C
+/// library sets up signals with the first thread.
+pub fn prepare() -> Result<(), Box<dyn Error>> {
+    std::thread::spawn(|| ()).join().map_err(|_| "no thread can be started")?;
+    cores();
+    let mut byte = [0; 1];
+    aws_lc_rs::rand::fill(&mut byte).map_err(|_| "there is no entropy")?;
+    Ok(())
 }
 
 /// Serves until the broker closes its end, with the record kept meanwhile. `seen`: the version of the record that the sealed state

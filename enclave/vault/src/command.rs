@@ -611,7 +611,7 @@ fn derive(secrets: &[&[u8; SECRET_LEN]]) -> Vec<Option<(SecretKey, PublicKey)>> 
             (key, public_key)
         })
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = crate::boot::cores().get();
     let share = secrets.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let shares: Vec<_> = secrets

@@ -52,7 +52,7 @@ impl Keys {
         if u32::try_from(secrets.len()).is_err() {
             return Err(KeyError::TooMany);
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = crate::boot::cores().get();
         let chunk = secrets.len().div_ceil(threads).max(1);
         let derived: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> =

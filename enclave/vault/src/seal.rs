@@ -252,7 +252,7 @@ impl Content {
             return Err(SealError::DuplicateKey);
         }
         // That is nearly all the time that opening takes: on as many threads as there are cores.
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = crate::boot::cores().get();
         let share = self.keys.len().div_ceil(threads).max(1);
         let wrong = std::thread::scope(|scope| {
             let shares: Vec<_> =

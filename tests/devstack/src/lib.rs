@@ -84,6 +84,9 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     };
     let listen = listen.parse()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let listener = casemate_broker::Listener::bind(&listen)?;
+        // As in the image; only that its sockets are Unix sockets here.
+        casemate_sandbox::enter_broker(casemate_sandbox::Family::Unix)?;
         let services = match outward {
             Some((outward, port)) => {
                 let parent = Parent::new(outward.parse()?);
@@ -93,7 +96,7 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             }
             None => None,
         };
-        casemate_broker::run(&listen, vault.into(), services).await
+        casemate_broker::run(listener, vault.into(), services).await
     })
 }
 

@@ -58,6 +58,7 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
     let clock = clock(boot.fixed_time_ms);
     let path = boot.journal.as_deref().context("no file for the watermarks")?;
     let journal = journal(path, &network, clock.as_ref())?;
+    close_sandbox()?;
     let mut secrets = Vec::with_capacity(keys.len());
     let mut histories = Vec::with_capacity(keys.len());
     for key in keys {
@@ -95,17 +96,18 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(kms.root.as_bytes()).context("the root of the local KMS")?)?;
     let kms = Endpoint::new(kms::HOST, kms.port, roots).context("the address of the local KMS")?;
+    let journal = boot.journal.as_deref().map(|path| journal(path, &network, clock.as_ref())).transpose()?;
+    close_sandbox()?;
     let link = server::Link::open(broker).context("the broker's socket")?;
     let mut unsealed = Start { configuration, nsm, kms }.unseal(&link).context("unsealing")?;
     let contents = std::mem::take(&mut unsealed.contents);
     let seen = contents.fence_version;
     let (fencing, store) = unsealed.fence(&clock, &DynamodbAt::aws()).context("the clock has stopped")?;
-    let Some(path) = &boot.journal else {
+    let Some(journal) = journal else {
         let keys = Keys::unsealed(contents, |_, _, history| history).map_err(told)?;
         let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful)).context("the software NSM")?;
         return serve(link, &vault, store, seen, workers).context("serving the broker");
     };
-    let journal = journal(path, &network, clock.as_ref())?;
     let mut starts = Starts::default();
     let keys = Keys::unsealed(contents, |_, key, history| starts.add(&journal, *key, history.watermarks().ok()));
     let keys = keys.map_err(told)?;
@@ -115,6 +117,12 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let served = serve(link, &vault, store, seen, workers);
     close().context("closing the watermarks")?;
     served.context("serving the broker")
+}
+
+/// The sandbox of the image, and writing to the file of watermarks, which is open. Before anything from outside is read.
+fn close_sandbox() -> Result<()> {
+    casemate_vault::boot::prepare().map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(casemate_sandbox::enter_vault(true)?)
 }
 
 /// What each key starts from: what it brings, what the file says, and the file's floor.

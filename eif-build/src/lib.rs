@@ -1,0 +1,13 @@
+//! Builds, measures and signs enclave images. What an image is: docs/ARCHITECTURE.md, «The image».
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod cli;
+pub mod cpio;
+pub mod eif;
+pub mod kernel;
+pub mod pinned;
+pub mod policy;
+mod progress;
+pub mod report;
+pub mod signature;
