@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Bytes, Configuration};
-use serde_json::json;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::cpio::{Entry, archive};
@@ -45,7 +45,8 @@ impl Checkout {
     pub fn find(folder: &Path) -> Result<Self> {
         let folder = fs::canonicalize(folder).with_context(|| format!("finding {}", folder.display()))?;
         let root = folder.ancestors().find(|folder| folder.join("enclave/init/Cargo.toml").exists());
-        let root = root.with_context(|| format!("{} lies in no checkout of Casemate; --checkout names one", folder.display()))?;
+        let root = root
+            .with_context(|| format!("{} lies in no checkout of Casemate; --checkout names one", folder.display()))?;
         Ok(Self { root: root.to_owned(), target: root.join("target/eif") })
     }
 
@@ -59,9 +60,8 @@ impl Checkout {
     /// not on the machine.
     pub fn compile<const N: usize>(&self, packages: [&str; N]) -> Result<[Vec<u8>; N]> {
         let home = std::env::var_os("HOME").map(PathBuf::from).context("HOME is not set")?;
-        let folder = |variable: &str, name: &str| {
-            std::env::var_os(variable).map_or_else(|| home.join(name), PathBuf::from)
-        };
+        let folder =
+            |variable: &str, name: &str| std::env::var_os(variable).map_or_else(|| home.join(name), PathBuf::from);
         let (cargo_home, rustup_home) = (folder("CARGO_HOME", ".cargo"), folder("RUSTUP_HOME", ".rustup"));
         let maps = [(&cargo_home, "/cargo"), (&self.target, "/target"), (&self.root, "/casemate")];
         let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Clink-arg=-Wl,--build-id=none".to_owned()];
@@ -129,23 +129,25 @@ pub fn image(kernel: &[u8], linux: &str, programs: Programs, measured: &Measured
     if kernel.get(0x202..0x206) != Some(b"HdrS") {
         bail!("the kernel is no bzImage");
     }
-    let metadata = serde_json::to_vec(&json!({
-        "ImageName": "casemate",
-        "ImageVersion": env!("CARGO_PKG_VERSION"),
-        "BuildMetadata": {
+    let version = env!("CARGO_PKG_VERSION");
+    let configuration_sha256 = measured.configuration.sha256.to_string();
+    let metadata = serde_json::to_vec(&Metadata {
+        image_name: "casemate",
+        image_version: version,
+        build_metadata: BuildMetadata {
             // When and where it was built is nobody's business: everybody builds the same.
-            "BuildTime": "1970-01-01T00:00:00+00:00",
-            "BuildTool": "casemate-eif",
-            "BuildToolVersion": env!("CARGO_PKG_VERSION"),
-            "OperatingSystem": "Linux",
-            "KernelVersion": linux,
+            build_time: "1970-01-01T00:00:00+00:00",
+            build_tool: "casemate-eif",
+            build_tool_version: version,
+            operating_system: "Linux",
+            kernel_version: linux,
         },
-        "DockerInfo": {},
-        "CustomMetadata": {
-            "Group": measured.configuration.group,
-            "ConfigurationSha256": measured.configuration.sha256.to_string(),
+        docker_info: DockerInfo {},
+        custom_metadata: CustomMetadata {
+            configuration_sha256: &configuration_sha256,
+            group: &measured.configuration.group,
         },
-    }))?;
+    })?;
     let [software, configuration] = ramdisks(programs, measured);
     Ok(eif::write(&[
         (Kind::Kernel, kernel),
@@ -154,6 +156,39 @@ pub fn image(kernel: &[u8], linux: &str, programs: Programs, measured: &Measured
         (Kind::Ramdisk, &software),
         (Kind::Ramdisk, &configuration),
     ]))
+}
+
+/// As nitro-cli writes it, in its order: `nitro-cli describe-eif` shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(clippy::struct_field_names, reason = "the names are nitro-cli's")]
+struct Metadata<'a> {
+    image_name: &'a str,
+    image_version: &'a str,
+    build_metadata: BuildMetadata<'a>,
+    docker_info: DockerInfo,
+    custom_metadata: CustomMetadata<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct BuildMetadata<'a> {
+    build_time: &'a str,
+    build_tool: &'a str,
+    build_tool_version: &'a str,
+    operating_system: &'a str,
+    kernel_version: &'a str,
+}
+
+/// There is no container.
+#[derive(Serialize)]
+struct DockerInfo {}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CustomMetadata<'a> {
+    configuration_sha256: &'a str,
+    group: &'a str,
 }
 
 /// The first, in PCR1: the software, the same for everybody. The second, in PCR2: whose it is.
@@ -171,10 +206,8 @@ fn ramdisks(programs: Programs, measured: &Measured) -> [Vec<u8>; 2] {
         ("broker", Entry::Folder(0o555)),
         ("broker/casemate-broker", Entry::File(0o555, programs.broker)),
     ];
-    let configuration = [
-        ("etc", Entry::Folder(0o700)),
-        ("etc/casemate.toml", Entry::File(0o400, measured.text.clone().into_bytes())),
-    ];
+    let configuration =
+        [("etc", Entry::Folder(0o700)), ("etc/casemate.toml", Entry::File(0o400, measured.text.clone().into_bytes()))];
     [archive(&software), archive(&configuration)]
 }
 

@@ -219,8 +219,8 @@ fn measure(options: &Measure) -> Result<(String, u8)> {
 
 fn sign(options: &Sign) -> Result<(String, u8)> {
     let (key, cert) = (read(&options.key)?, read(&options.cert)?);
-    let signed = build::sign(&read(&options.image)?, &key, &cert)
-        .with_context(|| options.image.display().to_string())?;
+    let signed =
+        build::sign(&read(&options.image)?, &key, &cert).with_context(|| options.image.display().to_string())?;
     write(&options.image, &signed)?;
     Ok((measurements(&signed, &options.image, options.measurements.as_deref())?, 0))
 }
@@ -234,7 +234,7 @@ fn policies(options: &Policy) -> Result<(String, u8)> {
     for (name, text) in files {
         let path = out.join(name);
         write(&path, text.as_bytes())?;
-        told.push_str(&format!("{}\n", path.display()));
+        told.extend([&path.display().to_string(), "\n"]);
     }
     Ok((told, 0))
 }

@@ -79,7 +79,7 @@ mod tests {
             "070701", "00000001", "000041ed", "00000000", "00000000", "00000002", "00000000", "00000000", "00000000",
             "00000000", "00000000", "00000000", "00000004", "00000000", "dev\0"
         )));
-        assert!(text.contains("init\0\0\0abcde\0\0\0070701"), "{text}");
+        assert!(text.contains("init\0\0abcde\0\0\x00070701"), "{text}");
         assert_eq!(archive.len() % BLOCK, 0);
     }
 
@@ -91,7 +91,11 @@ mod tests {
             ("dev/console", Entry::Device(0o600, 5, 1)),
             ("init", Entry::File(0o500, vec![7; 1001])),
         ];
-        let Ok(mut cpio) = Command::new("cpio").args(["--list", "--verbose", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+        let Ok(mut cpio) = Command::new("cpio")
+            .args(["--list", "--verbose", "--quiet"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
         else {
             eprintln!("SKIPPED: there is no cpio here");
             return;

@@ -322,12 +322,12 @@ fn crc(bytes: &[u8]) -> u32 {
 /// SHA384(48 zero bytes ‖ SHA384(content)): how a TPM extends a register that is empty.
 pub fn pcr<'a>(content: impl Iterator<Item = &'a [u8]>) -> Pcr {
     let sum = |parts: &mut dyn Iterator<Item = &[u8]>| {
-        let mut context = Context::new(&SHA384);
+        let mut hash = Context::new(&SHA384);
         for part in parts {
-            context.update(part);
+            hash.update(part);
         }
         let mut out = [0; 48];
-        for (to, from) in out.iter_mut().zip(context.finish().as_ref()) {
+        for (to, from) in out.iter_mut().zip(hash.finish().as_ref()) {
             *to = *from;
         }
         out

@@ -52,7 +52,9 @@ pub fn kernel(cache: &Path, from: &From<'_>) -> Result<Kernel> {
     let image = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let digest = const_hex::encode(Sha256::digest(&image));
     let warning = (digest != *bzimage).then(|| {
-        format!("the kernel's SHA-256 is {digest}; {bzimage:?} is pinned: PCR0 and PCR1 are others than everybody else's")
+        format!(
+            "the kernel's SHA-256 is {digest}; {bzimage:?} is pinned: PCR0 and PCR1 are others than everybody else's"
+        )
     });
     Ok(Kernel { image, path, warning })
 }
@@ -105,13 +107,17 @@ fn build(cache: &Path, folder: &Path, source: &Source, from: &From<'_>) -> Resul
 
 fn fetch(work: &Path, source: &Source) -> Result<PathBuf> {
     let Source { package, version, .. } = source;
-    run("fetching the kernel's source", 0, Command::new("apt-get").current_dir(work).args(["--quiet", "download"]).arg(format!("{package}={version}")))
-        .with_context(|| {
-            format!(
-                "Debian's mirror has no {package} {version} any more, or the lists are old (apt-get update); with --source \
+    run(
+        "fetching the kernel's source",
+        0,
+        Command::new("apt-get").current_dir(work).args(["--quiet", "download"]).arg(format!("{package}={version}")),
+    )
+    .with_context(|| {
+        format!(
+            "Debian's mirror has no {package} {version} any more, or the lists are old (apt-get update); with --source \
                  FILE.deb the package is taken from elsewhere"
-            )
-        })?;
+        )
+    })?;
     let mut found = fs::read_dir(work)?.filter_map(|entry| Some(entry.ok()?.path()));
     found.find(|path| path.extension().is_some_and(|e| e == "deb")).context("apt-get has fetched nothing")
 }
@@ -121,7 +127,11 @@ fn unpack(work: &Path, package: &Path, name: &str) -> Result<PathBuf> {
     fs::create_dir(&tree)?;
     run("unpacking the kernel's source", 0, Command::new("dpkg-deb").arg("-x").arg(package).arg(&inner))?;
     let tar = inner.join(format!("usr/src/{name}.tar.xz"));
-    run("unpacking the kernel's source", 0, Command::new("tar").arg("-xf").arg(tar).args(["--strip-components", "1", "-C"]).arg(&tree))?;
+    run(
+        "unpacking the kernel's source",
+        0,
+        Command::new("tar").arg("-xf").arg(tar).args(["--strip-components", "1", "-C"]).arg(&tree),
+    )?;
     fs::remove_dir_all(inner)?;
     Ok(tree)
 }
@@ -129,7 +139,9 @@ fn unpack(work: &Path, package: &Path, name: &str) -> Result<PathBuf> {
 /// Whether every line of our configuration took effect: what depends on something that is off would be off in silence.
 fn check(config: &str) -> Result<()> {
     let mut wrong = Vec::new();
-    for (name, value) in CONFIG.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| !name.starts_with('#')) {
+    for (name, value) in
+        CONFIG.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| !name.starts_with('#'))
+    {
         let set = config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         if set.unwrap_or("n") != value {
             wrong.push(format!("{name}={value} became {}", set.unwrap_or("n")));
@@ -176,5 +188,9 @@ pub fn run(what: &'static str, steps: u64, command: &mut Command) -> Result<()> 
     let said = fs::read(errors.path()).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let end: Vec<&str> = said.lines().rev().take(30).collect();
-    bail!("{what}: {name} failed ({status})\n{}\n{}", last.join("\n"), end.into_iter().rev().collect::<Vec<_>>().join("\n"))
+    bail!(
+        "{what}: {name} failed ({status})\n{}\n{}",
+        last.join("\n"),
+        end.into_iter().rev().collect::<Vec<_>>().join("\n")
+    )
 }

@@ -46,7 +46,9 @@ impl Pinned {
             .filter(|(_, pinned, found)| found.as_ref() != Some(pinned))
             .map(|(package, pinned, found)| {
                 let found = found.map_or("missing".to_owned(), |found| format!("version {found}"));
-                format!("{package} is {found} here; version {pinned} is pinned: PCRs may be others than everybody else's")
+                format!(
+                    "{package} is {found} here; version {pinned} is pinned: PCRs may be others than everybody else's"
+                )
             })
             .collect()
     }

@@ -92,7 +92,11 @@ impl<'a> Measured<'a> {
             None => writeln!(out, "\nnot signed"),
             Some(signature) => match signature.signer() {
                 Ok((subject, until)) => {
-                    writeln!(out, "\nsigned by {}, certificate valid until {until}; the signature verifies", plain(subject.as_bytes()))
+                    writeln!(
+                        out,
+                        "\nsigned by {}, certificate valid until {until}; the signature verifies",
+                        plain(subject.as_bytes())
+                    )
                 }
                 Err(error) => writeln!(out, "\nsigned, but: {error:#}"),
             },

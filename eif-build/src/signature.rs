@@ -7,8 +7,8 @@
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, ECDSA_P521_SHA512_FIXED, EcdsaKeyPair, KeyPair,
-    ParsedPublicKey, VerificationAlgorithm,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, ECDSA_P521_SHA512_FIXED,
+    EcdsaKeyPair, KeyPair, ParsedPublicKey, VerificationAlgorithm,
 };
 use minicbor::{Decoder, Encoder};
 use x509_cert::Certificate;
@@ -33,7 +33,8 @@ pub struct Signature {
     pub pcr8: Pcr,
     protected: Vec<u8>,
     payload: Vec<u8>,
-    signature: Vec<u8>,
+    /// r ‖ s.
+    numbers: Vec<u8>,
 }
 
 impl Signature {
@@ -77,7 +78,7 @@ impl Signature {
         let pcr0 = bytes(&mut decoder)?;
         at_end(&decoder, payload.len())?;
         let pcr8 = pcr([certificate.as_slice()].into_iter());
-        Ok(Self { certificate, pcr0, pcr8, protected, payload, signature })
+        Ok(Self { certificate, pcr0, pcr8, protected, payload, numbers: signature })
     }
 
     /// Whether the certificate's key has signed this PCR0.
@@ -109,7 +110,7 @@ impl Signature {
         let spki = info.to_der().context("the signer's key")?;
         ParsedPublicKey::new(algorithm, &spki)
             .ok()
-            .and_then(|key| key.verify_sig(&signed(&self.protected, &self.payload), &self.signature).ok())
+            .and_then(|key| key.verify_sig(&signed(&self.protected, &self.payload), &self.numbers).ok())
             .context("the signature does not verify under its certificate")
     }
 
@@ -153,19 +154,16 @@ pub fn sign(pcr0: &Pcr, key: &[u8], certificate: &[u8]) -> Result<Vec<u8>> {
     let mut payload = Vec::new();
     let mut encoder = Encoder::new(&mut payload);
     encoder.map(2)?.str("register_index")?.i32(0)?.str("register_value")?;
-    numbers(&mut encoder, pcr0)?;
-    let signature = pair
-        .sign(&SystemRandom::new(), &signed(&PROTECTED_ES384, &payload))
-        .ok()
-        .context("signing")?;
+    array(&mut encoder, pcr0)?;
+    let signature = pair.sign(&SystemRandom::new(), &signed(&PROTECTED_ES384, &payload)).ok().context("signing")?;
     let mut cose = Vec::new();
     Encoder::new(&mut cose).array(4)?.bytes(&PROTECTED_ES384)?.map(0)?.bytes(&payload)?.bytes(signature.as_ref())?;
     let mut section = Vec::new();
     let mut encoder = Encoder::new(&mut section);
     encoder.array(1)?.map(2)?.str("signing_certificate")?;
-    numbers(&mut encoder, certificate)?;
+    array(&mut encoder, certificate)?;
     encoder.str("signature")?;
-    numbers(&mut encoder, &cose)?;
+    array(&mut encoder, &cose)?;
     Ok(section)
 }
 
@@ -182,7 +180,7 @@ fn signed(protected: &[u8], payload: &[u8]) -> Vec<u8> {
     out
 }
 
-fn numbers(encoder: &mut Encoder<&mut Vec<u8>>, bytes: &[u8]) -> Result<()> {
+fn array(encoder: &mut Encoder<&mut Vec<u8>>, bytes: &[u8]) -> Result<()> {
     encoder.array(u64::try_from(bytes.len())?)?;
     for byte in bytes {
         encoder.u8(*byte)?;

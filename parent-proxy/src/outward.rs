@@ -7,7 +7,7 @@ pub mod blobs;
 pub mod credentials;
 pub mod records;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -54,7 +54,7 @@ impl FromStr for Target {
         let (host, port) = text.rsplit_once(':').with_context(|| format!("{text:?} is not of the form HOST:PORT"))?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         let port = port.parse().ok().filter(|port| *port != 0).with_context(|| format!("{text:?} has no port"))?;
-        if host.is_empty() {
+        if host.is_empty() || host.contains('=') {
             bail!("{text:?} has no host");
         }
         Ok(Self { host: host.to_ascii_lowercase(), port })
@@ -65,6 +65,33 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// A target that the enclave may reach, and where this host finds it: `HOST:PORT`, or `HOST:PORT=HOST:PORT` where it is at another
+/// address, as with an endpoint of a VPC without private DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// As the enclave names it.
+    pub target: Target,
+    /// Where the connection goes.
+    pub at: Target,
+}
+
+impl From<Target> for Allowed {
+    fn from(target: Target) -> Self {
+        Self { at: target.clone(), target }
+    }
+}
+
+impl FromStr for Allowed {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('=') {
+            Some((target, at)) => Ok(Self { target: target.parse()?, at: at.parse()? }),
+            None => text.parse::<Target>().map(Self::from),
+        }
     }
 }
 
@@ -114,7 +141,7 @@ pub struct Counters {
 
 /// The parent's services for one enclave.
 pub struct Outward<C, B = BlobStore> {
-    allowed: BTreeSet<Target>,
+    allowed: BTreeMap<Target, Target>,
     credentials: C,
     blobs: B,
     /// The fence's records, where this disk is trusted with them.
@@ -125,8 +152,8 @@ pub struct Outward<C, B = BlobStore> {
 
 impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
     /// Serves these and nothing else.
-    pub fn new(allowed: impl IntoIterator<Item = Target>, credentials: C, blobs: B) -> Self {
-        let allowed = allowed.into_iter().collect();
+    pub fn new<A: Into<Allowed>>(allowed: impl IntoIterator<Item = A>, credentials: C, blobs: B) -> Self {
+        let allowed = allowed.into_iter().map(Into::into).map(|Allowed { target, at }| (target, at)).collect();
         Self { allowed, credentials, blobs, records: None, counters: Arc::default() }
     }
 
@@ -255,27 +282,27 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
         early: &[u8],
         target: Target,
     ) -> io::Result<()> {
-        if !self.allowed.contains(&target) {
+        let Some(at) = self.allowed.get(&target) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             let shown = short(&target.to_string());
             warn!(target = shown, "refused: the enclave asked for a host that is not on the list");
             let reason = format!("{shown} is not on the parent's list");
             return write(&mut stream, &OutwardReply::Refused { reason }).await;
-        }
+        };
         // A name may have addresses of both families: each is tried.
-        let connecting = TcpStream::connect((target.host.as_str(), target.port));
+        let connecting = TcpStream::connect((at.host.as_str(), at.port));
         let mut tcp = match timeout(TIMEOUT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(tcp) => tcp,
             Err(error) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                warn!(%target, %error, "the enclave's target cannot be reached");
+                warn!(%target, %at, %error, "the enclave's target cannot be reached");
                 return write(&mut stream, &OutwardReply::Refused { reason: short(&format!("{target}: {error}")) })
                     .await;
             }
         };
         let _ = tcp.set_nodelay(true);
         self.counters.connected.fetch_add(1, Ordering::Relaxed);
-        debug!(%target, "the enclave is connected");
+        debug!(%target, %at, "the enclave is connected");
         write(&mut stream, &OutwardReply::Connected).await?;
         tcp.write_all(early).await?;
         timeout(MAX_RELAY, copy_bidirectional(&mut stream, &mut tcp)).await??;

@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::outward::Target;
+use crate::outward::Allowed;
 use crate::tls::TlsFiles;
 
 const LISTEN: &str = "127.0.0.1:9000";
@@ -82,7 +82,8 @@ struct Options {
     /// hybrid:PATH:PORT. Without it, none of this is served
     #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_OUTWARD")]
     outward: Option<String>,
-    /// Hosts that the enclave may reach through this one, as HOST:PORT, with commas
+    /// Hosts that the enclave may reach through this one, as HOST:PORT, with commas; HOST:PORT=HOST:PORT where one is found at another
+    /// address, as an endpoint of a VPC
     #[arg(long, value_name = "TARGETS", env = "CASEMATE_PROXY_OUTWARD_ALLOW")]
     outward_allow: Option<String>,
     /// Folder that keeps the enclave's sealed blobs [default: blobs]
@@ -140,7 +141,7 @@ pub enum CredentialsFrom {
 #[allow(missing_docs, reason = "documented on the flags")]
 pub struct OutwardSettings {
     pub address: Address,
-    pub allowed: Vec<Target>,
+    pub allowed: Vec<Allowed>,
     pub blobs: PathBuf,
     pub credentials: CredentialsFrom,
     pub fence_files: Option<PathBuf>,
@@ -332,7 +333,15 @@ mod tests {
         assert!(parse(&["--outward-allow", "host:443"]).is_err());
         assert!(parse(&["--outward", "unix:/x", "--outward-allow", "host"]).is_err());
         let outward = parse(&["--outward", "vsock:3:7000", "--outward-allow", "a:1, b:2"]).unwrap().outward.unwrap();
-        assert_eq!(outward.allowed, ["a:1", "b:2"].map(|target| target.parse().unwrap()));
+        assert_eq!(outward.allowed, ["a:1=a:1", "b:2"].map(|target| target.parse().unwrap()));
+        let elsewhere: Allowed = "kms.example:443=[::1]:4443".parse().unwrap();
+        assert_eq!(
+            (elsewhere.target.to_string(), elsewhere.at.to_string()),
+            ("kms.example:443".into(), "[::1]:4443".into())
+        );
+        for wrong in ["a:1=", "=a:1", "a:1=b", "a=b:1", "a:1=b:2=c:3"] {
+            assert!(wrong.parse::<Allowed>().is_err(), "{wrong}");
+        }
         assert_eq!(outward.credentials, CredentialsFrom::Imds);
     }
 

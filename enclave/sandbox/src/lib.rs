@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
-use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
-pub use lists::{BROKER, JOURNAL, VAULT};
+pub use lists::{JOURNAL, broker, vault};
 
 /// The sandbox could not be closed. Nobody goes on without it.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,13 @@ pub struct Allowed {
     only: Only,
 }
 
+impl Allowed {
+    /// Its number on this machine.
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+}
+
 /// Kinds of sockets that the broker may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -53,7 +62,7 @@ pub enum Family {
 /// open file too (the development stack).
 pub fn enter_vault(journal: bool) -> Result<(), SandboxError> {
     harden()?;
-    let mut list = VAULT.to_vec();
+    let mut list = vault();
     if journal {
         list.extend(JOURNAL);
     }
@@ -70,7 +79,7 @@ pub fn enter_broker(family: Family) -> Result<(), SandboxError> {
         Family::Unix => libc::AF_UNIX,
     };
     let domain = u32::try_from(domain).map_err(|e| SandboxError(e.to_string()))?;
-    let mut list = BROKER.to_vec();
+    let mut list = broker();
     list.push(Allowed { name: "socket", number: libc::SYS_socket, only: Only::Equal(0, domain) });
     allow(&list)
 }
@@ -89,9 +98,7 @@ fn allow(list: &[Allowed]) -> Result<(), SandboxError> {
         let condition = match *only {
             Only::Any => None,
             Only::Equal(argument, value) => Some((argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into())),
-            Only::Without(argument, bits) => {
-                Some((argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), 0))
-            }
+            Only::Without(argument, bits) => Some((argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), 0)),
         };
         let rules = match condition {
             None => vec![],

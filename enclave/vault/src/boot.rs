@@ -4,8 +4,8 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::Configuration;
@@ -25,7 +25,8 @@ use crate::seal::{Contents, Place};
 use crate::server::Link;
 use crate::store::{self, DynamodbAt, Store};
 use crate::{
-    Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, Policy, TrustedClock, Vault,
+    Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, Policy,
+    TrustedClock, Vault,
 };
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
@@ -147,7 +148,7 @@ pub fn program(
     socket: &UnixStream,
     kms: impl FnOnce(&str) -> Option<Endpoint>,
 ) -> Result<(), Box<dyn Error>> {
-    let nsm: Arc<dyn Nsm> = Arc::new(NsmDevice::open()?);
+    let nsm = NsmDevice::open();
     prepare()?;
     casemate_sandbox::enter_vault(false)?;
 
@@ -155,6 +156,7 @@ pub fn program(
     let limit = u64::try_from(MAX_CONFIGURATION_LEN)?.saturating_add(1);
     configuration.by_ref().take(limit).read_to_end(&mut bytes)?;
     let configuration = Configuration::decode(&bytes)?;
+    let nsm: Arc<dyn Nsm> = Arc::new(nsm?);
     let clock = TrustedClock::new(KernelClocks::default());
     let trusted = nsm.timestamp_ms()?;
     clock.check(trusted);

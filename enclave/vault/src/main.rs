@@ -14,9 +14,9 @@ use casemate_vault::kms::Endpoint;
 
 fn main() -> ExitCode {
     let started = std::io::stdout().as_fd().try_clone_to_owned();
-    let ended = started.map_err(Into::into).and_then(|socket| {
-        program(std::io::stdin().lock(), &UnixStream::from(socket), Endpoint::of_key)
-    });
+    let ended = started
+        .map_err(Into::into)
+        .and_then(|socket| program(std::io::stdin().lock(), &UnixStream::from(socket), Endpoint::of_key));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -52,6 +52,7 @@ const EXPECTED: &[&str] = &[
     "blst",
     "bytes",
     "casemate-protocol",
+    "casemate-sandbox",
     "casemate-slashing",
     "casemate-vault",
     "cfg-if",
@@ -86,6 +87,10 @@ const EXPECTED: &[&str] = &[
     "untrusted",
     "webpki-roots",
     "zmij",
+    // The sandbox: filters, limits, and the calls that set them.
+    "linux-raw-sys",
+    "rustix",
+    "seccompiler",
     // Macros of serde, thiserror and zeroize: they run in the compiler, not in the vault.
     "proc-macro2",
     "quote",

@@ -13,6 +13,7 @@ use clap::{Parser, ValueEnum};
 /// the disk is trusted.
 #[derive(Parser)]
 #[command(name = "casemate-dev", version)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Options {
     /// Where to serve the Web3Signer API
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9000")]
@@ -53,6 +54,10 @@ pub struct Options {
     /// watermarks is kept, as in enclaves
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "plain")]
     pub enclaves: u8,
+    /// Run the enclave for real: build its image and boot it in QEMU's nitro-enclave machine, some 25 times slower than this one. Takes
+    /// what tests/e2e/nitro-vm/tools builds
+    #[arg(long, conflicts_with_all = ["plain", "workers"])]
+    pub vm: bool,
     /// Threads that sign [default: one for each core]
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -81,7 +86,7 @@ pub enum FenceKind {
 impl Options {
     /// Whether each signature is in a file on this disk before it is out: the next start needs no floors then.
     pub fn journals(&self) -> bool {
-        self.plain || (self.enclaves == 1 && self.fence == FenceKind::File)
+        self.plain || (!self.vm && self.enclaves == 1 && self.fence == FenceKind::File)
     }
 
     /// The network by name or from a file.

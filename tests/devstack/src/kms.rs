@@ -20,8 +20,10 @@ const ACCOUNT: &str = "000000000000";
 /// What the stack's parent signs its requests with.
 pub const ACCESS_KEY: &str = "AKIDCASEMATEDEV";
 pub const SECRET_KEY: &str = "casemate-dev";
-/// Whose name the certificate has.
+/// Whose name the certificate has, where the vault is told its address.
 pub const HOST: &str = "localhost";
+/// Where the vault of an image looks for it.
+pub const AWS: &str = "kms.eu-central-1.amazonaws.com";
 
 /// A KMS that is ready to be started.
 pub struct LocalKms {
@@ -34,7 +36,7 @@ pub struct LocalKms {
 
 impl LocalKms {
     /// Finds the stack's key, or makes it.
-    pub fn prepare(data_dir: &Path, attestation_root: &str) -> Result<Self> {
+    pub fn prepare(data_dir: &Path, attestation_root: &str, for_images: bool) -> Result<Self> {
         let state = data_dir.join("kms.json");
         let name = data_dir.join("kms-key");
         let mut keys = State::open(&state, REGION, ACCOUNT)?;
@@ -51,7 +53,7 @@ impl LocalKms {
         if keys.key(&key_arn)?.is_none() {
             bail!("{} names a key that is not in {}: what was sealed with it is lost", name.display(), state.display());
         }
-        let tls = Tls::new(&[HOST.to_owned()])?;
+        let tls = if for_images { Tls::for_images(&[AWS.to_owned()])? } else { Tls::new(&[HOST.to_owned()])? };
         let port = free_port()?;
         let boot = KmsBoot {
             port,

@@ -14,6 +14,7 @@ pub mod interop;
 mod journal;
 mod keys;
 mod kms;
+mod machines;
 mod nsm;
 mod stack;
 mod vault;

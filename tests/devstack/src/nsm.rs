@@ -51,6 +51,13 @@ pub fn measure(folder: PathBuf, executable: &Path, configuration: &str) -> Resul
     Ok(BootNsm { folder, root: root.pem(), root_key, pcrs, configuration_sha256 })
 }
 
+/// The same for an image, which was measured already.
+pub fn of_image(folder: PathBuf, configuration: &str) -> Result<BootNsm> {
+    let root = Authority::keep_root(&folder)?;
+    let (root, root_key) = (root.pem(), SecretHex(root.key.serialize_pem()));
+    Ok(BootNsm { folder, root, root_key, pcrs: Default::default(), configuration_sha256: sha256(configuration).0 })
+}
+
 /// SHA-256 of a configuration, as the statement has it.
 pub fn sha256(configuration: &str) -> Root {
     Bytes(Sha256::digest(configuration.as_bytes()).into())

@@ -20,6 +20,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use casemate_nitro_vm::Machine;
+use casemate_protocol::address::Address;
 use casemate_protocol::command::OperatorKey;
 use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
 use casemate_protocol::statement::FenceStanding;
@@ -36,6 +38,7 @@ use crate::cli::{FenceKind, Options};
 use crate::etcd::Etcd;
 use crate::keys::ToImport;
 use crate::kms::LocalKms;
+use crate::machines::Machines;
 use crate::{BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
 
 /// How often the children are looked at.
@@ -69,7 +72,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let executable = PathBuf::from("/proc/self/exe");
     let nsm_folder = data_dir.join("nsm");
     let journal = options.journals().then(|| data_dir.join("watermarks"));
-    let mut etcd = None;
+    let (mut etcd, mut machines) = (None, None);
     let fixed_time_ms = options.fixed_time_ms;
     let (boot, custody) = if options.plain {
         let keys = keys::plain(&options, &network)?;
@@ -85,7 +88,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         for address in &options.withdrawal_address {
             casemate::execution_address(address).context("--withdrawal-address")?;
         }
-        let kms = LocalKms::prepare(&data_dir, &nsm::root(&nsm_folder)?)?;
+        let tools = options.vm.then(Machines::tools).transpose()?;
+        let kms = LocalKms::prepare(&data_dir, &nsm::root(&nsm_folder)?, options.vm)?;
         let operator_key = data_dir.join("operator.pem");
         if !operator_key.exists() {
             casemate::make_operator_key(&operator_key)?;
@@ -96,7 +100,13 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let operator = casemate::operator_key(&operator_key)?;
         let configuration = configuration(&options, &kms.key_arn, operator, etcd.as_ref())?;
         casemate_config::configuration(&configuration, nsm::sha256(&configuration))?;
-        let nsm = nsm::measure(nsm_folder, &executable, &configuration)?;
+        let nsm = match tools {
+            None => nsm::measure(nsm_folder, &executable, &configuration)?,
+            Some(tools) => {
+                machines = Some(Machines::build(tools, &configuration, &data_dir, &nsm_folder)?);
+                nsm::of_image(nsm_folder, &configuration)?
+            }
+        };
         if kms.allow(&nsm.folder.join("measurements.json"), nsm::GROUP)? {
             eprintln!(
                 "casemate-dev: the program or its configuration is another than at the last start; the local KMS's key \
@@ -106,16 +116,24 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let keys = BootKeys::Sealed { configuration, kms: kms.for_vault() };
         (Boot { keys, journal, number: 0, workers, fixed_time_ms, nsm }, Some(Custody { kms, operator_key }))
     };
-    let sockets = (0..options.enclaves).map(|number| run_dir.path().join(format!("enclave-{number}.sock"))).collect();
+    let place = |number| {
+        let folder = run_dir.path().join(format!("enclave-{number}"));
+        if options.vm {
+            Address::Hybrid { path: folder.join("vm.vsock"), port: casemate_nitro_vm::PORT }
+        } else {
+            Address::Unix(folder.with_extension("sock"))
+        }
+    };
+    let sockets = (0..options.enclaves).map(place).collect();
     let outward = run_dir.path().join("outward.sock");
-    let mut stack = Stack { executable, sockets, outward, boot, options, stop, custody, data_dir, etcd };
+    let mut stack = Stack { executable, sockets, outward, boot, options, stop, custody, data_dir, etcd, machines };
     stack.run(&network)
 }
 
 struct Stack {
     executable: PathBuf,
     /// Of each enclave.
-    sockets: Vec<PathBuf>,
+    sockets: Vec<Address>,
     outward: PathBuf,
     boot: Boot,
     options: Options,
@@ -124,6 +142,8 @@ struct Stack {
     custody: Option<Custody>,
     data_dir: PathBuf,
     etcd: Option<Etcd>,
+    /// With `--vm`.
+    machines: Option<Machines>,
 }
 
 /// Where keys are sealed.
@@ -145,13 +165,20 @@ impl Running {
     }
 }
 
-/// Vault and broker.
+/// One of the group's enclaves.
 struct Enclave {
     number: u8,
     backoff: Duration,
-    vault: Child,
-    broker: Child,
+    body: Body,
     since: Instant,
+}
+
+/// What an enclave runs as.
+enum Body {
+    /// Two processes of this machine.
+    Processes { vault: Child, broker: Child },
+    /// A machine of its own.
+    Machine(Box<Machine>),
 }
 
 impl Stack {
@@ -294,12 +321,20 @@ impl Stack {
     }
 
     fn socket(&self, number: u8) -> Result<String> {
-        let socket = self.sockets.get(usize::from(number)).context("no such enclave")?;
-        Ok(format!("unix:{}", socket.display()))
+        Ok(self.sockets.get(usize::from(number)).context("no such enclave")?.to_string())
     }
 
     fn start_enclave(&self, number: u8) -> Result<Enclave> {
-        let socket = self.sockets.get(usize::from(number)).context("no such enclave")?;
+        let started = |body| Enclave { number, backoff: MIN_BACKOFF, body, since: Instant::now() };
+        let socket = match (self.sockets.get(usize::from(number)).context("no such enclave")?, &self.machines) {
+            (Address::Hybrid { path, .. }, Some(machines)) => {
+                let folder = path.parent().context("the machine's folder")?;
+                let machine = machines.boot(folder, number, &self.boot.nsm, &self.outward)?;
+                return Ok(started(Body::Machine(Box::new(machine))));
+            }
+            (Address::Unix(path), _) => path,
+            (other, _) => bail!("{other} is no place for an enclave here"),
+        };
         let (vault_end, broker_end) = UnixStream::pair().context("a socket pair")?;
         let mut vault = self
             .part("casemate-vault", VAULT)
@@ -323,11 +358,11 @@ impl Stack {
             let written = serde_json::to_writer(std::io::BufWriter::new(pipe), &boot);
             // A vault that has died already says why itself.
             if let Err(error) = written.map_err(anyhow::Error::from) {
-                Enclave { number, backoff: MIN_BACKOFF, vault, broker, since: Instant::now() }.end()?;
+                started(Body::Processes { vault, broker }).end()?;
                 return Err(error.context("handing the keys to the vault"));
             }
         }
-        Ok(Enclave { number, backoff: MIN_BACKOFF, vault, broker, since: Instant::now() })
+        Ok(started(Body::Processes { vault, broker }))
     }
 
     /// Waits until the first vault answers through its broker.
@@ -354,7 +389,11 @@ impl Stack {
 
     /// Where the enclaves may go.
     fn allowed(&self, custody: &Custody) -> String {
-        let mut allowed = format!("{}:{}", kms::HOST, custody.kms.boot.port);
+        let port = custody.kms.boot.port;
+        let mut allowed = match self.machines {
+            None => format!("{}:{port}", kms::HOST),
+            Some(_) => format!("{}:443={}:{port}", kms::AWS, kms::HOST),
+        };
         if let Some(etcd) = &self.etcd {
             allowed.extend([",", casemate_local_etcd::HOST, ":", &etcd.port.to_string()]);
         }
@@ -416,12 +455,19 @@ impl Stack {
         let part = |name, child: &Child, does: String| Part { name, pid: child.id(), does };
         let mut parts = Vec::new();
         for (enclave, socket) in enclaves.iter().zip(&self.sockets) {
-            parts.push(part(
-                "vault",
-                &enclave.vault,
-                format!("holds the keys, {} threads that sign", self.boot.workers),
-            ));
-            parts.push(part("broker", &enclave.broker, format!("unix:{}", socket.display())));
+            match &enclave.body {
+                Body::Processes { vault, broker } => {
+                    parts.push(part(
+                        "vault",
+                        vault,
+                        format!("holds the keys, {} threads that sign", self.boot.workers),
+                    ));
+                    parts.push(part("broker", broker, socket.to_string()));
+                }
+                Body::Machine(machine) => {
+                    parts.push(Part { name: "enclave", pid: machine.pid(), does: socket.to_string() });
+                }
+            }
         }
         parts.push(part("proxy", proxy, self.options.listen.to_string()));
         if let Some(etcd) = &self.etcd {
@@ -438,7 +484,7 @@ impl Stack {
             url: format!("{}://{}", if tls { "https" } else { "http" }, self.options.listen),
             keys: info.keys,
             keys_without_history: info.keys_without_history,
-            first_key: self.sockets.first().and_then(|socket| first_key(socket)),
+            first_key: self.sockets.first().and_then(first_key),
             interop: self.options.keystores.is_none(),
             parts,
             data_dir: self.data_dir.display().to_string(),
@@ -494,7 +540,16 @@ fn again(name: &str, part: &mut Running, start: impl FnOnce() -> Result<Child>) 
 impl Enclave {
     /// Which of the two has ended; of both, the one that was killed.
     fn ended(&mut self) -> Result<Option<&'static str>> {
-        let (vault, broker) = (self.vault.try_wait()?, self.broker.try_wait()?);
+        let (vault, broker) = match &mut self.body {
+            Body::Processes { vault, broker } => (vault.try_wait()?, broker.try_wait()?),
+            Body::Machine(machine) => {
+                let ended = machine.ended()?;
+                if ended {
+                    eprintln!("casemate-dev: the machine's console:\n{}", machine.console());
+                }
+                return Ok(ended.then_some("machine"));
+            }
+        };
         let killed = |status: Option<ExitStatus>| status.is_some_and(|status| status.signal().is_some());
         Ok(match (vault, broker) {
             (None, None) => None,
@@ -510,15 +565,22 @@ impl Enclave {
     }
 
     fn end_both(&mut self) -> Result<()> {
-        let broker = end(&mut self.broker);
+        let (vault, broker) = match &mut self.body {
+            Body::Processes { vault, broker } => (vault, broker),
+            Body::Machine(machine) => {
+                machine.power_off();
+                return Ok(());
+            }
+        };
+        let ended = end(broker);
         let deadline = Instant::now() + END_TIMEOUT;
-        while self.vault.try_wait()?.is_none() {
+        while vault.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                self.vault.kill().context("killing the vault")?;
+                vault.kill().context("killing the vault")?;
             }
             sleep(TICK);
         }
-        broker
+        ended
     }
 }
 
@@ -551,8 +613,12 @@ fn backoff(wait: &mut Duration, since: Instant) {
     *wait = wait.saturating_mul(2).min(MAX_BACKOFF);
 }
 
-fn ask(socket: &Path, request: Request, wait: Duration) -> Result<Reply> {
-    let mut stream = UnixStream::connect(socket)?;
+fn ask(socket: &Address, request: Request, wait: Duration) -> Result<Reply> {
+    let mut stream = match socket {
+        Address::Unix(path) => UnixStream::connect(path)?,
+        Address::Hybrid { path, port } => casemate_nitro_vm::connect(path, *port)?,
+        Address::Vsock { .. } => bail!("{socket} is no place for an enclave here"),
+    };
     stream.set_read_timeout(Some(wait))?;
     let mut bytes = Vec::new();
     frame::encode_request(&RequestFrame::new(1, request), &mut bytes);
@@ -571,14 +637,14 @@ fn ask(socket: &Path, request: Request, wait: Duration) -> Result<Reply> {
     }
 }
 
-fn ask_info(socket: &Path, wait: Duration) -> Result<Info> {
+fn ask_info(socket: &Address, wait: Duration) -> Result<Info> {
     match ask(socket, Request::Info, wait)? {
         Reply::Info(info) => Ok(info),
         other => bail!("the enclave answered {other:?}"),
     }
 }
 
-fn first_key(socket: &Path) -> Option<casemate_protocol::PublicKey> {
+fn first_key(socket: &Address) -> Option<casemate_protocol::PublicKey> {
     match ask(socket, Request::PublicKeys { start: 0 }, Duration::from_secs(5)) {
         Ok(Reply::PublicKeys { keys, .. }) => keys.first().copied(),
         _ => None,

@@ -9,11 +9,14 @@
     reason = "only tests use this crate, and a test may panic"
 )]
 
+pub mod bench;
 pub mod http;
 pub mod requests;
 pub mod stack;
 pub mod tls;
+pub mod vectors;
 
+pub use bench::Bench;
 pub use http::{Answer, Client};
 pub use stack::Stack;
 

@@ -1,14 +1,14 @@
 //! The fence through the whole stack: records, hand-overs, standbys, older states, as an operator and a client see them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use casemate::Exit;
+use casemate_e2e::bench::keys;
 use casemate_e2e::requests::{attestation, block};
 use casemate_e2e::stack::eventually;
-use casemate_e2e::{Client, Stack};
+use casemate_e2e::{Bench, Client, Stack};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -17,97 +17,8 @@ const SLOT_MS: u64 = 500;
 const SLOTS_PER_EPOCH: u64 = 8;
 
 /// A stack on a chain in a hurry.
-struct Bench {
-    folder: tempfile::TempDir,
-    genesis: u64,
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-impl Bench {
-    fn new() -> Self {
-        let (folder, genesis) = (tempfile::tempdir().unwrap(), now_ms() / 1000 - 1000);
-        let mut toml = String::new();
-        for line in casemate_e2e::requests::NETWORK.lines() {
-            let line = match line.split_once(" = ") {
-                Some(("genesis_time", _)) => format!("genesis_time = {genesis}"),
-                Some(("slot_duration_ms", _)) => format!("slot_duration_ms = {SLOT_MS}"),
-                Some(("slots_per_epoch", _)) => format!("slots_per_epoch = {SLOTS_PER_EPOCH}"),
-                _ => line.to_owned(),
-            };
-            toml.push_str(&line);
-            toml.push('\n');
-        }
-        std::fs::write(folder.path().join("network.toml"), toml).unwrap();
-        Self { folder, genesis }
-    }
-
-    fn now(&self) -> (u64, u64) {
-        let slot = (now_ms() - self.genesis * 1000) / SLOT_MS;
-        (slot, slot / SLOTS_PER_EPOCH)
-    }
-
-    fn try_start(&self, options: &[&str]) -> Result<Stack, String> {
-        let network = self.folder.path().join("network.toml");
-        let options = [&["--network", network.to_str().unwrap()], options].concat();
-        Stack::try_start(PROGRAM, &self.folder.path().join("data"), &options)
-    }
-
-    fn start(&self, options: &[&str]) -> Stack {
-        let stack = self.try_start(options).unwrap_or_else(|log| panic!("{log}"));
-        // The banner comes before the standbys.
-        eventually("every enclave to know what it is", || {
-            let checks = stack.client().get("/healthcheck", &[]).json()["checks"].clone();
-            let fence = checks.as_array().unwrap().iter().find(|check| check["id"] == "fence").unwrap().clone();
-            fence["data"]["enclaves"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .all(|standing| !standing.is_null() && *standing != "apart")
-        });
-        stack
-    }
-
-    fn chain(&self) -> PathBuf {
-        std::fs::read_dir(self.folder.path().join("data")).unwrap().next().unwrap().unwrap().path()
-    }
-
-    fn casemate(&self, stack: &Stack, words: &[&str], operator: bool) -> (Exit, String) {
-        let chain = self.chain();
-        let path = |path: &str| chain.join(path).to_str().unwrap().to_owned();
-        let (root, measurements, key) = (path("nsm/root.pem"), path("nsm/measurements.json"), path("operator.pem"));
-        let url = format!("http://{}", stack.address);
-        let at = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
-        let mut arguments = [&["casemate"], &words[..at], &[url.as_str()], &words[at..]].concat();
-        arguments.extend(["--root", &root, "--measurements", &measurements]);
-        if operator {
-            arguments.extend(["--operator-key", &key]);
-        }
-        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = casemate::run(&arguments, &mut out, &mut err);
-        (exit, String::from_utf8(out).unwrap() + &String::from_utf8(err).unwrap())
-    }
-
-    fn status(&self, stack: &Stack, enclave: u8) -> Value {
-        let (exit, text) = self.casemate(stack, &["status", "--json", "--enclave", &enclave.to_string()], false);
-        assert_eq!(exit, Exit::Accepted, "{text}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    fn standing(&self, stack: &Stack, enclave: u8) -> String {
-        self.status(stack, enclave)["fence"]["standing"].as_str().unwrap().to_owned()
-    }
-
-    fn blobs(&self) -> PathBuf {
-        self.chain().join("blobs/dev")
-    }
-}
-
-fn keys(stack: &Stack) -> Vec<String> {
-    serde_json::from_value(stack.client().get("/api/v1/eth2/publicKeys", &[]).json()).unwrap()
+fn bench() -> Bench {
+    Bench::new(PROGRAM, SLOT_MS, SLOTS_PER_EPOCH)
 }
 
 fn has_etcd() -> bool {
@@ -120,7 +31,7 @@ fn has_etcd() -> bool {
 
 #[test]
 fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "2", "--enclaves", "2"]);
     let keys = keys(&stack);
     let mut client = stack.client();
@@ -168,7 +79,7 @@ fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
 
 #[test]
 fn a_dead_holder_is_followed_once_its_ceilings_have_passed() {
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "1", "--enclaves", "2"]);
     let key = keys(&stack).remove(0);
     let (slot, _) = bench.now();
@@ -209,7 +120,7 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
     if !has_etcd() {
         return;
     }
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "2", "--fence", "etcd"]);
     let all = keys(&stack);
     let (_, epoch) = bench.now();
@@ -262,7 +173,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn the_record_is_made_once_and_anew_only_where_it_was_lost() {
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "1"]);
     let key = keys(&stack).remove(0);
     let (exit, text) = bench.casemate(&stack, &["fence", "init"], true);
@@ -283,7 +194,7 @@ fn the_record_is_made_once_and_anew_only_where_it_was_lost() {
 
 #[test]
 fn solo_signs_nothing_below_what_the_clock_has_allowed_before() {
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "1", "--fence", "solo"]);
     let key = keys(&stack).remove(0);
     let (slot, epoch) = bench.now();
@@ -310,7 +221,7 @@ fn an_etcd_of_the_stack_keeps_the_fence_across_starts() {
     if !has_etcd() {
         return;
     }
-    let bench = Bench::new();
+    let bench = bench();
     let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
     let key = keys(&stack).remove(0);
     let (_, epoch) = bench.now();

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
+use casemate_e2e::vectors::{ZERO_ROOT, gloas_types, interop_public_key};
 use casemate_e2e::{Answer, Stack, blst_signature};
 use casemate_testdata::{files, folder, json};
 use serde_json::{Value, json};
@@ -58,8 +58,6 @@ struct Case {
     body: String,
     expect: Expect,
 }
-
-const ZERO_ROOT: &str = "0x0000000000000000000000000000000000000000000000000000000000000000";
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
@@ -300,63 +298,20 @@ fn blocks_with_proofs_as_nimbus_sends_them() {
     replay(cases, &[]);
 }
 
-/// Gloas types that no recorded client sends yet: the object roots are Lodestar's, the domains the API document's.
 #[test]
 fn gloas_types_by_lodestars_roots() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parent-proxy/tests/gloas-oracle/gloas.json");
-    let secret = casemate_dev::interop::secret_key(0);
     let folder = tempfile::tempdir().unwrap();
     let network = folder.path().join("network.toml");
-    let root4 = casemate_e2e::requests::root(4);
     fs::write(&network, casemate_e2e::requests::NETWORK).unwrap();
     let options = ["--network", network.to_str().unwrap(), "--plain", "--fixed-time-ms", "18446744073709551615"];
     let stack = Stack::start(PROGRAM, &options);
     let mut client = stack.client();
     let path = format!("/api/v1/eth2/sign/{}", interop_public_key());
-    for case in json(&file).as_array().unwrap() {
-        let kind = text(&case["type"]);
-        let (domain_type, version, root) = match kind.as_str() {
-            "EXECUTION_PAYLOAD_BID" | "EXECUTION_PAYLOAD_ENVELOPE" => ("0b000000", "07000001", root4.as_str()),
-            "PAYLOAD_ATTESTATION_MESSAGE" => ("0c000000", "07000001", root4.as_str()),
-            "PROPOSER_PREFERENCES" => ("0d000000", "07000001", root4.as_str()),
-            "BUILDER_REQUEST_AUTH" => ("0b000001", "00000001", ZERO_ROOT),
-            other => panic!("{other}"),
-        };
-        let expected = blst_signature(&secret, &signing_root(&text(&case["root"]), domain_type, version, root));
-        let mut body = json!({ "type": kind, kind.to_lowercase(): { "version": "GLOAS", "data": case["data"] } });
-        if kind != "BUILDER_REQUEST_AUTH" {
-            body["fork_info"] = json!({
-                "fork": { "previous_version": "0x06000001", "current_version": "0x07000001", "epoch": "0" },
-                "genesis_validators_root": root4,
-            });
-        }
+    for (kind, mut body, expected) in gloas_types() {
         assert_eq!(client.post(&path, &body.to_string()).signature(), expected, "{kind}");
         body[kind.to_lowercase()]["version"] = json!("FULU");
         assert_eq!(client.post(&path, &body.to_string()).status, 400, "{kind} before Gloas");
     }
-}
-
-/// `compute_signing_root` and `compute_domain` of the specification, written here a second time with another SHA-256.
-fn signing_root(object_root: &str, domain_type: &str, version: &str, genesis_validators_root: &str) -> String {
-    use sha2::{Digest, Sha256};
-
-    let bytes = |hex: &str| const_hex::decode(hex).unwrap();
-    let mut version = bytes(version);
-    version.resize(32, 0);
-    let fork_data_root = Sha256::new().chain_update(version).chain_update(bytes(genesis_validators_root)).finalize();
-    let root = Sha256::new()
-        .chain_update(bytes(object_root))
-        .chain_update(bytes(domain_type))
-        .chain_update(&fork_data_root[..28])
-        .finalize();
-    const_hex::encode_prefixed(root)
-}
-
-/// The key that every stack of interop keys has first.
-fn interop_public_key() -> String {
-    let secret = casemate_dev::interop::secret_key(0);
-    let key = blst::min_pk::SecretKey::from_bytes(secret.as_slice()).unwrap();
-    const_hex::encode_prefixed(key.sk_to_pk().to_bytes())
 }
 
 fn snake_case(value: &Value) -> Value {

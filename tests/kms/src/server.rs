@@ -60,10 +60,21 @@ impl Tls {
         params.distinguished_name.push(rcgen::DnType::CommonName, "casemate-local-kms");
         let root = params.self_signed(&key)?;
         let issuer = rcgen::Issuer::new(params, key);
+        let leaf = Self::leaf(names, &issuer)?;
+        Ok(Self { root_pem: root.pem(), ..leaf })
+    }
+
+    /// For these host names, under the root that the vault of test images trusts (`vm-root/`). Everybody has its key.
+    pub fn for_images(names: &[String]) -> Result<Self> {
+        let (root, key) = (include_str!("../vm-root/root.pem"), include_str!("../vm-root/root-key.pem"));
+        let issuer = rcgen::Issuer::from_ca_cert_pem(root, rcgen::KeyPair::from_pem(key)?)?;
+        Ok(Self { root_pem: root.to_owned(), ..Self::leaf(names, &issuer)? })
+    }
+
+    fn leaf(names: &[String], issuer: &rcgen::Issuer<'_, rcgen::KeyPair>) -> Result<Self> {
         let leaf_key = rcgen::KeyPair::generate()?;
-        let leaf = rcgen::CertificateParams::new(names.to_vec())?.signed_by(&leaf_key, &issuer)?;
-        let tls = Self::from_pem(&leaf.pem(), &leaf_key.serialize_pem())?;
-        Ok(Self { root_pem: root.pem(), ..tls })
+        let leaf = rcgen::CertificateParams::new(names.to_vec())?.signed_by(&leaf_key, issuer)?;
+        Self::from_pem(&leaf.pem(), &leaf_key.serialize_pem())
     }
 
     /// A certificate that was made before, and its key.

@@ -96,7 +96,20 @@ impl Machine {
 
         let mut machine = Command::new(tools.folder.join("qemu-system-x86_64"));
         machine
-            .args(["-accel", "tcg", "-cpu", "max", "-m", "256M", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"])
+            .args([
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-m",
+                "256M",
+                "-smp",
+                "2",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .args(["-M", &format!("nitro-enclave,vsock=c,id={id}")])
             .arg("-kernel")
             .arg(image)

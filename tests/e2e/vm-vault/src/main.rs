@@ -16,9 +16,8 @@ const ROOT: &[u8] = include_bytes!("../../../kms/vm-root/root.pem");
 
 fn main() -> ExitCode {
     let started = std::io::stdout().as_fd().try_clone_to_owned();
-    let ended = started
-        .map_err(Into::into)
-        .and_then(|socket| program(std::io::stdin().lock(), &UnixStream::from(socket), kms));
+    let ended =
+        started.map_err(Into::into).and_then(|socket| program(std::io::stdin().lock(), &UnixStream::from(socket), kms));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
