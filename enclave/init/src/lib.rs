@@ -16,11 +16,11 @@ pub const HEARTBEAT_PORT: u32 = 9000;
 const HEARTBEAT: u8 = 0xb7;
 
 /// A compartment: who it is, where it lives, what the kernel grants it at most.
-pub struct Compartment {
+pub struct Compartment<'a> {
     /// Its folder, which becomes its root.
-    pub root: &'static str,
+    pub root: &'a str,
     /// Its program, seen from there.
-    pub program: &'static str,
+    pub program: &'a str,
     /// User and group.
     pub user: u32,
     /// Descriptors at once.
@@ -30,14 +30,14 @@ pub struct Compartment {
 }
 
 /// Keys. Threads: the workers (one for each of at most 64 vCPUs), as many again while keys are derived, and a handful.
-pub const VAULT: Compartment =
+pub const VAULT: Compartment<'static> =
     Compartment { root: "/vault", program: "/casemate-vault", user: 1001, descriptors: 16, threads: 160 };
 /// Network. One thread; a descriptor for each connection.
-pub const BROKER: Compartment =
+pub const BROKER: Compartment<'static> =
     Compartment { root: "/broker", program: "/casemate-broker", user: 1002, descriptors: 256, threads: 1 };
 
 /// Becomes a compartment. It comes back only with an error.
-pub fn enter(compartment: &Compartment, arguments: &[&str]) -> Error {
+pub fn enter(compartment: &Compartment<'_>, arguments: &[&str]) -> Error {
     confine(compartment).map_or_else(
         |error| error,
         |()| {
@@ -49,7 +49,7 @@ pub fn enter(compartment: &Compartment, arguments: &[&str]) -> Error {
     )
 }
 
-fn confine(compartment: &Compartment) -> Result<()> {
+fn confine(compartment: &Compartment<'_>) -> Result<()> {
     chroot(compartment.root).with_context(|| format!("making {} the root", compartment.root))?;
     std::env::set_current_dir("/").context("going to the root")?;
     let limits = [

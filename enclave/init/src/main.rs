@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -86,6 +86,15 @@ fn entropy() -> Result<()> {
     if source.trim_end() != ENTROPY {
         bail!("the kernel takes entropy from {:?}, not from {ENTROPY}", source.trim_end());
     }
+    // What the kernel has gathered elsewhere would do too by its own count: the NSM's is in it before any key is made.
+    let mut seed = [0; 64];
+    let device = File::open("/dev/hwrng").context("opening /dev/hwrng")?;
+    (&device).read_exact(&mut seed).context("reading the NSM's entropy")?;
+    if seed == [0; 64] {
+        bail!("the NSM's entropy is all zeros");
+    }
+    let mut pool = File::options().write(true).open("/dev/urandom").context("opening /dev/urandom")?;
+    pool.write_all(&seed).context("giving the NSM's entropy to the kernel")?;
     // Blocks until it is seeded.
     rustix::rand::getrandom(&mut [0; 32], GetRandomFlags::empty()).context("waiting for entropy").map(drop)
 }
@@ -114,7 +123,7 @@ fn lend_nsm() -> Result<()> {
 }
 
 /// Starts this program again, which becomes the compartment.
-fn start(compartment: &Compartment, words: &[&str], stdin: Stdio, stdout: Stdio) -> Result<Child> {
+fn start(compartment: &Compartment<'_>, words: &[&str], stdin: Stdio, stdout: Stdio) -> Result<Child> {
     Command::new("/init")
         .arg("compartment")
         .args(words)

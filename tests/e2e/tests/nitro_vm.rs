@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,8 @@ use casemate_local_kms::server::{Access, Server, Tls};
 use casemate_local_kms::state::State;
 use casemate_nitro_vm::{Images, Machine, Nsm, PORT, Tools, connect};
 use casemate_nsm::Authority;
+use casemate_protocol::refusal::Waiting;
+use casemate_protocol::{Refusal, Reply, Request, RequestFrame, frame};
 use casemate_testdata::{files, folder, json};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -270,7 +273,8 @@ fn qemu(stack: &Stack, number: usize) -> (u32, PathBuf) {
 #[test]
 fn an_enclave_lives_through_duties_attacks_and_a_pulled_plug() {
     let Some((tools, _one)) = tools() else { return };
-    let bench = Bench::new(PROGRAM, SLOT_MS, SLOTS_PER_EPOCH);
+    // A chain so old that every recorded message lies in its past.
+    let bench = Bench::since(PROGRAM, 0, SLOT_MS, SLOTS_PER_EPOCH);
     let stack = bench.start(&["--vm", "--fence", "etcd", "--interop-keys", "4"]);
     let all = keys(&stack);
     assert_eq!(all.len(), 4);
@@ -338,6 +342,20 @@ fn an_enclave_lives_through_duties_attacks_and_a_pulled_plug() {
     assert!(stack.stop().success());
 }
 
+/// What a machine says of itself, without a proxy between.
+fn info(machine: &Machine) -> std::io::Result<Reply> {
+    let mut stream = machine.connect(PORT).map_err(std::io::Error::other)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut bytes = Vec::new();
+    frame::encode_request(&RequestFrame::new(1, Request::Info), &mut bytes);
+    stream.write_all(&bytes)?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut reply = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
+    stream.read_exact(&mut reply)?;
+    Ok(frame::decode_reply(&reply).unwrap().reply)
+}
+
 /// The stack's own services and disk, its own NSM root; only the image is another.
 fn one_byte_of_configuration_more(tools: &Tools, bench: &Bench, stack: &Stack) {
     let chain = bench.chain();
@@ -363,19 +381,22 @@ fn one_byte_of_configuration_more(tools: &Tools, bench: &Bench, stack: &Stack) {
     assert_ne!(ours["PCR0"], theirs["PCR0"]);
 
     let root = Authority::keep_root(&chain.join("nsm")).unwrap();
-    let machine = Machine::boot(tools, &eif, &changed.join("vm"), 7, &Nsm::Signed(&root)).unwrap();
+    let mut machine = Machine::boot(tools, &eif, &changed.join("vm"), 7, &Nsm::Signed(&root)).unwrap();
     // The stack's proxy serves its way out too: the same disk, the same credentials, the same KMS.
     let outward = uds.parent().and_then(Path::parent).unwrap().join("outward.sock");
     std::os::unix::fs::symlink(outward, Machine::outward(&changed.join("vm"))).unwrap();
+    let mut last = None;
+    let begun = Instant::now();
+    while last != Some(Reply::Refused(Refusal::Starting(Waiting::Denied))) {
+        assert!(begun.elapsed() < BOOT, "waited for KMS to deny it; last: {last:?}; {}", machine.told());
+        sleep(Duration::from_millis(50));
+        last = info(&machine).ok();
+    }
+    println!("the image with one byte more: {}", Waiting::Denied);
     let proxy = Proxy::start(&machine.address(), &[]);
-    let told = until("KMS to deny it", BOOT, || {
-        let answer = Client::connect(proxy.address).get("/healthcheck", &[]);
-        (answer.status == 503 && answer.body.contains("KMS denies it")).then_some(answer.body)
-    });
-    println!("the image with one byte more: {told}");
     let answer = Client::connect(proxy.address).sign(&interop_public_key(), &block(1, 1));
     assert_eq!(answer.status, 503, "{}", answer.body);
-    assert_eq!(Client::connect(proxy.address).get("/upcheck", &[]).status, 503);
+    assert_eq!(Client::connect(proxy.address).get("/healthcheck", &[]).status, 503);
 }
 
 /// The chain of most of Lodestar's recorded requests.

@@ -177,6 +177,15 @@ impl Machine {
         String::from_utf8_lossy(&said).into_owned()
     }
 
+    /// What there is to see of a machine that does not do what it should.
+    pub fn told(&mut self) -> String {
+        let read = |name: &str| String::from_utf8_lossy(&fs::read(self.folder.join(name)).unwrap_or_default()).into_owned();
+        let [qemu, vsock, more] = ["qemu-errors.log", "vsock.log", "vsock-errors.log"].map(read);
+        let (console, beats) = (self.console(), self.heartbeats());
+        let ended = self.qemu.try_wait();
+        format!("ended: {ended:?}; heartbeats: {beats}; console: {console}; QEMU: {qemu}; vsock: {vsock}{more}")
+    }
+
     /// QEMU's process.
     pub fn pid(&self) -> u32 {
         self.qemu.id()
