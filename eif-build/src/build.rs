@@ -63,6 +63,12 @@ impl Checkout {
         let folder =
             |variable: &str, name: &str| std::env::var_os(variable).map_or_else(|| home.join(name), PathBuf::from);
         let (cargo_home, rustup_home) = (folder("CARGO_HOME", ".cargo"), folder("RUSTUP_HOME", ".rustup"));
+        // A C compiler's flags come in one line.
+        for folder in [&cargo_home, &self.root, &self.target] {
+            if folder.to_string_lossy().contains(|c: char| c.is_whitespace() || c == '\u{fffd}') {
+                bail!("{} has a blank in its name: the compilers cannot be told of it", folder.display());
+            }
+        }
         let maps = [(&cargo_home, "/cargo"), (&self.target, "/target"), (&self.root, "/casemate")];
         let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Clink-arg=-Wl,--build-id=none".to_owned()];
         let mut c_flags = Vec::new();

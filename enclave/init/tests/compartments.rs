@@ -100,9 +100,12 @@ fn a_compartment_has_a_user_a_root_and_limits_of_its_own_and_nothing_of_its_pare
         };
         let same = [user.to_string(), user.to_string(), user.to_string(), user.to_string()].join(" ");
         assert_eq!((field("Uid:"), field("Gid:"), field("Groups:")), (same.clone(), same, String::new()));
-        assert_eq!((field("NoNewPrivs:"), field("CapEff:"), field("CapPrm:")), ("1".into(), "0".repeat(16), "0".repeat(16)));
-        let link = |name: &str| fs::read_link(format!("/proc/{}/{name}", running.0.id())).unwrap();
-        assert_eq!((link("root"), link("cwd")), (folder.path().to_owned(), folder.path().to_owned()));
+        assert_eq!(
+            (field("NoNewPrivs:"), field("CapEff:"), field("CapPrm:")),
+            ("1".into(), "0".repeat(16), "0".repeat(16))
+        );
+        let target = |name: &str| fs::read_link(format!("/proc/{}/{name}", running.0.id())).unwrap();
+        assert_eq!((target("root"), target("cwd")), (folder.path().to_owned(), folder.path().to_owned()));
         assert_eq!(read("environ"), "", "nothing of the environment");
         let limits = read("limits");
         for (name, limit) in [

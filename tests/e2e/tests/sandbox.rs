@@ -2,10 +2,12 @@
 //! entered the sandbox as the vault and the broker do, and the kernel must kill it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output, Stdio};
 
 use casemate_e2e::Stack;
+use casemate_e2e::stack::eventually;
 use casemate_sandbox::{Allowed, broker, vault};
 
 const PROBE: &str = env!("CARGO_BIN_EXE_casemate-e2e-probe");
@@ -116,6 +118,38 @@ fn every_system_call_that_is_not_on_the_brokers_list_kills_it() {
     // 41 is socket, of one family.
     every_other_call("broker", &broker(), &[41]);
     killed("broker", "call", "41");
+}
+
+/// Somebody who runs as the vault's or the broker's own user, outside of every sandbox, reads nothing of it.
+#[test]
+fn nobody_of_the_same_user_reads_a_compartments_memory() {
+    if !std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t0\t0\t0") {
+        println!("SKIPPED: users can be changed by root alone");
+        return;
+    }
+    const USER: u32 = 1001;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("probe");
+    std::fs::copy(PROBE, &program).unwrap();
+    let denied = |pid: u32| {
+        let script = format!("head -c 1 /proc/{pid}/maps");
+        let out = Command::new("/bin/sh").args(["-c", &script]).uid(USER).gid(USER).current_dir("/").output().unwrap();
+        !out.status.success() && String::from_utf8_lossy(&out.stderr).contains("denied")
+    };
+    let mut open = Command::new("/bin/sleep").arg("20").uid(USER).gid(USER).spawn().unwrap();
+    assert!(!denied(open.id()), "a process without the sandbox can be read, so a refusal means something");
+    for compartment in ["vault", "broker"] {
+        let mut inside = Command::new(&program).args([compartment, "wait"]).uid(USER).gid(USER).spawn().unwrap();
+        eventually("the sandbox to close", || {
+            std::fs::read_to_string(format!("/proc/{}/status", inside.id())).unwrap().contains("Seccomp:\t2")
+        });
+        assert!(denied(inside.id()), "{compartment}");
+        let _ = inside.kill();
+        let _ = inside.wait();
+    }
+    let _ = open.kill();
+    let _ = open.wait();
 }
 
 /// The development stack's own vault and broker, not a probe: filters in force, no new privileges, no core dumps, nobody may

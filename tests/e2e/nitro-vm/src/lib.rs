@@ -179,7 +179,8 @@ impl Machine {
 
     /// What there is to see of a machine that does not do what it should.
     pub fn told(&mut self) -> String {
-        let read = |name: &str| String::from_utf8_lossy(&fs::read(self.folder.join(name)).unwrap_or_default()).into_owned();
+        let read =
+            |name: &str| String::from_utf8_lossy(&fs::read(self.folder.join(name)).unwrap_or_default()).into_owned();
         let [qemu, vsock, more] = ["qemu-errors.log", "vsock.log", "vsock-errors.log"].map(read);
         let (console, beats) = (self.console(), self.heartbeats());
         let ended = self.qemu.try_wait();

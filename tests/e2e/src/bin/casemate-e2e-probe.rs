@@ -47,6 +47,7 @@ fn main() {
                     .unwrap();
             }
         }
+        "wait" => std::thread::sleep(std::time::Duration::from_secs(20)),
         "open" => drop(File::open("/etc/hostname")),
         "read-memory" => drop(File::open(format!("/proc/{argument}/mem"))),
         "socket" => drop(std::net::TcpListener::bind("127.0.0.1:0")),
