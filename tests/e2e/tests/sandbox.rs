@@ -16,6 +16,8 @@ const SIGSYS: i32 = 31;
 const SIGILL: i32 = 4;
 /// System calls that x86-64 has today end before this.
 const CALLS: i64 = 480;
+/// Nobody on this machine.
+const USER: u32 = 1001;
 
 fn probe(compartment: &str, what: &str, argument: &str) -> Output {
     Command::new(PROBE).args([compartment, what, argument]).stdin(Stdio::null()).output().unwrap()
@@ -127,7 +129,6 @@ fn nobody_of_the_same_user_reads_a_compartments_memory() {
         println!("SKIPPED: users can be changed by root alone");
         return;
     }
-    const USER: u32 = 1001;
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("probe");
