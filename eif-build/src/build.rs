@@ -1,6 +1,8 @@
 //! The image: programs, ramdisks, EIF.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,10 +14,11 @@ use sha2::{Digest, Sha256};
 use crate::cpio::{Entry, archive};
 use crate::eif::{self, Kind};
 use crate::kernel::run;
+use crate::pinned::Pinned;
 
-/// What the kernel is told. `reboot=t`: init ends the machine by a restart, which ends the enclave; a kernel that panics does it at
-/// once. The CPU's own random numbers are not trusted to seed the kernel: the NSM's do.
-pub const COMMAND_LINE: &str = "reboot=t panic=-1 console=ttyS0 quiet random.trust_cpu=off";
+/// The EIF's own command line. What matters is built into the kernel (kernel.config): PCRs are over sections joined, so a parent
+/// could move the boundary between kernel and command line, and cut this short, without changing them.
+pub const COMMAND_LINE: &str = "console=ttyS0";
 /// Static and position-independent, from one C library that is pinned.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "image";
@@ -47,7 +50,36 @@ impl Checkout {
         let root = folder.ancestors().find(|folder| folder.join("enclave/init/Cargo.toml").exists());
         let root = root
             .with_context(|| format!("{} lies in no checkout of Casemate; --checkout names one", folder.display()))?;
-        Ok(Self { root: root.to_owned(), target: root.join("target/eif") })
+        // cargo does not know which C library and compiler it has used: others get another folder.
+        let tools = Pinned::read()?.found();
+        let key = const_hex::encode(Sha256::digest(tools.as_bytes()));
+        let target = root.join("target").join(format!("eif-{}", key.get(..8).unwrap_or(&key)));
+        Ok(Self { root: root.to_owned(), target })
+    }
+
+    /// This program has the recipe in it, and compiles the programs of a checkout: both must be of one commit.
+    fn check_recipe(&self) -> Result<()> {
+        for (name, ours) in [("pinned.toml", crate::pinned::TEXT), ("kernel.config", crate::kernel::CONFIG)] {
+            let path = self.root.join("eif-build").join(name);
+            let theirs = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            if theirs != ours {
+                bail!(
+                    "{} is another than this casemate-eif was built with: build it from this checkout",
+                    path.display()
+                );
+            }
+        }
+        for folder in self.root.ancestors() {
+            for name in ["config", "config.toml"] {
+                let path = folder.join(".cargo").join(name);
+                // The user's own file is not read: the image gets a cargo home of its own.
+                let own = std::env::var_os("HOME").is_some_and(|home| folder == Path::new(&home));
+                if path.exists() && !own {
+                    bail!("{} would tell cargo how to build the image; move it away", path.display());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The image's programs.
@@ -62,7 +94,16 @@ impl Checkout {
         let home = std::env::var_os("HOME").map(PathBuf::from).context("HOME is not set")?;
         let folder =
             |variable: &str, name: &str| std::env::var_os(variable).map_or_else(|| home.join(name), PathBuf::from);
-        let (cargo_home, rustup_home) = (folder("CARGO_HOME", ".cargo"), folder("RUSTUP_HOME", ".rustup"));
+        let (real_home, rustup_home) = (folder("CARGO_HOME", ".cargo"), folder("RUSTUP_HOME", ".rustup"));
+        self.check_recipe()?;
+        // A cargo home with nothing in it but the crates: no configuration of whoever builds.
+        let cargo_home = self.target.join("cargo-home");
+        fs::create_dir_all(&cargo_home).with_context(|| format!("making {}", cargo_home.display()))?;
+        let registry = cargo_home.join("registry");
+        let _ = fs::remove_file(&registry);
+        fs::create_dir_all(real_home.join("registry")).context("cargo's registry")?;
+        symlink(real_home.join("registry"), &registry).context("cargo's registry")?;
+        let (cargo, search) = cargo()?;
         // A C compiler's flags come in one line.
         for folder in [&cargo_home, &self.root, &self.target] {
             if folder.to_string_lossy().contains(|c: char| c.is_whitespace() || c == '\u{fffd}') {
@@ -77,7 +118,7 @@ impl Checkout {
             flags.push(format!("--remap-path-prefix={}={to}", from.display()));
             c_flags.push(format!("-ffile-prefix-map={}={to}", from.display()));
         }
-        let mut cargo = Command::new("cargo");
+        let mut cargo = Command::new(cargo);
         cargo
             .current_dir(&self.root)
             .args(["build", "--locked", "--target", TARGET, "--profile", PROFILE, "--message-format", "json"])
@@ -86,15 +127,18 @@ impl Checkout {
             .args(packages.iter().flat_map(|package| ["--package", package]))
             .arg("--bins")
             .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("PATH", search)
             .env("HOME", &home)
             .env("CARGO_HOME", &cargo_home)
             .env("RUSTUP_HOME", &rustup_home)
+            .env("RUSTUP_TOOLCHAIN", toolchain(&self.root)?)
+            // Of the machine's own libraries none.
+            .envs([("AWS_LC_SYS_USE_SYSTEM", "0"), ("AWS_LC_SYS_CMAKE_BUILDER", "0")])
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
             .env("CARGO_INCREMENTAL", "0")
             .env("CFLAGS", c_flags.join(" "))
-            .env("CC", "gcc-12")
-            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", "gcc-12")
+            .env("CC", "/usr/bin/gcc-12")
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", "/usr/bin/gcc-12")
             .envs([("LC_ALL", "C"), ("TZ", "UTC"), ("SOURCE_DATE_EPOCH", "0"), ("ZERO_AR_DATE", "1")]);
         run("compiling the image's programs", STEPS, &mut cargo)?;
         let folder = self.target.join(TARGET).join(PROFILE);
@@ -105,6 +149,25 @@ impl Checkout {
         }
         Ok(out)
     }
+}
+
+/// The first cargo on the search path, and a search path for what it starts: that folder and the system's own.
+fn cargo() -> Result<(PathBuf, OsString)> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("cargo")).find(|cargo| cargo.is_file());
+    let cargo = found.context("there is no cargo on PATH")?;
+    let folder = cargo.parent().context("cargo's folder")?;
+    let search = std::env::join_paths([folder, Path::new("/usr/bin"), Path::new("/bin")])?;
+    Ok((cargo, search))
+}
+
+/// The compiler that rust-toolchain.toml names, whatever rustup was told for this folder.
+fn toolchain(root: &Path) -> Result<String> {
+    let path = root.join("rust-toolchain.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let table: toml::Table = text.parse().with_context(|| format!("in {}", path.display()))?;
+    let channel = table.get("toolchain").and_then(|toolchain| toolchain.get("channel")).and_then(|c| c.as_str());
+    channel.map(str::to_owned).with_context(|| format!("{} names no channel", path.display()))
 }
 
 /// A configuration as it will be measured.
@@ -200,11 +263,14 @@ struct CustomMetadata<'a> {
 /// The first, in PCR1: the software, the same for everybody. The second, in PCR2: whose it is.
 fn ramdisks(programs: Programs, measured: &Measured) -> [Vec<u8>; 2] {
     let software = [
+        // First, so that whoever moves the boundary in front of it loses it, and with it everything.
+        ("init", Entry::File(0o500, programs.init)),
         ("dev", Entry::Folder(0o755)),
         // The kernel opens it for init before anything is mounted.
         ("dev/console", Entry::Device(0o600, 5, 1)),
+        // Where there is no console, programs start without open files, and want this one.
+        ("dev/null", Entry::Device(0o666, 1, 3)),
         ("sys", Entry::Folder(0o555)),
-        ("init", Entry::File(0o500, programs.init)),
         // Each compartment's root is its own folder.
         ("vault", Entry::Folder(0o555)),
         ("vault/dev", Entry::Folder(0o555)),

@@ -37,7 +37,7 @@ enum Command {
     Sign(Sign),
     /// Write the policies that go with an image: for the KMS key, the parent's role, and the fence's table
     Policy(Policy),
-    /// Say which sections of two images differ. Exit code 1 where a PCR does
+    /// Say which sections of two images differ. Exit code 1 where one that is measured does
     Diff {
         /// An image
         a: PathBuf,
@@ -213,8 +213,19 @@ fn measurements(image: &[u8], path: &Path, out: Option<&Path>) -> Result<String>
 
 fn measure(options: &Measure) -> Result<(String, u8)> {
     let bytes = read(&options.image)?;
-    let measured = Measured::of(&bytes).with_context(|| options.image.display().to_string())?;
-    Ok((if options.json { format!("{:#}\n", measured.json(Map::new())) } else { measured.text() }, 0))
+    let told = || options.image.display().to_string();
+    let told_of = |measured: &Measured<'_>| {
+        if options.json { format!("{:#}\n", measured.json(Map::new())) } else { measured.text() }
+    };
+    match Measured::of(&bytes) {
+        Ok(measured) => Ok((told_of(&measured), 0)),
+        Err(error) => {
+            // What it measures is told all the same, where it is an image.
+            let measured = Measured::without_signature(&bytes).with_context(told)?;
+            eprintln!("casemate-eif: {}: {error:#}: an enclave of this image does not start", told());
+            Ok((told_of(&measured), 1))
+        }
+    }
 }
 
 fn sign(options: &Sign) -> Result<(String, u8)> {
@@ -265,6 +276,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Writes a file as a whole or not at all.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let told = || format!("writing {}", path.display());
+    // A device or a pipe must not be replaced by a file.
+    if fs::metadata(path).is_ok_and(|known| !known.is_file()) {
+        return fs::write(path, bytes).with_context(told);
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))

@@ -19,7 +19,7 @@ pub const HEADER_LEN: usize = 548;
 /// Bytes in front of each section.
 pub const SECTION_HEADER_LEN: usize = 12;
 /// Largest image that is read.
-pub const MAX_LEN: usize = 512 * 1024 * 1024;
+pub const MAX_LEN: usize = 2 * 1024 * 1024 * 1024;
 /// What nitro-cli's own builder states as defaults; `nitro-cli run-enclave` is told both anyway.
 const DEFAULT_MEMORY: u64 = 1024 * 1024 * 1024;
 const DEFAULT_CPUS: u64 = 2;

@@ -1,6 +1,6 @@
 //! The enclave's kernel: from Debian's source package, with our configuration, the same bytes everywhere.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,10 +11,13 @@ use sha2::{Digest, Sha256};
 use crate::pinned::{Pinned, Source, installed};
 use crate::progress;
 
-const CONFIG: &str = include_str!("../kernel.config");
+/// The kernel's configuration.
+pub const CONFIG: &str = include_str!("../kernel.config");
 /// Debian packages that building takes.
 const PACKAGES: [&str; 10] =
     ["bc", "binutils", "bison", "dpkg-dev", "flex", "gcc-12", "libelf-dev", "make", "perl-base", "xz-utils"];
+/// Folders that kernels are built in.
+const WORK: &str = "kernel-build-";
 /// Lines that make prints, about: for the bar.
 const STEPS: u64 = 1200;
 
@@ -42,15 +45,28 @@ pub fn kernel(cache: &Path, from: &From<'_>) -> Result<Kernel> {
     missing_packages()?;
     let compiler = ["gcc-12", "binutils"].map(|package| installed(package).unwrap_or_default());
     let Source { package, version, sha256, bzimage } = &pinned.kernel;
-    let key = [CONFIG, package, version, sha256, &compiler.concat()].concat();
+    // This file is the rest of the recipe.
+    let key = [CONFIG, package, version, sha256, &compiler.concat(), include_str!("kernel.rs")].concat();
     let key = const_hex::encode(Sha256::digest(key.as_bytes()));
     let folder = cache.join(format!("kernel-{}", key.get(..16).unwrap_or(&key)));
     let path = folder.join("bzImage");
+    fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
+    // One at a time; whoever waited finds it built.
+    let lock = File::create(cache.join("kernel.lock")).context("the kernel's lock")?;
+    lock.lock().context("waiting for another build of the kernel")?;
     if !folder.join("complete").exists() {
         build(cache, &folder, &pinned.kernel, from)?;
     }
     let image = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let digest = const_hex::encode(Sha256::digest(&image));
+    let pinned_tools = pinned.tools.iter().all(|(name, version)| installed(name).as_ref() == Some(version));
+    if digest != *bzimage && pinned_tools && !bzimage.is_empty() {
+        bail!(
+            "{} has SHA-256 {digest}, though the tools are the pinned ones; {bzimage} is pinned. Remove its folder to have it built \
+             anew; if it is the same then, the kernel is not reproducible here",
+            path.display()
+        );
+    }
     let warning = (digest != *bzimage).then(|| {
         format!(
             "the kernel's SHA-256 is {digest}; {bzimage:?} is pinned: PCR0 and PCR1 are others than everybody else's"
@@ -60,8 +76,13 @@ pub fn kernel(cache: &Path, from: &From<'_>) -> Result<Kernel> {
 }
 
 fn build(cache: &Path, folder: &Path, source: &Source, from: &From<'_>) -> Result<()> {
-    fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
-    let work = tempfile::Builder::new().prefix("kernel-build-").tempdir_in(cache).context("a folder to build in")?;
+    // What an interrupted build has left: nobody else builds now.
+    for entry in fs::read_dir(cache).context("the cache")?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(WORK) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let work = tempfile::Builder::new().prefix(WORK).tempdir_in(cache).context("a folder to build in")?;
     let package = match from {
         From::Apt => fetch(work.path(), source)?,
         From::File(path) => path.to_path_buf(),
@@ -82,12 +103,12 @@ fn build(cache: &Path, folder: &Path, source: &Source, from: &From<'_>) -> Resul
         make.current_dir(&tree)
             .arg(format!("O={}", objects.display()))
             .arg(format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from)))
-            .arg("CC=gcc-12")
-            .arg("HOSTCC=gcc-12")
+            .arg("CC=/usr/bin/gcc-12")
+            .arg("HOSTCC=/usr/bin/gcc-12")
             .arg(target)
             // Nothing of this machine or this moment.
             .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs([("LC_ALL", "C"), ("TZ", "UTC"), ("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")])
             .envs([("KBUILD_BUILD_USER", "casemate"), ("KBUILD_BUILD_HOST", "casemate"), ("KBUILD_BUILD_VERSION", "1")])
             .env("KCONFIG_ALLCONFIG", &config);

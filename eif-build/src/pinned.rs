@@ -53,6 +53,12 @@ impl Pinned {
             .collect()
     }
 
+    /// What is installed of the tools, in one line.
+    pub fn found(&self) -> String {
+        let tools = self.tools.keys().map(|package| format!("{package} {}", installed(package).unwrap_or_default()));
+        tools.collect::<Vec<_>>().join(", ")
+    }
+
     /// Linux's version.
     pub fn linux(&self) -> &str {
         self.kernel.version.split('-').next().unwrap_or(&self.kernel.version)

@@ -1,6 +1,7 @@
 //! What is said about an image: measurements for machines, sections for people, differences between two.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use aws_lc_rs::digest::{SHA384, digest};
@@ -28,6 +29,11 @@ impl<'a> Measured<'a> {
         });
         let signature = signature.transpose().context("the image's signature")?;
         Ok(Self { eif, signature })
+    }
+
+    /// Reads an image and measures it without a look at its signature.
+    pub fn without_signature(bytes: &'a [u8]) -> Result<Self> {
+        Ok(Self { eif: Eif::parse(bytes)?, signature: None })
     }
 
     /// PCRs by name.
@@ -88,10 +94,17 @@ impl<'a> Measured<'a> {
         for section in sections.iter().filter(|s| matches!(s.kind, Kind::CommandLine | Kind::Metadata)) {
             writeln!(out, "\n{}: {}", section.kind.name(), plain(section.content))?;
         }
+        if let Some(more) = sections.iter().find(|s| s.kind == Kind::Kernel).and_then(|s| beyond_kernel(s.content)) {
+            writeln!(out, "\nthe kernel's own header says that it ends {more} bytes before its section does")?;
+        }
         match &self.signature {
+            None if self.eif.signature().is_some() => writeln!(out, "\na signature that nobody can take"),
             None => writeln!(out, "\nnot signed"),
             Some(signature) => match signature.signer() {
                 Ok((subject, until)) => {
+                    if let Err(error) = signature.in_force(SystemTime::now()) {
+                        writeln!(out, "\n{error:#}: an enclave of this image does not start")?;
+                    }
                     writeln!(
                         out,
                         "\nsigned by {}, certificate valid until {until}; the signature verifies",
@@ -109,10 +122,11 @@ pub fn nothing_else() -> Map<String, Value> {
     Map::new()
 }
 
-/// Which sections of two images differ, and what follows for the PCRs. The second value: whether any PCR does.
+/// Which sections of two images differ, and what follows for the PCRs. The second value: whether anything that is measured does.
 pub fn diff(a: &Measured<'_>, b: &Measured<'_>) -> (String, bool) {
     let mut out = String::new();
     let mut same = true;
+    let mut measured_sections = false;
     let kinds = [Kind::Kernel, Kind::CommandLine, Kind::Ramdisk, Kind::Metadata, Kind::Signature];
     for kind in kinds {
         let of = |image: &Measured<'_>| -> Vec<Vec<u8>> {
@@ -132,6 +146,7 @@ pub fn diff(a: &Measured<'_>, b: &Measured<'_>) -> (String, bool) {
                 (None, None) => continue,
             };
             same = false;
+            measured_sections |= kind != Kind::Metadata;
             let _ = writeln!(out, "{name:<13} {told}");
         }
     }
@@ -147,10 +162,24 @@ pub fn diff(a: &Measured<'_>, b: &Measured<'_>) -> (String, bool) {
     }
     if same {
         out.push_str("the same sections\n");
+    } else if !measured && measured_sections {
+        out.push_str("the same PCRs, but cut into sections differently: they are over the sections joined\n");
     } else if !measured {
         out.push_str("the same PCRs: what differs is not measured\n");
     }
-    (out, measured)
+    (out, measured || measured_sections)
+}
+
+/// How many bytes follow behind a bzImage (Linux, Documentation/arch/x86/boot.rst: `setup_sects`, `syssize`); nothing where it
+/// fits, or is none.
+fn beyond_kernel(content: &[u8]) -> Option<u64> {
+    if content.get(0x202..0x206) != Some(b"HdrS") {
+        return None;
+    }
+    let setup = content.get(0x1f1).map(|sectors| if *sectors == 0 { 4 } else { *sectors })?;
+    let paragraphs = u32::from_le_bytes(*content.get(0x1f4..)?.first_chunk()?);
+    let len = (u64::from(setup) + 1) * 512 + u64::from(paragraphs) * 16;
+    u64::try_from(content.len()).ok()?.checked_sub(len).filter(|more| *more > 0)
 }
 
 fn sum(content: &[u8]) -> String {

@@ -4,6 +4,8 @@
 //! signature an untagged COSE_Sign1 (RFC 9052) over `{register_index: 0, register_value: PCR0}`. PCR8 is the certificate's own
 //! measurement, so a key policy on PCR8 trusts whoever holds the key; PCR0 to PCR2 say what runs.
 
+use std::time::SystemTime;
+
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
@@ -114,12 +116,27 @@ impl Signature {
             .context("the signature does not verify under its certificate")
     }
 
+    /// Whether the certificate is valid at this time: the hypervisor looks when an enclave starts.
+    pub fn in_force(&self, now: SystemTime) -> Result<()> {
+        in_force(&self.certificate, now)
+    }
+
     /// The subject and the end of the certificate, for people.
     pub fn signer(&self) -> Result<(String, String)> {
         let certificate = Certificate::from_der(&self.certificate).context("the signer's certificate")?;
         let tbs = certificate.tbs_certificate();
         Ok((tbs.subject().to_string(), tbs.validity().not_after.to_string()))
     }
+}
+
+fn in_force(certificate: &[u8], now: SystemTime) -> Result<()> {
+    let certificate = Certificate::from_der(certificate).context("the signer's certificate")?;
+    let validity = certificate.tbs_certificate().validity();
+    let (from, until) = (validity.not_before.to_system_time(), validity.not_after.to_system_time());
+    if now < from || now > until {
+        bail!("the certificate is valid from {} to {}", validity.not_before, validity.not_after);
+    }
+    Ok(())
 }
 
 /// A certificate from PEM: one, and nothing else in the file.
@@ -137,6 +154,7 @@ pub fn certificate_der(text: &[u8]) -> Result<Vec<u8>> {
 /// A signature section over this PCR0, with a P-384 key (PEM, PKCS #8 or SEC 1) that is the certificate's.
 pub fn sign(pcr0: &Pcr, key: &[u8], certificate: &[u8]) -> Result<Vec<u8>> {
     let der = certificate_der(certificate)?;
+    in_force(&der, SystemTime::now())?;
     let parts = pem::parse_many(key).context("the key is not PEM")?;
     // openssl ecparam puts the curve's parameters in front.
     let key = parts

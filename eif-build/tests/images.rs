@@ -79,6 +79,23 @@ fn one_byte_of_configuration_changes_pcr0_and_pcr2_alone() {
     assert_eq!((told.as_str(), differ), ("the same sections\n", false));
 }
 
+/// PCRs are over sections joined: a boundary that is moved changes none, and is told all the same.
+#[test]
+fn a_boundary_that_is_moved_is_told_though_no_pcr_changes() {
+    let bytes = image_of(CONFIGURATION);
+    let image = Eif::parse(&bytes).unwrap();
+    let mut sections: Vec<(Kind, Vec<u8>)> = image.sections.iter().map(|s| (s.kind, s.content.to_vec())).collect();
+    let moved = sections[1].1.split_off(3);
+    let kept = std::mem::replace(&mut sections[1].1, moved);
+    sections[0].1.extend(kept);
+    let cut: Vec<(Kind, &[u8])> = sections.iter().map(|(kind, content)| (*kind, content.as_slice())).collect();
+    let other = eif::write(&cut);
+    let (a, b) = (report::Measured::of(&bytes).unwrap(), report::Measured::of(&other).unwrap());
+    assert_eq!(a.pcrs(), b.pcrs());
+    let (told, differ) = report::diff(&a, &b);
+    assert!(differ && told.contains("cut into sections differently"), "{told}");
+}
+
 /// The formula, on values that others have published (shared/data/eif).
 #[test]
 fn the_pcr_of_nothing_is_the_known_one() {

@@ -47,6 +47,8 @@ const VAULT_QUEUE: usize = 64;
 const BATCH: u32 = 512;
 /// Connections that may be sending a frame longer than [`MAX_FRAME_LEN`], an operators' command, at once.
 const LONG_FRAMES: usize = 2;
+/// Wait after a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -159,14 +161,24 @@ async fn accept(listener: Listener, connections: Arc<Connections>, requests: Req
     };
     match listener {
         Listener::Unix(listener) => loop {
-            let (stream, _) = listener.accept().await.context("accepting a connection")?;
-            serve(Stream::Unix(stream));
+            match listener.accept().await {
+                Ok((stream, _)) => serve(Stream::Unix(stream)),
+                Err(error) => refused(&error).await,
+            }
         },
         Listener::Vsock(listener) => loop {
-            let (stream, _) = listener.accept().await.context("accepting a connection")?;
-            serve(Stream::Vsock(stream));
+            match listener.accept().await {
+                Ok((stream, _)) => serve(Stream::Vsock(stream)),
+                Err(error) => refused(&error).await,
+            }
         },
     }
+}
+
+/// A connection that is gone before it is taken, or a moment without memory, ends nothing: the others go on.
+async fn refused(error: &std::io::Error) {
+    warn!(%error, "accepting a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 enum Stream {

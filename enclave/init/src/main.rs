@@ -75,6 +75,7 @@ fn run() -> Result<String> {
     // A vault that has died already says why itself; its end is waited for below.
     let _ = vault.stdin.take().context("the vault's pipe")?.write_all(&configuration.encode());
     drop(configuration);
+    rustix::mount::unmount("/dev", UnmountFlags::DETACH).context("unmounting /dev")?;
     rustix::mount::mount_remount("/", MountFlags::RDONLY, "").context("making the root read-only")?;
     wait(&vault, &broker)
 }
@@ -130,6 +131,8 @@ fn start(compartment: &Compartment<'_>, words: &[&str], stdin: Stdio, stdout: St
         .env_clear()
         .stdin(stdin)
         .stdout(stdout)
+        // For its last words; not shared with the other one, and nothing can be read from it.
+        .stderr(File::options().write(true).open("/dev/console").context("opening the console")?)
         .spawn()
         .with_context(|| format!("starting {}", compartment.program))
 }

@@ -1,6 +1,7 @@
 //! From a configuration to a vault that serves: unseal, then put the parts together.
 
 use std::error::Error;
+use std::hint::black_box;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
@@ -185,10 +186,17 @@ pub fn cores() -> NonZeroUsize {
     *CORES.get_or_init(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
 }
 
-/// What libraries do once, at their first use: the random number generator looks for a device of machines that are copied, the C
-/// library sets up signals with the first thread.
+/// What libraries do once, at their first use, and may not do in the sandbox: the random number generator looks for a device of
+/// machines that are copied, the C library sets up signals with the first thread.
 pub fn prepare() -> Result<(), Box<dyn Error>> {
-    std::thread::spawn(|| ()).join().map_err(|_| "no thread can be started")?;
+    // The first time that a thread's heap shrinks, the C library reads how the kernel counts memory (/proc/sys/vm).
+    let shrunk = std::thread::spawn(|| {
+        let mut blocks: Vec<Vec<u8>> = (0..16).map(|_| black_box(vec![1; 60_000])).collect();
+        while let Some(block) = blocks.pop() {
+            drop(black_box(block));
+        }
+    });
+    shrunk.join().map_err(|_| "no thread can be started")?;
     cores();
     let mut byte = [0; 1];
     aws_lc_rs::rand::fill(&mut byte).map_err(|_| "there is no entropy")?;

@@ -39,6 +39,20 @@ fn main() {
             std::thread::sleep(std::time::Duration::from_millis(1));
             drop(near.try_clone().unwrap());
             if words[0] == "vault" {
+                // Heaps of threads that grow and shrink, as an import of many keys has them.
+                for blocks in [1, 3, 8, 20, 400] {
+                    let shrink = move || {
+                        let mut all: Vec<Vec<u8>> =
+                            (0..blocks).map(|_| std::hint::black_box(vec![1; 60_000])).collect();
+                        while let Some(block) = all.pop() {
+                            drop(std::hint::black_box(block));
+                        }
+                    };
+                    let threads: Vec<_> = (0..3).map(|_| std::thread::spawn(shrink)).collect();
+                    for thread in threads {
+                        thread.join().unwrap();
+                    }
+                }
                 std::thread::Builder::new()
                     .name("worker".into())
                     .spawn(|| vec![1; 100_000].len())
