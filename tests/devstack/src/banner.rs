@@ -30,6 +30,8 @@ pub struct Running<'a> {
     /// Nothing with keys in clear.
     pub fence: Option<FenceKind>,
     pub enclaves: u8,
+    /// Whether the enclaves are machines of QEMU.
+    pub vm: bool,
     /// Where keys are sealed.
     pub operator_key: Option<String>,
 }
@@ -79,11 +81,12 @@ pub fn text(running: &Running) -> String {
     }
     let _ = writeln!(
         out,
-        "\nWhat is not the real thing here: there is no enclave, only processes, so the machine's root can read the keys;\n\
+        "\nWhat is not the real thing here: {}, so the machine's root can read the keys;\n\
          {}; the NSM is a program with a root of its own{}; the clock is this machine's;\n\
          {}.\n\
          What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
          Ctrl-C ends it.",
+        if running.vm { "the enclave is a machine that QEMU emulates" } else { "there is no enclave, only processes" },
         match (running.interop, running.operator_key.is_some()) {
             (true, _) => "the interop keys are public knowledge",
             (false, false) => "the keys came from keystores on this disk, and this program keeps them in memory",

@@ -492,6 +492,7 @@ impl Stack {
             mutual_tls: self.options.proxy.iter().any(|o| o.starts_with("--tls-client-ca")),
             fence: self.custody.is_some().then_some(self.options.fence),
             enclaves: self.options.enclaves,
+            vm: self.options.vm,
             operator_key: self.custody.as_ref().map(|custody| custody.operator_key.display().to_string()),
         })
     }
