@@ -39,6 +39,8 @@ pub enum ConfigError {
     UnknownNetwork(String),
     #[error("the fence's endpoint {0:?} is not of the form HOST:PORT")]
     Endpoint(String),
+    #[error("the graffiti has {0} bytes; 1 to 32 are allowed")]
+    Graffiti(usize),
     #[error("the fence's root is no certificate in PEM of at most 4,096 bytes")]
     FenceRoot,
     #[error(transparent)]
@@ -84,6 +86,11 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         proof_of_validation: file.policy.proof_of_validation,
         voluntary_exits: file.policy.voluntary_exits,
         withdrawal_addresses: file.policy.withdrawal_addresses.into_iter().map(|address| address.0).collect(),
+        fee_recipient: file.policy.fee_recipient.map(|address| address.0),
+        graffiti: file.policy.graffiti.as_deref().map(graffiti).transpose()?,
+        block_proofs: file.policy.block_proofs,
+        key_manager_import: file.policy.key_manager_import,
+        key_manager_delete: file.policy.key_manager_delete,
     };
     let fence = file.fence.store()?;
     Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?)
@@ -167,6 +174,7 @@ struct OperatorsTable {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a policy")]
 struct PolicyTable {
     #[serde(default)]
     proof_of_validation: bool,
@@ -174,6 +182,26 @@ struct PolicyTable {
     voluntary_exits: bool,
     #[serde(default)]
     withdrawal_addresses: Vec<Hex<20>>,
+    fee_recipient: Option<Hex<20>>,
+    graffiti: Option<String>,
+    #[serde(default)]
+    block_proofs: bool,
+    #[serde(default)]
+    key_manager_import: bool,
+    #[serde(default)]
+    key_manager_delete: bool,
+}
+
+/// A text of at most 32 bytes, as clients put it into blocks: padded with zeros.
+fn graffiti(text: &str) -> Result<Root, ConfigError> {
+    let mut padded = Root::ZERO;
+    if text.is_empty() || text.len() > padded.0.len() {
+        return Err(ConfigError::Graffiti(text.len()));
+    }
+    for (to, from) in padded.0.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    Ok(padded)
 }
 
 fn network(file: File) -> Result<Network, ConfigError> {
@@ -253,7 +281,7 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let error = || de::Error::custom(format_args!("{text:?} is not 0x and the hex of {N} bytes"));
-        let digits = text.strip_prefix("0x").ok_or_else(error)?;
+        let digits = text.strip_prefix("0x").filter(|digits| !digits.starts_with("0x")).ok_or_else(error)?;
         Ok(Self(Bytes(const_hex::decode_to_array(digits).map_err(|_| error())?)))
     }
 }

@@ -43,10 +43,20 @@ impl<const N: usize> From<[u8; N]> for Bytes<N> {
     }
 }
 
+/// `0x` and the digits; not byte by byte, because every record of the signing log is written down in this way.
+fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut digits = [0; 64];
+    f.write_str("0x")?;
+    bytes.chunks(digits.len() / 2).try_for_each(|bytes| {
+        let digits = digits.get_mut(..bytes.len().saturating_mul(2)).ok_or(fmt::Error)?;
+        const_hex::encode_to_slice(bytes, digits).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(digits).map_err(|_| fmt::Error)?)
+    })
+}
+
 impl<const N: usize> fmt::Display for Bytes<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("0x")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex(&self.0, f)
     }
 }
 
@@ -112,8 +122,7 @@ impl<const MIN: usize, const MAX: usize> AsRef<[u8]> for BoundedBytes<MIN, MAX> 
 
 impl<const MIN: usize, const MAX: usize> fmt::Debug for BoundedBytes<MIN, MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("0x")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex(&self.0, f)
     }
 }
 

@@ -10,7 +10,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::history::Past;
-use crate::{Bytes, ExecutionAddress, PublicKey, Root, Signature};
+use crate::{Bytes, Epoch, ExecutionAddress, PublicKey, Root, Signature};
 
 /// The one version.
 pub const VERSION: u64 = 1;
@@ -102,6 +102,45 @@ pub enum Action {
     HandOver,
     /// Claim the fence at once, without waiting for the holder's ceilings to pass.
     TakeOver,
+    /// Sign voluntary exits, and let validator clients have them signed too.
+    Exit {
+        /// Who leaves.
+        exits: Vec<ExitOrder>,
+        /// No exit of a later epoch is signed for this order.
+        last_epoch: Epoch,
+    },
+    /// Where the fees of keys go: nobody is told another address.
+    FeeRecipient {
+        /// The keys.
+        keys: Vec<PublicKey>,
+        /// Nothing for the one that the configuration names.
+        fee_recipient: Option<ExecutionAddress>,
+    },
+    /// Add to what keys have signed.
+    RaisePasts {
+        /// The keys.
+        keys: Vec<KeyPast>,
+    },
+}
+
+/// A validator that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitOrder {
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Its index on the chain.
+    pub validator_index: u64,
+}
+
+/// A key and what it has signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPast {
+    /// The key.
+    pub public_key: PublicKey,
+    /// The highest that it has signed.
+    pub past: Past,
 }
 
 /// What is to become of the fence's record.
@@ -264,7 +303,9 @@ impl Command {
         match &self.action {
             Action::Import { keys, .. } => keys.len(),
             Action::Generate { count, .. } => usize::try_from(*count).unwrap_or(usize::MAX),
-            Action::Deposit { keys, .. } | Action::Delete { keys } => keys.len(),
+            Action::Deposit { keys, .. } | Action::Delete { keys } | Action::FeeRecipient { keys, .. } => keys.len(),
+            Action::Exit { exits, .. } => exits.len(),
+            Action::RaisePasts { keys } => keys.len(),
             Action::FenceInit { .. } | Action::HandOver | Action::TakeOver => 0,
         }
     }
@@ -367,6 +408,35 @@ pub enum Outcome {
         /// In this generation.
         generation: u64,
     },
+    /// The exits, to be published; validator clients may have them signed too.
+    ExitsSigned {
+        /// One for each.
+        exits: Vec<SignedExit>,
+    },
+    /// Of each key, in order. It is sealed and on the disk.
+    FeeRecipientsSet {
+        /// One for each.
+        keys: Vec<KeyOutcome>,
+    },
+    /// Of each key, in order. It is sealed and on the disk.
+    PastsRaised {
+        /// One for each.
+        keys: Vec<KeyOutcome>,
+    },
+}
+
+/// A `SignedVoluntaryExit` of the consensus specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedExit {
+    /// Key that has signed.
+    pub public_key: PublicKey,
+    /// Earliest epoch of the exit.
+    pub epoch: Epoch,
+    /// Who leaves.
+    pub validator_index: u64,
+    /// In the domain of EIP-7044 from Deneb on.
+    pub signature: Signature,
 }
 
 impl Outcome {
@@ -395,6 +465,14 @@ pub enum KeyOutcome {
     NotFound,
     /// It is said to have signed what lies in the future, or a source above its target: that would silence it.
     ImpossibleHistory,
+    /// It was changed as ordered.
+    Changed,
+    /// Nobody says what it has signed.
+    NoHistory,
+    /// It is no keystore within the limits.
+    Unreadable,
+    /// The password is not its.
+    WrongPassword,
 }
 
 /// A key that the vault has made.
@@ -470,6 +548,13 @@ mod tests {
             Action::FenceInit { record: RecordOrder::New, credentials: None },
             Action::HandOver,
             Action::TakeOver,
+            Action::Exit {
+                exits: vec![ExitOrder { public_key: Bytes([9; 48]), validator_index: u64::MAX }],
+                last_epoch: Epoch(7),
+            },
+            Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: Some(Bytes([1; 20])) },
+            Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: None },
+            Action::RaisePasts { keys: vec![KeyPast { public_key: Bytes([9; 48]), past: Past::default() }] },
         ] {
             let written = command(action).encode().unwrap();
             let bytes = written.as_ref();

@@ -118,6 +118,7 @@ pub struct Operators {
 /// What an enclave allows beyond duties.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a policy")]
 pub struct Policy {
     /// Sign proofs of validation.
     pub proof_of_validation: bool,
@@ -125,6 +126,16 @@ pub struct Policy {
     pub voluntary_exits: bool,
     /// Addresses that deposits may withdraw to.
     pub withdrawal_addresses: Vec<ExecutionAddress>,
+    /// Where fees go, unless operators have ordered another address for a key; nothing where anybody may say.
+    pub fee_recipient: Option<ExecutionAddress>,
+    /// What blocks say, padded with zeros; nothing where anybody may say.
+    pub graffiti: Option<Root>,
+    /// Blocks come with proofs that their bodies have this fee recipient and graffiti.
+    pub block_proofs: bool,
+    /// Take in keystores that the parent has seen.
+    pub key_manager_import: bool,
+    /// Delete keys without operators.
+    pub key_manager_delete: bool,
 }
 
 /// Why a configuration is refused.
@@ -156,6 +167,14 @@ pub enum ConfigurationError {
         "the fence's store: a host, port, region or table is not one, or there are not 1 to {MAX_ENDPOINTS} endpoints"
     )]
     Fence,
+    #[error(
+        "the policy wants proofs of blocks (block_proofs), and names neither fee_recipient nor graffiti to be proved"
+    )]
+    NothingToProve,
+    #[error(
+        "the policy names a graffiti, and does not want proofs of blocks (block_proofs): nothing would hold blocks to it"
+    )]
+    GraffitiWithoutProofs,
     #[error("there are {0} withdrawal addresses; {MAX_ADDRESSES} are allowed at most")]
     TooManyAddresses(usize),
 }
@@ -227,6 +246,13 @@ impl Configuration {
         }
         if !self.fence.is_right() {
             return Err(ConfigurationError::Fence);
+        }
+        let Policy { fee_recipient, graffiti, block_proofs, .. } = &self.policy;
+        if *block_proofs && fee_recipient.is_none() && graffiti.is_none() {
+            return Err(ConfigurationError::NothingToProve);
+        }
+        if graffiti.is_some() && !block_proofs {
+            return Err(ConfigurationError::GraffitiWithoutProofs);
         }
         if self.policy.withdrawal_addresses.len() > MAX_ADDRESSES {
             return Err(ConfigurationError::TooManyAddresses(self.policy.withdrawal_addresses.len()));

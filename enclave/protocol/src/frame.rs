@@ -4,10 +4,13 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
-use crate::command::{Envelope, MAX_SIGNED_LEN, Outcome};
+use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
+use crate::log::LogPage;
+use crate::past::PastsPage;
 use crate::refusal::MalformedFrame;
 use crate::statement::{FenceStanding, MAX_STATEMENT_LEN};
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
@@ -27,6 +30,17 @@ pub const MAX_KEYS_PER_PAGE: u32 = 1000;
 /// Longest platform name or timestamp in a proof of validation, in bytes.
 pub const MAX_PROOF_TEXT_LEN: usize = 128;
 
+/// Most keystores in one request.
+pub const MAX_KEYSTORES: usize = 8;
+/// Longest keystore in a request, in bytes: one of EIP-2335 has about 700.
+pub const MAX_KEYSTORE_LEN: usize = 8192;
+/// Longest password of a keystore, in bytes.
+pub const MAX_PASSWORD_LEN: usize = 1024;
+/// Most proofs that come with a block.
+pub const MAX_PROOFS: usize = 4;
+/// Most nodes of a proof: the deepest index in use has 9.
+pub const MAX_PROOF_NODES: usize = 16;
+
 /// Shortest and longest nonce of a request for an attestation document, in bytes.
 pub const NONCE_LEN: std::ops::RangeInclusive<usize> = MIN_NONCE_LEN..=MAX_NONCE_LEN;
 const MIN_NONCE_LEN: usize = 8;
@@ -40,6 +54,7 @@ pub type Nonce = BoundedBytes<MIN_NONCE_LEN, MAX_NONCE_LEN>;
 /// What the proxy may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are of the largest")]
 pub enum Request {
     /// What is behind this socket.
     Info,
@@ -73,10 +88,67 @@ pub enum Request {
     },
     /// Hand over in order, because the parent is about to end this enclave. Who ends it can ask for that too.
     HandOver,
+    /// One page of what the group's keys have signed, those that were deleted too.
+    Pasts {
+        /// Comes back under the signature, so that the page cannot be an old one.
+        nonce: Nonce,
+        /// Index of the first key.
+        start: u32,
+    },
+    /// What was signed and refused.
+    Log {
+        /// Number of the last record that is known.
+        after: u64,
+        /// Where given, the head comes with a signature over it too.
+        nonce: Option<Nonce>,
+    },
+    /// Take in keystores that the parent has seen: only where the measured policy allows it.
+    ImportKeystores {
+        /// At most [`MAX_KEYSTORES`].
+        keys: Vec<KeystoreToImport>,
+    },
+    /// Delete keys without operators: only where the measured policy allows it.
+    DeleteKeys {
+        /// At most [`MAX_KEYS`].
+        keys: Vec<PublicKey>,
+    },
+}
+
+/// A keystore with its password, and the past of its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeystoreToImport {
+    /// Whose it is, and what that has signed.
+    pub key: ImportedKey,
+    /// EIP-2335, JSON.
+    pub keystore: BoundedBytes<1, MAX_KEYSTORE_LEN>,
+    /// UTF-8, normalised as EIP-2335 says: NFKD, without control characters.
+    pub password: Password,
+}
+
+/// A password: cleared when dropped, never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(transparent)]
+pub struct Password(pub BoundedBytes<0, MAX_PASSWORD_LEN>);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+/// A Merkle branch from a block's body root to one of its fields (Nimbus's `verifying-web3signer`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockProof {
+    /// Generalised index of the field in the body.
+    pub index: u64,
+    /// The nodes beside the way up, 32 bytes each, the lowest first.
+    pub branch: BoundedBytes<0, { MAX_PROOF_NODES * 32 }>,
 }
 
 /// A duty with what the client says about its fork.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignRequest {
     /// Key that signs.
@@ -87,6 +159,8 @@ pub struct SignRequest {
     pub fork_info: Option<ForkInfo>,
     /// The signing root that the client computed, compared with ours.
     pub signing_root: Option<Root>,
+    /// Of a block: what its body has in it. At most [`MAX_PROOFS`].
+    pub proofs: Vec<BlockProof>,
 }
 
 /// What the vault answers.
@@ -122,10 +196,14 @@ pub enum Reply {
         /// A [`crate::Statement`], encoded.
         statement: BoundedBytes<1, MAX_STATEMENT_LEN>,
     },
-    /// To [`Request::Command`].
+    /// To [`Request::Command`], and to what stands for one.
     Command(Outcome),
     /// To [`Request::HandOver`]: whatever was signed is in the state that was left behind.
     HandedOver,
+    /// To [`Request::Pasts`].
+    Pasts(PastsPage),
+    /// To [`Request::Log`].
+    Log(LogPage),
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
@@ -140,6 +218,8 @@ pub struct Info {
     pub keys_without_history: u32,
     /// What it is to the fence: only the holder signs.
     pub standing: FenceStanding,
+    /// Whether the measured policy lets the key manager API delete keys.
+    pub key_manager_delete: bool,
 }
 
 /// The ceilings in force.
@@ -196,7 +276,16 @@ impl ReplyFrame {
 /// Reads the one request in `frame` (without its length).
 pub fn decode_request(frame: &[u8]) -> Result<RequestFrame, FrameError> {
     let decoded = decode(frame, |f: &RequestFrame| f.version)?;
-    length_fits(frame, matches!(decoded.request, Request::Command { .. }))?;
+    let within = match &decoded.request {
+        Request::Sign(request) => request.proofs.len() <= MAX_PROOFS,
+        Request::ImportKeystores { keys } => (1..=MAX_KEYSTORES).contains(&keys.len()),
+        Request::DeleteKeys { keys } => (1..=MAX_KEYS).contains(&keys.len()),
+        _ => true,
+    };
+    if !within {
+        return Err(FrameError(MalformedFrame::Encoding));
+    }
+    length_fits(frame, matches!(decoded.request, Request::Command { .. } | Request::ImportKeystores { .. }))?;
     Ok(decoded)
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::OperatorKey;
 use crate::statement::FenceKind;
-use crate::{Epoch, PublicKey, Root, Slot, Version};
+use crate::{Epoch, ExecutionAddress, PublicKey, Root, Slot, Version};
 
 /// A typed refusal. The order of the variants is part of the wire format: new ones go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -108,7 +108,7 @@ pub enum Refusal {
     WithdrawalNotAllowed(Root),
     #[error("the deposit's amount is {gwei} Gwei; {min} to {max} are allowed for these withdrawal credentials")]
     DepositAmount { gwei: u64, min: u64, max: u64 },
-    #[error("exit refused: the configuration does not allow voluntary exits")]
+    #[error("exit refused: policy does not allow it; operators do with `casemate exit`")]
     ExitNotAllowed,
     #[error(
         "another state, of generation {kept}, is on the parent's disk beside that of this enclave, {ours}; start the enclave anew, so that it \
@@ -124,7 +124,7 @@ pub enum Refusal {
     KeyNotHeld(PublicKey),
     #[error("this enclave holds {held} keys; with {more} more there would be more than {max}")]
     TooManyKeys { held: u64, more: u64, max: u64 },
-    #[error("no key was added or deleted, because the keys could not be sealed: {0}; give the command again, later")]
+    #[error("the command was not carried out, because what it changes could not be sealed: {0}; give it again, later")]
     NotSealed(Waiting),
     #[error("this enclave does not hold the fence: {0}")]
     NotHolder(NotHolder),
@@ -146,6 +146,24 @@ pub enum Refusal {
     FenceUnclear(StoreTrouble),
     #[error("the fence's record was lost: `casemate fence init --record-lost` makes it anew")]
     RecordLost,
+    #[error("the fees go to {asked}; policy wants {allowed} for this key")]
+    FeeRecipientNotAllowed { asked: ExecutionAddress, allowed: ExecutionAddress },
+    #[error("block refused: policy wants a proof of its body at generalised index {index}, and none came with it")]
+    BlockProofMissing { index: u64 },
+    #[error("block refused: its body does not have at generalised index {index} what policy wants there")]
+    BlockProofWrong { index: u64 },
+    #[error("exit refused: operators have allowed it until epoch {last}; it is of epoch {epoch}")]
+    ExitTooLate { epoch: Epoch, last: Epoch },
+    #[error("the history of {0} lies in the future, or has a source above its target; nothing was changed")]
+    ImpossiblePast(PublicKey),
+    #[error(
+        "keystores are not taken from here: this host would see the secret keys. `casemate import` encrypts them to the enclave; what it          writes with --command-out is taken here too. The measured policy key_manager_import allows it all the same"
+    )]
+    KeyManagerImportOff,
+    #[error(
+        "keys are deleted by operators' command (`casemate delete`); the measured policy key_manager_delete allows it from here"
+    )]
+    KeyManagerDeleteOff,
 }
 
 /// Why an enclave does not hold the fence.
@@ -234,6 +252,8 @@ pub enum Kind {
     Unavailable,
     /// Asked too often: 429.
     TooMany,
+    /// The measured policy does not allow it to anybody: 403.
+    Forbidden,
 }
 
 impl Refusal {
@@ -253,7 +273,10 @@ impl Refusal {
             | Self::ForkInfoMissing
             | Self::SigningRootDiffers { .. }
             | Self::TooLong { .. }
+            | Self::BlockProofMissing { .. }
+            | Self::BlockProofWrong { .. }
             | Self::BadText => Kind::BadRequest,
+            Self::KeyManagerImportOff | Self::KeyManagerDeleteOff => Kind::Forbidden,
             Self::UnknownKey | Self::ProofOfValidationOff => Kind::NotFound,
             // Above a ceiling the window allows it, and the fence's store has not: it is slow, or away.
             Self::BlockAboveCeiling { .. }
@@ -283,6 +306,9 @@ impl Refusal {
             | Self::DepositAmount { .. }
             | Self::KeyNotHeld(_)
             | Self::ExitNotAllowed
+            | Self::ExitTooLate { .. }
+            | Self::FeeRecipientNotAllowed { .. }
+            | Self::ImpossiblePast(_)
             | Self::OtherState { .. }
             | Self::TooManyKeys { .. }
             | Self::NoHistory

@@ -36,6 +36,8 @@ pub struct Statement {
     pub fence: Fence,
     /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
     pub boot_nonce: Bytes<32>,
+    /// Ed25519: signs the heads of the log and the pages of pasts. Made anew at every start.
+    pub record_key: Bytes<32>,
     /// The last operators' command of this boot, and what became of it.
     pub last_command: Option<StatedCommand>,
 }
@@ -228,6 +230,7 @@ pub enum StatementError {
 
 impl Statement {
     /// A statement of this version.
+    #[allow(clippy::too_many_arguments, reason = "each is a field")]
     pub fn new(
         product_version: String,
         group: String,
@@ -236,6 +239,7 @@ impl Statement {
         configuration_sha256: Root,
         fence: Fence,
         boot_nonce: Bytes<32>,
+        record_key: Bytes<32>,
     ) -> Self {
         Self {
             version: VERSION,
@@ -246,6 +250,7 @@ impl Statement {
             configuration_sha256,
             fence,
             boot_nonce,
+            record_key,
             last_command: None,
         }
     }

@@ -1,11 +1,15 @@
 //! Frames: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_protocol::command::{GeneratedKey, KeyOutcome, Outcome};
+use casemate_protocol::command::{GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit};
 use casemate_protocol::frame::{
-    self, HighWatermark, Info, MAX_FRAME_LEN, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
+    self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
+    MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
+use casemate_protocol::history::{Past, PastAttestation, PastBlock};
+use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::network::NetworkFields;
+use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage, ToldPast};
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{
@@ -99,15 +103,58 @@ fn fork_info() -> impl Strategy<Value = ForkInfo> {
     )
 }
 
+fn proof() -> impl Strategy<Value = BlockProof> {
+    (any::<u64>(), vec(any::<u8>(), 0..=MAX_PROOF_NODES * 32))
+        .prop_map(|(index, branch)| BlockProof { index, branch: BoundedBytes::new(branch).unwrap() })
+}
+
+fn log_page() -> impl Strategy<Value = LogPage> {
+    (any::<u64>(), vec((duty(), bytes(), option::of(bytes())), 0..4), bytes(), bytes()).prop_map(
+        |(number, records, hash, signature)| {
+            let one = |(duty, public_key, signing_root)| LogRecord {
+                time_ms: number,
+                public_key,
+                message: Message::from(&duty),
+                signing_root,
+                refusal: signing_root.is_none().then_some(Refusal::UnknownKey),
+            };
+            let head =
+                LogHead { boot_nonce: Bytes([1; 32]), generation: number, number, time_ms: number, hash, signature };
+            let records = records.into_iter().map(one).collect();
+            LogPage { first: number, before: hash, records, head, last: number, fresh: Some(signature) }
+        },
+    )
+}
+
+fn pasts_page() -> impl Strategy<Value = PastsPage> {
+    (any::<u32>(), vec((bytes(), any::<bool>()), 0..4), bytes()).prop_map(|(start, keys, signature)| {
+        let one = |(public_key, held)| ToldPast { public_key, held, past: Some(Past::default()) };
+        let page = Pasts { start, total: start, time_ms: None, keys: keys.into_iter().map(one).collect() };
+        PastsPage { page, signature }
+    })
+}
+
 fn request() -> impl Strategy<Value = RequestFrame> {
     let request = prop_oneof![
         Just(Request::Info),
         any::<u32>().prop_map(|start| Request::PublicKeys { start }),
-        (bytes(), duty(), option::of(fork_info()), option::of(bytes())).prop_map(
-            |(public_key, duty, fork_info, signing_root)| {
-                Request::Sign(SignRequest { public_key, duty, fork_info, signing_root })
+        (bytes(), duty(), option::of(fork_info()), option::of(bytes()), vec(proof(), 0..=MAX_PROOFS)).prop_map(
+            |(public_key, duty, fork_info, signing_root, proofs)| {
+                Request::Sign(SignRequest { public_key, duty, fork_info, signing_root, proofs })
             }
         ),
+        (vec(any::<u8>(), frame::NONCE_LEN), any::<u32>())
+            .prop_map(|(nonce, start)| Request::Pasts { nonce: BoundedBytes::new(nonce).unwrap(), start }),
+        any::<u64>().prop_map(|after| Request::Log { after, nonce: BoundedBytes::new(vec![1; 8]) }),
+        vec(bytes(), 1..5).prop_map(|keys| Request::DeleteKeys { keys }),
+        vec((bytes(), vec(any::<u8>(), 1..50), vec(any::<u8>(), 0..50)), 1..4).prop_map(|keys| {
+            let one = |(public_key, keystore, password)| KeystoreToImport {
+                key: ImportedKey { public_key, history: Some(Past::default()) },
+                keystore: BoundedBytes::new(keystore).unwrap(),
+                password: Password(BoundedBytes::new(password).unwrap()),
+            };
+            Request::ImportKeystores { keys: keys.into_iter().map(one).collect() }
+        }),
         Just(Request::HighWatermark),
         Just(Request::HandOver),
         (bytes(), ".{0,40}", ".{0,40}").prop_map(|(public_key, platform, timestamp)| Request::ProofOfValidation {
@@ -150,7 +197,8 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
     ];
     let reply = prop_oneof![
         (any::<u32>(), any::<u32>()).prop_map(|(keys, keys_without_history)| {
-            Reply::Info(Info { network: network(), keys, keys_without_history, standing: FenceStanding::Standby })
+            let standing = FenceStanding::Standby;
+            Reply::Info(Info { network: network(), keys, keys_without_history, standing, key_manager_delete: true })
         }),
         (any::<u32>(), vec(bytes(), 0..20)).prop_map(|(total, keys)| Reply::PublicKeys { total, keys }),
         bytes().prop_map(Reply::Signature),
@@ -159,6 +207,8 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
         (".{0,40}", bytes()).prop_map(|(payload, signature)| Reply::ProofOfValidation { payload, signature }),
         refusal.prop_map(Reply::Refused),
         Just(Reply::HandedOver),
+        log_page().prop_map(Reply::Log),
+        pasts_page().prop_map(Reply::Pasts),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -276,6 +326,79 @@ fn other_encodings_of_the_same_request_are_refused() {
 }
 
 #[test]
+fn lists_of_requests_have_their_limits() {
+    let fits = |request: Request| frame::decode_request(&request_bytes(&RequestFrame::new(1, request))[4..]).is_ok();
+    let sign = |proofs| {
+        let proof = BlockProof { index: 18, branch: BoundedBytes::new(vec![0; MAX_PROOF_NODES * 32]).unwrap() };
+        let (public_key, duty) = (Bytes([7; 48]), Duty::RandaoReveal { epoch: Epoch(3) });
+        fits(Request::Sign(SignRequest {
+            public_key,
+            duty,
+            fork_info: None,
+            signing_root: None,
+            proofs: vec![proof; proofs],
+        }))
+    };
+    assert_eq!([0, MAX_PROOFS, MAX_PROOFS + 1].map(sign), [true, true, false]);
+    let keystore = KeystoreToImport {
+        key: ImportedKey { public_key: Bytes([7; 48]), history: None },
+        keystore: BoundedBytes::new(vec![b' '; MAX_KEYSTORE_LEN]).unwrap(),
+        password: Password(BoundedBytes::new(vec![b' '; 1024]).unwrap()),
+    };
+    // They are longer than other frames may be.
+    let import = |n| fits(Request::ImportKeystores { keys: vec![keystore.clone(); n] });
+    assert_eq!([0, 1, MAX_KEYSTORES, MAX_KEYSTORES + 1].map(import), [false, true, true, false]);
+    let delete = |n| fits(Request::DeleteKeys { keys: vec![Bytes([7; 48]); n] });
+    assert_eq!([0, 1, MAX_KEYS, MAX_KEYS + 1].map(delete), [false, true, true, false]);
+    // The longest pages fit into a frame.
+    let told = |past| ToldPast { public_key: Bytes([7; 48]), held: true, past };
+    let past = Past {
+        block: Some(PastBlock { slot: Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+        attestation: Some(PastAttestation {
+            source: Epoch::MAX,
+            target: Epoch::MAX,
+            signing_root: Some(Bytes([1; 32])),
+        }),
+    };
+    let page = Pasts {
+        start: u32::MAX,
+        total: u32::MAX,
+        time_ms: Some(u64::MAX),
+        keys: vec![told(Some(past)); MAX_PASTS_PER_PAGE],
+    };
+    assert_eq!(Pasts::decode(&page.encode()).as_ref(), Some(&page));
+    let longest = Reply::Pasts(PastsPage { page, signature: Bytes([1; 64]) });
+    let record = LogRecord {
+        time_ms: u64::MAX,
+        public_key: Bytes([7; 48]),
+        message: Message::Attestation { source: Epoch::MAX, target: Epoch::MAX },
+        signing_root: Some(Bytes([1; 32])),
+        refusal: Some(Refusal::OtherNetwork { asked: Bytes([1; 32]), served: Bytes([2; 32]) }),
+    };
+    let most = u64::MAX;
+    let head = LogHead {
+        boot_nonce: Bytes([1; 32]),
+        generation: most,
+        number: most,
+        time_ms: most,
+        hash: Bytes([1; 32]),
+        signature: Bytes([1; 64]),
+    };
+    let records = vec![record; MAX_RECORDS_PER_PAGE];
+    let log = Reply::Log(LogPage {
+        first: most,
+        before: Bytes([1; 32]),
+        records,
+        head,
+        last: most,
+        fresh: Some(Bytes([1; 64])),
+    });
+    for reply in [longest, log] {
+        assert!(frame::decode_reply(&reply_bytes(&ReplyFrame::new(u64::MAX, reply))[4..]).is_ok());
+    }
+}
+
+#[test]
 fn another_version_is_named() {
     let bytes = vec![0xa3, 0x00, 0x02, 0x01, 0x05, 0x02, 0x00];
     assert_eq!(frame::decode_request(&bytes), Err(FrameError(MalformedFrame::Version(2))));
@@ -290,6 +413,7 @@ fn wrong_field_lengths_are_refused() {
             duty: Duty::RandaoReveal { epoch: Epoch(3) },
             fork_info: None,
             signing_root: None,
+            proofs: Vec::new(),
         }),
     );
     let bytes = request_bytes(&frame)[4..].to_vec();
@@ -451,13 +575,36 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Request::ProofOfValidation { public_key, platform: "dappnode".into(), timestamp: "1711338489397".into() },
     ];
     for duty in duties {
-        requests.push(Request::Sign(SignRequest { public_key, duty, fork_info: Some(fork_info), signing_root: None }));
+        requests.push(Request::Sign(SignRequest {
+            public_key,
+            duty,
+            fork_info: Some(fork_info),
+            signing_root: None,
+            proofs: Vec::new(),
+        }));
     }
     let [first, ..] = duties;
-    requests.push(Request::Sign(SignRequest { public_key, duty: first, fork_info: None, signing_root: Some(root(8)) }));
+    requests.push(Request::Sign(SignRequest {
+        public_key,
+        duty: first,
+        fork_info: None,
+        signing_root: Some(root(8)),
+        proofs: vec![BlockProof { index: 801, branch: BoundedBytes::new(vec![0xce; 9 * 32]).unwrap() }],
+    }));
     requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
     requests.push(Request::Command { envelope: BoundedBytes::new(vec![0xcd; 4]).unwrap() });
     requests.push(Request::HandOver);
+    requests.push(Request::Pasts { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 });
+    requests.push(Request::Log { after: 17, nonce: None });
+    requests.push(Request::Log { after: u64::MAX, nonce: BoundedBytes::new(vec![0xcc; 16]) });
+    requests.push(Request::ImportKeystores {
+        keys: vec![KeystoreToImport {
+            key: ImportedKey { public_key, history: None },
+            keystore: BoundedBytes::new(b"{}".to_vec()).unwrap(),
+            password: Password(BoundedBytes::new(b"secret".to_vec()).unwrap()),
+        }],
+    });
+    requests.push(Request::DeleteKeys { keys: vec![public_key] });
     let (e, s) = (Epoch(9), Slot(9));
     let refusals = [
         Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
@@ -519,9 +666,22 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::StoreAway(StoreTrouble::Tls),
         Refusal::RecordLost,
         Refusal::FenceUnclear(StoreTrouble::Away),
+        Refusal::FeeRecipientNotAllowed { asked: Bytes([1; 20]), allowed: Bytes([2; 20]) },
+        Refusal::BlockProofMissing { index: 801 },
+        Refusal::BlockProofWrong { index: 18 },
+        Refusal::ExitTooLate { epoch: e, last: e },
+        Refusal::ImpossiblePast(public_key),
+        Refusal::KeyManagerImportOff,
+        Refusal::KeyManagerDeleteOff,
     ];
     let mut replies = vec![
-        Reply::Info(Info { network: network(), keys: 64, keys_without_history: 0, standing: FenceStanding::Holding }),
+        Reply::Info(Info {
+            network: network(),
+            keys: 64,
+            keys_without_history: 0,
+            standing: FenceStanding::Holding,
+            key_manager_delete: false,
+        }),
         Reply::PublicKeys { total: 1, keys: vec![public_key] },
         Reply::Signature(Bytes([0xbb; 96])),
         Reply::HighWatermark(None),
@@ -539,6 +699,43 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     replies.push(Reply::Command(Outcome::HandedOver));
     replies.push(Reply::Command(Outcome::TookOver { generation: 7 }));
     replies.push(Reply::HandedOver);
+    replies.push(Reply::Command(Outcome::ExitsSigned {
+        exits: vec![SignedExit { public_key, epoch: e, validator_index: 5, signature: Bytes([0xbb; 96]) }],
+    }));
+    replies.push(Reply::Command(Outcome::FeeRecipientsSet { keys: vec![KeyOutcome::Changed, KeyOutcome::NotFound] }));
+    replies.push(Reply::Command(Outcome::PastsRaised { keys: vec![KeyOutcome::Changed] }));
+    replies.push(Reply::Pasts(PastsPage {
+        page: Pasts {
+            start: 0,
+            total: 1,
+            time_ms: Some(1_790_000_000_000),
+            keys: vec![ToldPast { public_key, held: true, past: Some(Past::default()) }],
+        },
+        signature: Bytes([0xdd; 64]),
+    }));
+    let record = LogRecord {
+        time_ms: 1_790_000_000_000,
+        public_key,
+        message: Message::Attestation { source: e, target: e },
+        signing_root: Some(root(7)),
+        refusal: None,
+    };
+    let refused = LogRecord { message: Message::Block { slot: s }, refusal: Some(Refusal::NoHistory), ..record };
+    replies.push(Reply::Log(LogPage {
+        first: 17,
+        before: root(5),
+        records: vec![record, refused],
+        head: LogHead {
+            boot_nonce: root(4),
+            generation: 3,
+            number: 18,
+            time_ms: 1_790_000_000_000,
+            hash: root(6),
+            signature: Bytes([0xdd; 64]),
+        },
+        last: 18,
+        fresh: None,
+    }));
     let requests = requests
         .into_iter()
         .enumerate()

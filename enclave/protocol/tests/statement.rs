@@ -39,6 +39,7 @@ fn statement() -> Statement {
             time_ms: Some(1_790_000_000_000),
         },
         Bytes([4; 32]),
+        Bytes([5; 32]),
     )
 }
 
@@ -56,7 +57,7 @@ fn the_encoding_is_what_it_was() {
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
-    expected.push(0xa9);
+    expected.push(0xaa);
     text(&mut expected, "version");
     expected.push(1);
     text(&mut expected, "product_version");
@@ -121,6 +122,8 @@ fn the_encoding_is_what_it_was() {
     expected.extend([0x1b, 0, 0, 0x01, 0xa0, 0xc4, 0x50, 0x6c, 0]);
     text(&mut expected, "boot_nonce");
     root(&mut expected, 4);
+    text(&mut expected, "record_key");
+    root(&mut expected, 5);
     text(&mut expected, "last_command");
     expected.push(0xf6);
     assert_eq!(const_hex::encode(statement().encode()), const_hex::encode(&expected));

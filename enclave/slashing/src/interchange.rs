@@ -235,6 +235,8 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         let digits = text
             .strip_prefix("0x")
+            // The decoder would pass over another one.
+            .filter(|digits| !digits.starts_with("0x"))
             .ok_or_else(|| de::Error::custom(format_args!("{text:?} does not start with 0x")))?;
         let mut bytes = [0; N];
         const_hex::decode_to_slice(digits, &mut bytes)

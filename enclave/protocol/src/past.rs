@@ -1,0 +1,80 @@
+//! What a group's keys have signed, as the vault tells it: in pages, each signed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cbor::{self, Form};
+use crate::frame::Nonce;
+use crate::history::Past;
+use crate::{Bytes, PublicKey};
+
+/// Most keys in one page: the longest stays below [`crate::frame::MAX_FRAME_LEN`].
+pub const MAX_PASTS_PER_PAGE: usize = 250;
+/// What a page's signature is over, besides the page.
+pub const SIGNATURE_DOMAIN: &[u8] = b"casemate pasts v1\n";
+
+/// One page, signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PastsPage {
+    /// The page.
+    pub page: Pasts,
+    /// Ed25519 by the key that the statement names, over [`Pasts::signed_bytes`].
+    pub signature: Bytes<64>,
+}
+
+/// A part of the keys, in the enclave's order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pasts {
+    /// Index of the first.
+    pub start: u32,
+    /// How many there are in all.
+    pub total: u32,
+    /// By the enclave's clock, in Unix milliseconds; nothing where it does not trust it.
+    pub time_ms: Option<u64>,
+    /// The keys.
+    pub keys: Vec<ToldPast>,
+}
+
+/// A key's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToldPast {
+    /// The key.
+    pub public_key: PublicKey,
+    /// Whether it is held: a deleted key signs no more.
+    pub held: bool,
+    /// The highest that it has signed, with the floors that hold for it; nothing where nobody knows.
+    pub past: Option<Past>,
+}
+
+impl Pasts {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // Writing to memory cannot fail, and a page has nothing that CBOR cannot say.
+        let written = cbor::encode(self, Form::Numbered, &mut bytes);
+        debug_assert!(written);
+        bytes
+    }
+
+    /// Reads exactly one page.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() > crate::frame::MAX_FRAME_LEN {
+            return None;
+        }
+        cbor::decode(bytes, Form::Numbered).filter(|page: &Self| page.keys.len() <= MAX_PASTS_PER_PAGE)
+    }
+
+    /// What a signature over this page is over.
+    pub fn signed_bytes(&self, boot_nonce: &Bytes<32>, nonce: &Nonce) -> Vec<u8> {
+        let mut bytes = SIGNATURE_DOMAIN.to_vec();
+        bytes.extend_from_slice(&boot_nonce.0);
+        let nonce = nonce.as_ref();
+        // At most 64 bytes long.
+        bytes.push(u8::try_from(nonce.len()).unwrap_or(u8::MAX));
+        bytes.extend_from_slice(nonce);
+        bytes.extend_from_slice(&self.encode());
+        bytes
+    }
+}
