@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use casemate_protocol::PublicKey;
 use zeroize::Zeroizing;
@@ -99,8 +99,38 @@ fn find_with(
 /// What an entry holds, or why not.
 pub type Decrypted = Result<Vec<(Secret, PublicKey)>, KeystoreError>;
 
-/// Decrypts all on every core, in order: scrypt takes 0.6 s and 256 MiB for each. `done` is called after each.
-pub fn decrypt_all(entries: &[Entry], done: impl Fn() + Sync) -> Vec<Decrypted> {
+/// Memory that is shared: who needs some waits until there is enough.
+struct Budget {
+    whole: u64,
+    left: Mutex<u64>,
+    returned: Condvar,
+}
+
+impl Budget {
+    /// Runs `work` with that many bytes; fails where there are not so many in all.
+    fn with<T>(&self, needed: u64, work: impl FnOnce() -> T) -> Result<T, KeystoreError> {
+        if needed > self.whole {
+            return Err(KeystoreError::Memory { needed, allowed: self.whole });
+        }
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        while *left < needed {
+            left = self.returned.wait(left).unwrap_or_else(PoisonError::into_inner);
+        }
+        *left = left.saturating_sub(needed);
+        drop(left);
+        let done = work();
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_add(needed);
+        self.returned.notify_all();
+        Ok(done)
+    }
+}
+
+/// Decrypts all on every core, in order: scrypt takes 0.6 s and 256 MiB for each, and all together take no more than `memory` bytes at
+/// a time, if that is given. `done` is called after each.
+pub fn decrypt_all(entries: &[Entry], memory: Option<u64>, done: impl Fn() + Sync) -> Vec<Decrypted> {
+    let whole = memory.unwrap_or(u64::MAX);
+    let budget = Budget { whole, left: Mutex::new(whole), returned: Condvar::new() };
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(entries.len())));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(entries.len());
     std::thread::scope(|scope| {
@@ -109,7 +139,8 @@ pub fn decrypt_all(entries: &[Entry], done: impl Fn() + Sync) -> Vec<Decrypted> 
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(entry) = entries.get(number) else { return };
-                    let decrypted = entry.keystore.decrypt_all(&entry.password);
+                    let work = || entry.keystore.decrypt_all(&entry.password);
+                    let decrypted = budget.with(entry.keystore.kdf.memory(), work).and_then(|decrypted| decrypted);
                     done();
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((number, decrypted));
                 }
@@ -201,4 +232,33 @@ fn read(path: &Path) -> Result<Vec<u8>, FolderError> {
         return Ok(Vec::new());
     }
     fs::read(path).map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[test]
+    fn no_more_memory_is_taken_than_there_is() {
+        let budget = Budget { whole: 100, left: Mutex::new(100), returned: Condvar::new() };
+        let (taken, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let done = budget.with(40, || {
+                        let now = taken.fetch_add(40, Ordering::SeqCst) + 40;
+                        most.fetch_max(now, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        taken.fetch_sub(40, Ordering::SeqCst);
+                    });
+                    assert!(done.is_ok());
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), 80, "two at a time, and no more");
+        let told = budget.with(101, || ()).unwrap_err().to_string();
+        assert_eq!(told, "scrypt takes 101 bytes for this one; 100 are allowed in all");
+    }
 }

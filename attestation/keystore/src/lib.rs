@@ -1,18 +1,26 @@
 //! EIP-2335 keystores: parse, decrypt, and find them with their passwords in the layouts of the clients.
 //!
-//! This is for the operator's machine, where keys are imported from; no enclave room depends on it.
+//! This is for the operator's machine, where keys are imported from. The vault reads keystores with it too, for operators whose
+//! measured policy lets the key manager API bring them (`key_manager_import`), and decrypts them itself: without the feature
+//! `decrypt` this crate only reads.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "decrypt")]
 pub mod folder;
 
 use std::fmt;
 
+#[cfg(feature = "decrypt")]
 use aes::cipher::{KeyIvInit, StreamCipher};
+#[cfg(feature = "decrypt")]
 use base64::Engine;
+#[cfg(feature = "decrypt")]
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::{Bytes, PublicKey};
 use serde::{Deserialize, Deserializer, de};
+#[cfg(feature = "decrypt")]
 use sha2::{Digest, Sha256};
+#[cfg(feature = "decrypt")]
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
@@ -49,6 +57,8 @@ pub enum KeystoreError {
     SecretLen(usize),
     #[error("this keystore holds {0} keys: one is asked for")]
     ManyKeys(usize),
+    #[error("scrypt takes {needed} bytes for this one; {allowed} are allowed in all")]
+    Memory { needed: u64, allowed: u64 },
     #[error("wrong password: the checksum differs")]
     WrongPassword,
     #[error("the decrypted secret is no BLS secret key")]
@@ -61,16 +71,52 @@ pub enum KeystoreError {
 #[derive(Debug)]
 pub struct Keystore {
     public_key: Option<PublicKey>,
-    kdf: Kdf,
-    checksum: [u8; 32],
-    iv: [u8; 16],
-    ciphertext: Vec<u8>,
+    /// How its password becomes a key.
+    pub kdf: Kdf,
+    /// SHA-256 of the key's second half and the ciphertext.
+    pub checksum: [u8; 32],
+    /// Of AES-128 in counter mode, whose key is the first half.
+    pub iv: [u8; 16],
+    /// The secret.
+    pub ciphertext: Vec<u8>,
 }
 
-#[derive(Debug)]
-enum Kdf {
-    Scrypt { params: scrypt::Params, salt: Vec<u8> },
-    Pbkdf2 { rounds: u32, salt: Vec<u8> },
+/// A key derivation function, its parameters within their limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kdf {
+    /// RFC 7914.
+    Scrypt {
+        /// Logarithm of its cost.
+        log_n: u8,
+        /// Block size.
+        r: u32,
+        /// Parallelisation.
+        p: u32,
+        /// Its salt.
+        salt: Vec<u8>,
+    },
+    /// RFC 8018, with HMAC-SHA256.
+    Pbkdf2 {
+        /// How often.
+        rounds: u32,
+        /// Its salt.
+        salt: Vec<u8>,
+    },
+}
+
+impl Kdf {
+    /// Bytes that it takes while it runs.
+    pub fn memory(&self) -> u64 {
+        match self {
+            // RFC 7914, section 6: 128·r bytes, N times.
+            Self::Scrypt { log_n, r, .. } => 1_u64
+                .checked_shl(u32::from(*log_n))
+                .unwrap_or(u64::MAX)
+                .saturating_mul(u64::from(*r))
+                .saturating_mul(128),
+            Self::Pbkdf2 { .. } => 0,
+        }
+    }
 }
 
 impl Keystore {
@@ -102,6 +148,7 @@ impl Keystore {
     }
 
     /// Decrypts the one secret key; its public key must be the stated one. The KDF takes its time.
+    #[cfg(feature = "decrypt")]
     pub fn decrypt(&self, password: &str) -> Result<(Secret, PublicKey), KeystoreError> {
         let mut all = self.decrypt_all(password)?;
         match all.len() {
@@ -111,6 +158,7 @@ impl Keystore {
     }
 
     /// Decrypts all secret keys: Prysm keeps all accounts of a wallet in one file. The KDF takes its time.
+    #[cfg(feature = "decrypt")]
     pub fn decrypt_all(&self, password: &str) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
         let derived = self.kdf.derive(&normalized(password))?;
         let (cipher_key, checksum_key) = derived.split_at(16);
@@ -131,12 +179,14 @@ impl Keystore {
     }
 }
 
+#[cfg(feature = "decrypt")]
 fn key(secret: Secret) -> Result<(Secret, PublicKey), KeystoreError> {
     let key = blst::min_pk::SecretKey::from_bytes(secret.as_slice()).map_err(|_| KeystoreError::InvalidSecret)?;
     Ok((secret, Bytes(key.sk_to_pk().to_bytes())))
 }
 
 /// The accounts of a Prysm wallet (`all-accounts.keystore.json`): JSON of two lists in base64, in the same order.
+#[cfg(feature = "decrypt")]
 fn accounts(clear: &[u8]) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
     #[derive(Deserialize)]
     struct Accounts {
@@ -165,16 +215,21 @@ fn accounts(clear: &[u8]) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
 }
 
 /// NFKD, then without control characters (EIP-2335, «Password requirements»).
+#[cfg(feature = "decrypt")]
 fn normalized(password: &str) -> Zeroizing<String> {
     Zeroizing::new(password.nfkd().filter(|c| !c.is_control()).collect())
 }
 
+#[cfg(feature = "decrypt")]
 impl Kdf {
     fn derive(&self, password: &str) -> Result<Zeroizing<[u8; 32]>, KeystoreError> {
         let mut key = Zeroizing::new([0; 32]);
         match self {
-            Self::Scrypt { params, salt } => scrypt::scrypt(password.as_bytes(), salt, params, key.as_mut_slice())
-                .map_err(|_| KeystoreError::DerivedKeyLen(32))?,
+            Self::Scrypt { log_n, r, p, salt } => {
+                let params = scrypt::Params::new(*log_n, *r, *p).map_err(|_| KeystoreError::DerivedKeyLen(32))?;
+                scrypt::scrypt(password.as_bytes(), salt, &params, key.as_mut_slice())
+                    .map_err(|_| KeystoreError::DerivedKeyLen(32))?;
+            }
             Self::Pbkdf2 { rounds, salt } => {
                 pbkdf2::pbkdf2_hmac::<Sha256>(password.as_bytes(), salt, *rounds, key.as_mut_slice());
             }
@@ -262,8 +317,12 @@ impl KdfModule {
                 let Some(log_n) = u8::try_from(n.trailing_zeros()).ok().filter(|_| allowed) else {
                     return Err(error);
                 };
-                let params = scrypt::Params::new(log_n, r, p).map_err(|_| error)?;
-                Ok(Kdf::Scrypt { params, salt: salt.0 })
+                // RFC 7914, section 2: N < 2^(128·r/8), and p at most (2^32 - 1)·32 / (128·r).
+                let right = r > 0
+                    && p > 0
+                    && u32::from(log_n) < r.saturating_mul(16)
+                    && r.checked_mul(p).is_some_and(|rp| rp < 1 << 30);
+                if right { Ok(Kdf::Scrypt { log_n, r, p, salt: salt.0 }) } else { Err(error) }
             }
             Self::Pbkdf2 { c, prf: Prf::HmacSha256, salt, .. } => {
                 if c == 0 || c > MAX_PBKDF2_ROUNDS {

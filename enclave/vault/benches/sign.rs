@@ -56,6 +56,7 @@ fn request(public_key: PublicKey, target: u64, head: u64) -> SignRequest {
         }),
         fork_info: Some(ForkInfo { genesis_validators_root: GENESIS, ..ForkInfo::default() }),
         signing_root: None,
+        proofs: Vec::new(),
     }
 }
 
@@ -111,7 +112,7 @@ fn benches(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("parts");
     let asked = request(keys[0], 1, 1);
-    let bytes = frame_of(asked);
+    let bytes = frame_of(asked.clone());
     group.bench_function("decode a request", |b| b.iter(|| frame::decode_request(black_box(&bytes)).unwrap()));
     let network = network();
     group.bench_function("signing root of an attestation", |b| {

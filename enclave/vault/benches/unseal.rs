@@ -1,4 +1,4 @@
-//! 10,000 sealed keys: opened and ready to sign, beside the derivation of their public keys alone, on as many threads.
+//! 10,000 and 100,000 sealed keys: opened and ready to sign, beside the derivation of their public keys alone, on as many threads.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::hint::black_box;
@@ -10,7 +10,6 @@ use casemate_vault::bls::SecretKey;
 use casemate_vault::seal::{self, Contents, Place, SealedKey, SecretBytes};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-const KEYS: u64 = 10_000;
 const DATA_KEY: [u8; 32] = [7; 32];
 
 fn secret(n: u64) -> [u8; 32] {
@@ -20,27 +19,38 @@ fn secret(n: u64) -> [u8; 32] {
 }
 
 fn unseal(c: &mut Criterion) {
+    for keys in [10_000, 100_000] {
+        unseal_so_many(c, keys);
+    }
+}
+
+fn unseal_so_many(c: &mut Criterion, count: u64) {
     let place = Place { key_arn: "arn".into(), group: "main".into(), network: Bytes([5; 32]) };
-    let keys = (0..KEYS).map(|n| {
+    let keys = (0..count).map(|n| {
         let public_key = SecretKey::from_be_bytes(&mut secret(n)).unwrap().public_key();
-        SealedKey { public_key, secret: Some(SecretBytes(secret(n))), history: History::Known(Watermarks::NONE) }
+        SealedKey {
+            public_key,
+            secret: Some(SecretBytes(secret(n))),
+            history: History::Known(Watermarks::NONE),
+            fee_recipient: None,
+        }
     });
     let blob =
         seal::seal(&Contents { keys: keys.collect(), ..Contents::default() }, &DATA_KEY, vec![1; 184], &place, 1)
             .unwrap();
-    println!("{KEYS} keys in a blob of {} bytes", blob.len());
+    println!("{count} keys in a blob of {} bytes", blob.len());
 
-    let mut group = c.benchmark_group("10000-keys");
+    let mut group = c.benchmark_group(format!("{count}-keys"));
     group.sample_size(10);
     group.bench_function("opened-and-ready", |b| {
         b.iter(|| {
             let contents = seal::open(black_box(&blob), &DATA_KEY, &place, 1).unwrap();
             let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
-            assert_eq!(keys.len(), usize::try_from(KEYS).unwrap());
+            assert_eq!(keys.len(), usize::try_from(count).unwrap());
             keys
         });
     });
-    let secrets: Vec<_> = (0..KEYS).map(secret).collect();
+    let secrets: Vec<_> = (0..count).map(secret).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     group.bench_function("public-keys-alone-by-blst", |b| {
         b.iter(|| {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::EncryptedSecrets;
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork};
@@ -34,6 +35,8 @@ pub struct Attestor {
     nsm: Arc<dyn Nsm>,
     /// Opens what operators encrypt to this enclave. Made anew at every start, never stored.
     hpke: HpkeKey,
+    /// Signs the log and what is told of the keys' pasts. Made anew at every start, never stored.
+    record_key: Ed25519KeyPair,
     identity: Identity,
     network: StatedNetwork,
     boot_nonce: Bytes<32>,
@@ -63,16 +66,17 @@ impl Attestor {
         nsm.random(&mut boot_nonce.0)?;
         let network = StatedNetwork::from(network);
         let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
+        let record_key = Ed25519KeyPair::generate().map_err(|_| NsmError::Unexpected)?;
         let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
         let (stated, making) = (RwLock::default(), Mutex::new(()));
-        let attestor = Self { nsm, hpke, identity, network, boot_nonce, stated, bucket, making };
+        let attestor = Self { nsm, hpke, record_key, identity, network, boot_nonce, stated, bucket, making };
         attestor.state(keys);
         Ok(attestor)
     }
 
     /// From now on the statement names these keys.
     pub(crate) fn state(&self, keys: &Keys) {
-        let mut signing = keys.signing().to_vec();
+        let mut signing = keys.signing().collect::<Vec<_>>();
         signing.sort_unstable();
         let count = u64::try_from(signing.len()).unwrap_or(u64::MAX);
         let keys = StatedKeys { count, root: ssz::list_of_keys(&signing) };
@@ -98,6 +102,7 @@ impl Attestor {
             self.identity.configuration_sha256,
             fence,
             self.boot_nonce,
+            self.record_key(),
         )
         .after(last_command)
         .encode()
@@ -111,6 +116,17 @@ impl Attestor {
     /// Two starts never share it.
     pub(crate) fn boot_nonce(&self) -> Bytes<32> {
         self.boot_nonce
+    }
+
+    fn record_key(&self) -> Bytes<32> {
+        // An Ed25519 public key has 32 bytes, always.
+        self.record_key.public_key().as_ref().try_into().map_or(Bytes::ZERO, Bytes)
+    }
+
+    /// A signature by the key that the statement names.
+    pub(crate) fn sign_record(&self, bytes: &[u8]) -> Bytes<64> {
+        // An Ed25519 signature has 64 bytes, always.
+        self.record_key.sign(bytes).as_ref().try_into().map_or(Bytes::ZERO, Bytes)
     }
 
     /// What operators have encrypted to the key in the documents of this start.

@@ -26,8 +26,7 @@ use crate::seal::{Contents, Place};
 use crate::server::Link;
 use crate::store::{self, DynamodbAt, Store};
 use crate::{
-    Attestor, Clock, Deposits, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, Policy,
-    TrustedClock, Vault,
+    Attestor, Clock, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, TrustedClock, Vault,
 };
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
@@ -132,12 +131,10 @@ impl Unsealed {
         let Configuration { group, network, operators, policy, sha256, .. } = self.configuration;
         let identity = Identity { group, configuration_sha256: sha256 };
         let attestor = Attestor::new(Arc::clone(&self.nsm), identity, &network, &keys)?;
-        let (proof_of_validation, voluntary_exits) = (policy.proof_of_validation, policy.voluntary_exits);
-        let addresses = policy.withdrawal_addresses;
+        let addresses = policy.withdrawal_addresses.clone();
         let nsm = Arc::clone(&self.nsm);
-        let office = Office::new(self.custody, self.nsm, operators, addresses.clone(), self.loaded);
-        let policy = Policy { proof_of_validation, voluntary_exits, deposits: Deposits::To(addresses) };
-        let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), journal);
+        let office = Office::new(self.custody, self.nsm, operators, addresses, self.loaded);
+        let vault = Vault::new(network, keys, Limits::NONE, policy.into(), Box::new(Arc::clone(&clock)), journal);
         Ok(vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office).timed_by(nsm))
     }
 }

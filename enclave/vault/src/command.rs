@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, Envelope, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO, ImportedKey, KeyOutcome,
-    MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand, StoreCredentials, max_deposit, withdrawal_address,
+    Action, Command, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO, ImportedKey,
+    KeyOutcome, KeyPast, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand, SignedExit, StoreCredentials,
+    max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
+use casemate_protocol::frame::KeystoreToImport;
+use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::{NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{CommandResult, StatedCommand};
-use casemate_protocol::{Duty, ExecutionAddress, Network, PublicKey, Refusal, Root, Slot};
+use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, History, Watermarks};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -24,11 +27,15 @@ use crate::bls::{HashedMessage, SecretKey};
 use crate::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
 use crate::fence::{Done, Errand, Fencing, latest, latest_held};
 use crate::keys::Key;
+use crate::log::SigningLog;
+use crate::policy::Exits;
 use crate::seal::Contents;
-use crate::{Clock, Journal, Keys, Nsm, signing_root};
+use crate::{Clock, Journal, Keys, Nsm, keystore, signing_root};
 
 /// Most keys of a group: their sealed state stays far below the longest blob.
 pub const MAX_GROUP_KEYS: usize = 100_000;
+/// With those that were deleted: at some 220 bytes each, their sealed state still fits into the longest blob.
+pub const MAX_KNOWN_KEYS: usize = 200_000;
 /// Who may change the keys, and where changes are kept.
 pub struct Office {
     custody: Custody,
@@ -68,6 +75,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) keys: &'a RwLock<Arc<Keys>>,
     pub(crate) fencing: &'a Fencing,
     pub(crate) clock: &'a dyn Clock,
+    pub(crate) exits: &'a Exits,
+    pub(crate) log: &'a SigningLog,
     /// By trusted time.
     pub(crate) now: Slot,
 }
@@ -304,11 +313,115 @@ impl Office {
                 };
                 Ok(Outcome::Deposited { keys: keys.iter().map(sign).collect::<Result<_, _>>()? })
             }
-            Action::Delete { keys } => self.delete(desk, book, &keys),
+            Action::Delete { keys } => {
+                let before = desk.keys();
+                let deleted = self.delete(desk, book, &keys)?;
+                // Given again because it was not known what had become of it: what was deleted before is as deleted as the rest.
+                let again = |(key, outcome): (&PublicKey, KeyOutcome)| match outcome {
+                    KeyOutcome::NotFound if before.past(key).is_some() => KeyOutcome::Deleted,
+                    other => other,
+                };
+                match deleted {
+                    Outcome::Deleted { keys: outcomes } => {
+                        Ok(Outcome::Deleted { keys: keys.iter().zip(outcomes).map(again).collect() })
+                    }
+                    other => Ok(other),
+                }
+            }
             Action::FenceInit { record, credentials } => self.fence_init(desk, book, record, credentials.as_ref()),
             Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
             Action::TakeOver => self.take_over(desk, book),
+            Action::Exit { exits, last_epoch } => exit(desk, &exits, last_epoch),
+            Action::FeeRecipient { keys, fee_recipient } => self.fee_recipient(desk, book, &keys, fee_recipient),
+            Action::RaisePasts { keys } => self.raise_pasts(desk, book, &keys),
         }
+    }
+
+    fn fee_recipient(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        public_keys: &[PublicKey],
+        fee_recipient: Option<ExecutionAddress>,
+    ) -> Result<Outcome, Refusal> {
+        let before = desk.keys();
+        let changed = before.with_fee_recipient(public_keys, fee_recipient).map_err(|_| Refusal::MalformedCommand)?;
+        let changed = Arc::new(changed);
+        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
+        desk.publish(&changed);
+        desk.enforce(sealed, generation)?;
+        let outcome = |key| if before.find(key).is_some() { KeyOutcome::Changed } else { KeyOutcome::NotFound };
+        Ok(Outcome::FeeRecipientsSet { keys: public_keys.iter().map(outcome).collect() })
+    }
+
+    /// Adds to what keys have signed, of deleted ones too. Nothing where one of them cannot be true.
+    fn raise_pasts(&self, desk: &Desk<'_>, book: &mut Book, keys: &[KeyPast]) -> Result<Outcome, Refusal> {
+        desk.fencing.held()?;
+        if let Some(wrong) = keys.iter().find(|key| !is_possible(key.past.into(), desk)) {
+            return Err(Refusal::ImpossiblePast(wrong.public_key));
+        }
+        let before = desk.keys();
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for KeyPast { public_key, past } in keys {
+            let Some(key) = before.past(public_key) else {
+                outcomes.push(KeyOutcome::NotFound);
+                continue;
+            };
+            if before.find(public_key).is_some() {
+                raise(desk, public_key, key, (*past).into())?;
+            } else {
+                // Of a deleted key the journal need not know.
+                let mut history = key.lock();
+                *history = history.with((*past).into());
+            }
+            outcomes.push(KeyOutcome::Changed);
+        }
+        let changed = Arc::new(before.again().map_err(|_| Refusal::MalformedCommand)?);
+        // What was raised stays raised whatever comes of this; it is on the disk before it is answered.
+        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
+        desk.publish(&changed);
+        desk.enforce(sealed, generation)?;
+        Ok(Outcome::PastsRaised { keys: outcomes })
+    }
+
+    /// What the key manager API brings, where the measured policy allows it: the parent has seen these keys.
+    pub(crate) fn import_keystores(&self, desk: &Desk<'_>, keystores: &[KeystoreToImport]) -> Result<Outcome, Refusal> {
+        desk.fencing.held()?;
+        let held = desk.keys();
+        let mut outcomes = vec![KeyOutcome::Unreadable; keystores.len()];
+        let (mut keys, mut places) = (Vec::new(), Vec::new());
+        let mut secrets = Zeroizing::new(Vec::with_capacity(keystores.len().saturating_mul(SECRET_LEN)));
+        for (place, (one, outcome)) in keystores.iter().zip(&mut outcomes).enumerate() {
+            let known = held.past(&one.key.public_key).is_some_and(|key| key.history() != History::Missing);
+            if one.key.history.is_none() && !known {
+                *outcome = KeyOutcome::NoHistory;
+                continue;
+            }
+            match keystore::decrypted(one) {
+                Ok(secret) => {
+                    secrets.extend_from_slice(secret.as_slice());
+                    keys.push(one.key);
+                    places.push(place);
+                }
+                Err(why) => *outcome = why,
+            }
+        }
+        // Decrypting takes its time: commands are held up only by what follows.
+        let mut book = self.book()?;
+        if let Outcome::Imported { keys: imported } = self.import(desk, &mut book, &keys, &secrets)? {
+            for (place, imported) in places.into_iter().zip(imported) {
+                if let Some(outcome) = outcomes.get_mut(place) {
+                    *outcome = imported;
+                }
+            }
+        }
+        Ok(Outcome::Imported { keys: outcomes })
+    }
+
+    /// What the key manager API deletes, where the measured policy allows it.
+    pub(crate) fn delete_keys(&self, desk: &Desk<'_>, keys: &[PublicKey]) -> Result<Outcome, Refusal> {
+        let mut book = self.book()?;
+        self.delete(desk, &mut book, keys)
     }
 
     /// The command, if it is one of enough operators for this boot of this enclave, and its digest.
@@ -356,6 +469,9 @@ impl Office {
             opened.chunks_exact(SECRET_LEN).filter_map(|s| s.try_into().ok()).collect();
         if secrets.len() != keys.len() {
             return Err(Refusal::SecretsNotOpened);
+        }
+        if secrets.is_empty() {
+            return Ok(Outcome::Imported { keys: Vec::new() });
         }
         let derived = derive(&secrets);
         let held = desk.keys();
@@ -462,9 +578,13 @@ impl Office {
     ) -> Result<(), Refusal> {
         let before = desk.keys();
         let (held, more) = (before.len(), added.len());
-        if held.saturating_add(more) > MAX_GROUP_KEYS {
+        // Deleted ones are remembered, and sealed with the others.
+        let known = before.known().saturating_add(more);
+        if held.saturating_add(more) > MAX_GROUP_KEYS || known > MAX_KNOWN_KEYS {
+            let (held, max) =
+                if known > MAX_KNOWN_KEYS { (before.known(), MAX_KNOWN_KEYS) } else { (held, MAX_GROUP_KEYS) };
             let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(MAX_GROUP_KEYS) });
+            return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(max) });
         }
         // What the vault remembers of a deleted key, and what the journal remembers of any.
         let (_, floors) = desk.fencing.held()?;
@@ -482,9 +602,9 @@ impl Office {
         }
         let changed = Arc::new(before.with(added).map_err(|_| Refusal::MalformedCommand)?);
         let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
-        desk.enforce(sealed, generation)?;
+        // What is sealed is in force, also where the fence has not confirmed that older states are refused.
         desk.publish(&changed);
-        Ok(())
+        desk.enforce(sealed, generation)
     }
 
     fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
@@ -537,6 +657,13 @@ impl Desk<'_> {
         current(self.keys)
     }
 
+    /// Writes into the signing log that this was signed.
+    fn log(&self, public_key: PublicKey, duty: &Duty, root: Root) {
+        let time_ms = self.clock.unix_ms().unwrap_or_default();
+        let (message, signing_root) = (Message::from(duty), Some(root));
+        self.log.push(LogRecord { time_ms, public_key, message, signing_root, refusal: None });
+    }
+
     /// Has every older state refused, before the change is answered.
     fn enforce(&self, sealed: u64, generation: u64) -> Result<(), Refusal> {
         if !self.fencing.has_record() {
@@ -576,7 +703,39 @@ fn deposit(
     let genesis_fork_version = desk.network.genesis_version();
     let duty = Duty::Deposit { public_key, withdrawal_credentials, amount, genesis_fork_version };
     let root = signing_root::compute(&duty, None, desk.network)?;
+    desk.log(public_key, &duty, root);
     Ok(GeneratedKey { public_key, deposit_signature: secret.sign(&HashedMessage::new(&root.0)) })
+}
+
+/// Signs exits at the current epoch, and lets clients have such exits signed until the last one.
+fn exit(desk: &Desk<'_>, orders: &[ExitOrder], last_epoch: Epoch) -> Result<Outcome, Refusal> {
+    desk.fencing.held()?;
+    let network = desk.network;
+    let epoch = network.epoch_of(desk.now);
+    if epoch > last_epoch {
+        return Err(Refusal::ExitTooLate { epoch, last: last_epoch });
+    }
+    // By the network's own fork table: EIP-7044 pins the version from Deneb on, before that it is the epoch's.
+    let version = network.version_of(network.fork_at(epoch)).unwrap_or_default();
+    let fork_info = ForkInfo {
+        previous_version: version,
+        current_version: version,
+        epoch: Epoch(0),
+        genesis_validators_root: network.genesis_validators_root(),
+    };
+    let held = desk.keys();
+    let one = |order: &ExitOrder| {
+        let ExitOrder { public_key, validator_index } = *order;
+        let (_, secret) = held.find(&public_key).ok_or(Refusal::KeyNotHeld(public_key))?;
+        let duty = Duty::VoluntaryExit { epoch, validator_index };
+        let root = signing_root::compute(&duty, Some(&fork_info), network)?;
+        let signature = secret.sign(&HashedMessage::new(&root.0));
+        desk.log(public_key, &duty, root);
+        Ok(SignedExit { public_key, epoch, validator_index, signature })
+    };
+    let exits = orders.iter().map(one).collect::<Result<_, Refusal>>()?;
+    desk.exits.allow(orders, last_epoch);
+    Ok(Outcome::ExitsSigned { exits })
 }
 
 /// Whether a key may have signed that by now. What lies in the future would silence it until then: a slip, or an attack.

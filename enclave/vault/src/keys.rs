@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use casemate_protocol::PublicKey;
+use casemate_protocol::past::ToldPast;
+use casemate_protocol::{ExecutionAddress, PublicKey};
 use casemate_slashing::{History, Watermarks};
 
 use crate::bls::SecretKey;
@@ -16,6 +17,8 @@ pub(crate) struct Key {
     /// Nothing where it was deleted: its past is remembered, in case that it comes back.
     secret: Option<SecretKey>,
     history: Arc<Mutex<History>>,
+    /// Where operators have ordered its fees to go.
+    fee_recipient: Option<ExecutionAddress>,
 }
 
 /// Why keys could not be loaded.
@@ -33,9 +36,10 @@ pub enum KeyError {
 #[derive(Default)]
 pub struct Keys {
     all: Vec<Arc<Key>>,
-    by_public_key: HashMap<PublicKey, usize>,
-    /// The public keys that sign, in the order of loading.
-    signing: Vec<PublicKey>,
+    /// Numbers of four bytes: there may be a hundred thousand keys, and the enclave's memory is bounded.
+    by_public_key: HashMap<PublicKey, u32>,
+    /// Those that sign, in the order of loading.
+    signing: Vec<u32>,
     /// How many there are, but for deleted ones.
     held: usize,
 }
@@ -49,9 +53,6 @@ impl Keys {
         secrets: &mut [[u8; 32]],
         mut history: impl FnMut(usize, &PublicKey) -> History,
     ) -> Result<Self, KeyError> {
-        if u32::try_from(secrets.len()).is_err() {
-            return Err(KeyError::TooMany);
-        }
         let threads = crate::boot::cores().get();
         let chunk = secrets.len().div_ceil(threads).max(1);
         let derived: Vec<_> = std::thread::scope(|scope| {
@@ -66,7 +67,7 @@ impl Keys {
         for (number, pair) in derived.into_iter().enumerate() {
             let (secret, public_key) = pair.ok_or(KeyError::Invalid(number))?;
             let history = Arc::new(Mutex::new(history(number, &public_key)));
-            all.push(Arc::new(Key { public: public_key, secret: Some(secret), history }));
+            all.push(Arc::new(Key { public: public_key, secret: Some(secret), history, fee_recipient: None }));
         }
         Self::of(all)
     }
@@ -76,29 +77,29 @@ impl Keys {
         contents: Contents,
         mut history: impl FnMut(usize, &PublicKey, History) -> History,
     ) -> Result<Self, KeyError> {
-        if u32::try_from(contents.keys.len()).is_err() {
-            return Err(KeyError::TooMany);
-        }
         let mut all = Vec::with_capacity(contents.keys.len());
         for (number, key) in contents.keys.into_iter().enumerate() {
             let secret = key.secret.map(|mut secret| SecretKey::from_be_bytes(&mut secret.0));
             let secret = secret.transpose().map_err(|_| KeyError::Invalid(number))?;
             let history = Arc::new(Mutex::new(history(number, &key.public_key, key.history)));
-            all.push(Arc::new(Key { public: key.public_key, secret, history }));
+            all.push(Arc::new(Key { public: key.public_key, secret, history, fee_recipient: key.fee_recipient }));
         }
         Self::of(all)
     }
 
     fn of(all: Vec<Arc<Key>>) -> Result<Self, KeyError> {
+        if u32::try_from(all.len()).is_err() {
+            return Err(KeyError::TooMany);
+        }
         let mut keys = Self { by_public_key: HashMap::with_capacity(all.len()), ..Self::default() };
-        for (number, key) in all.iter().enumerate() {
+        for (number, key) in (0..).zip(&all) {
             if keys.by_public_key.insert(key.public, number).is_some() {
                 return Err(KeyError::Duplicate(key.public));
             }
             if key.secret.is_some() {
                 keys.held = keys.held.saturating_add(1);
                 if key.history() != History::Missing {
-                    keys.signing.push(key.public);
+                    keys.signing.push(number);
                 }
             }
         }
@@ -112,22 +113,35 @@ impl Keys {
         Some((key, key.secret.as_ref()?))
     }
 
+    /// A key that has its secret, to be kept beyond this set.
+    pub(crate) fn held(&self, public_key: &PublicKey) -> Option<&Arc<Key>> {
+        self.of_public_key(public_key).filter(|key| key.secret.is_some())
+    }
+
     /// A key, also one that was deleted.
     pub(crate) fn past(&self, public_key: &PublicKey) -> Option<&Key> {
-        let number = *self.by_public_key.get(public_key)?;
-        Some(self.all.get(number)?.as_ref())
+        self.of_public_key(public_key).map(Arc::as_ref)
+    }
+
+    fn of_public_key(&self, public_key: &PublicKey) -> Option<&Arc<Key>> {
+        self.all.get(self.number(public_key)?)
+    }
+
+    fn number(&self, public_key: &PublicKey) -> Option<usize> {
+        self.by_public_key.get(public_key).and_then(|number| usize::try_from(*number).ok())
     }
 
     /// These keys and more. One that was deleted comes back to its past, to which what it brings is added.
     pub(crate) fn with(&self, more: Vec<(PublicKey, SecretKey, History)>) -> Result<Self, KeyError> {
         let mut all = self.all.clone();
         for (public_key, secret, history) in more {
-            let known = self.by_public_key.get(&public_key).and_then(|number| all.get_mut(*number));
+            let known = self.number(&public_key).and_then(|number| all.get_mut(number));
             let Some(known) = known else {
                 all.push(Arc::new(Key {
                     public: public_key,
                     secret: Some(secret),
                     history: Arc::new(Mutex::new(history)),
+                    fee_recipient: None,
                 }));
                 continue;
             };
@@ -135,11 +149,8 @@ impl Keys {
                 let mut past = known.lock();
                 *past = past.with(watermarks);
             }
-            let history = Arc::clone(&known.history);
-            *known = Arc::new(Key { public: public_key, secret: Some(secret), history });
-        }
-        if u32::try_from(all.len()).is_err() {
-            return Err(KeyError::TooMany);
+            let (history, fee_recipient) = (Arc::clone(&known.history), known.fee_recipient);
+            *known = Arc::new(Key { public: public_key, secret: Some(secret), history, fee_recipient });
         }
         Self::of(all)
     }
@@ -170,12 +181,50 @@ impl Keys {
     /// These keys without the secrets of some.
     pub(crate) fn without(&self, public_keys: &[PublicKey]) -> Result<Self, KeyError> {
         let mut all = self.all.clone();
-        for number in public_keys.iter().filter_map(|key| self.by_public_key.get(key)) {
-            if let Some(key) = all.get_mut(*number) {
-                *key = Arc::new(Key { public: key.public, secret: None, history: Arc::clone(&key.history) });
+        for number in public_keys.iter().filter_map(|key| self.number(key)) {
+            if let Some(key) = all.get_mut(number) {
+                *key = Arc::new(Key { public: key.public, secret: None, ..Key::past_of(key) });
             }
         }
         Self::of(all)
+    }
+
+    /// These keys, the fees of some of which go elsewhere from now on.
+    pub(crate) fn with_fee_recipient(
+        &self,
+        public_keys: &[PublicKey],
+        fee_recipient: Option<ExecutionAddress>,
+    ) -> Result<Self, KeyError> {
+        let mut all = self.all.clone();
+        for number in public_keys.iter().filter_map(|key| self.number(key)) {
+            if let Some(key) = all.get_mut(number)
+                && let Some(secret) = &key.secret
+            {
+                let secret =
+                    SecretKey::from_be_bytes(&mut secret.to_be_bytes()).map_err(|_| KeyError::Invalid(number))?;
+                *key = Arc::new(Key { secret: Some(secret), fee_recipient, ..Key::past_of(key) });
+            }
+        }
+        Self::of(all)
+    }
+
+    /// The same keys, where what is known of some has changed.
+    pub(crate) fn again(&self) -> Result<Self, KeyError> {
+        Self::of(self.all.clone())
+    }
+
+    /// How many there are, with deleted ones.
+    pub(crate) fn known(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Some of them, with what they have signed and what they stay above.
+    pub(crate) fn told(&self, start: usize, count: usize, floors: Watermarks) -> Vec<ToldPast> {
+        let one = |key: &Arc<Key>| {
+            let past = key.history().watermarks().ok().map(|past| past.merge(floors).into());
+            ToldPast { public_key: key.public, held: key.secret.is_some(), past }
+        };
+        self.all.iter().skip(start).take(count).map(one).collect()
     }
 
     /// Everything, to be sealed.
@@ -184,13 +233,18 @@ impl Keys {
             public_key: key.public,
             secret: key.secret.as_ref().map(|secret| SecretBytes(*secret.to_be_bytes())),
             history: key.history(),
+            fee_recipient: key.fee_recipient,
         };
         Contents { keys: self.all.iter().map(sealed).collect(), ..Contents::default() }
     }
 
     /// The public keys that sign: those with a history.
-    pub fn signing(&self) -> &[PublicKey] {
-        &self.signing
+    pub fn signing(&self) -> impl ExactSizeIterator<Item = PublicKey> {
+        self.signing.iter().map(|number| {
+            let key = usize::try_from(*number).ok().and_then(|number| self.all.get(number));
+            // Every number in the list is of a key.
+            key.map_or(PublicKey::ZERO, |key| key.public)
+        })
     }
 
     /// How many keys are held, with or without history; deleted ones are not.
@@ -205,6 +259,21 @@ impl Keys {
 }
 
 impl Key {
+    /// Its secret; nothing where it was deleted.
+    pub(crate) fn secret(&self) -> Option<&SecretKey> {
+        self.secret.as_ref()
+    }
+
+    /// Where operators have ordered its fees to go.
+    pub(crate) fn fee_recipient(&self) -> Option<ExecutionAddress> {
+        self.fee_recipient
+    }
+
+    /// The same key without its secret.
+    fn past_of(key: &Self) -> Self {
+        Self { public: key.public, secret: None, history: Arc::clone(&key.history), fee_recipient: key.fee_recipient }
+    }
+
     /// Its past, locked: whoever changes it holds this from the check to the end of the saving.
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)

@@ -10,7 +10,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use casemate_protocol::cbor::{self, Form};
 use casemate_protocol::command::{MAX_CREDENTIALS_LEN, StoreCredentials};
 use casemate_protocol::history::Past;
-use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Root};
+use casemate_protocol::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root};
 use casemate_slashing::History;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -114,6 +114,8 @@ pub struct SealedKey {
     pub secret: Option<SecretBytes>,
     /// What it has signed.
     pub history: History,
+    /// Where operators have ordered its fees to go; nothing where the configuration decides.
+    pub fee_recipient: Option<ExecutionAddress>,
 }
 
 /// 32 secret bytes: cleared when dropped, never printed.
@@ -235,6 +237,7 @@ struct WrittenKey {
     public_key: PublicKey,
     secret: Option<SecretBytes>,
     history: Option<Past>,
+    fee_recipient: Option<ExecutionAddress>,
 }
 
 impl Content {
@@ -291,6 +294,7 @@ impl From<&Contents> for Content {
                 History::Missing => None,
                 History::Known(watermarks) => Some(watermarks.into()),
             },
+            fee_recipient: key.fee_recipient,
         };
         let keys = contents.keys.iter().map(written).collect();
         Self { keys, store: contents.store.clone(), fence_version: contents.fence_version }
@@ -300,7 +304,7 @@ impl From<&Contents> for Content {
 impl From<WrittenKey> for SealedKey {
     fn from(key: WrittenKey) -> Self {
         let history = key.history.map_or(History::Missing, |history| History::Known(history.into()));
-        Self { public_key: key.public_key, secret: key.secret, history }
+        Self { public_key: key.public_key, secret: key.secret, history, fee_recipient: key.fee_recipient }
     }
 }
 

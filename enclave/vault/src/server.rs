@@ -1,8 +1,8 @@
 //! The vault's one door: frames in, frames out, over the socket pair to the broker.
 //!
 //! One thread reads and fills a bounded queue; workers, one per vCPU, decode, answer and write. A worker takes up to
-//! eight requests at once when the queue is long, and writes their replies in one go; when it is short, each reply
-//! leaves at once. If the broker stops reading, the workers block; if the queue is full, the reader stops reading:
+//! sixteen requests at once when the queue is long, signs them together and writes their replies in one go; when it is short, each
+//! reply leaves at once. If the broker stops reading, the workers block; if the queue is full, the reader stops reading:
 //! memory is bounded either way. Operators' commands wait for KMS and the disk: they have a thread of their own.
 
 use std::collections::VecDeque;
@@ -20,14 +20,14 @@ use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked, RequestFrame};
 
 use crate::Vault;
+use crate::bls::BATCH;
 use crate::calls::Calls;
+use crate::vault::Due;
 
 /// Bytes of requests that wait for a worker, about: a duty takes 300 to 700.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// How often parked requests are looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// Requests that a worker takes at once at most.
-const BATCH: usize = 8;
 /// Longest time that a request waits for the fence to grant a higher ceiling: the store's answer, and one more try.
 const PARKED: Duration = Duration::from_secs(3);
 /// Requests that may wait for it; more are refused at once.
@@ -298,10 +298,20 @@ type Ordered = (u64, RequestFrame);
 fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize, commands: &SyncSender<Ordered>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut replies = Vec::new();
+    let (mut whose, mut due) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     while queue.pop(&mut batch, workers) {
         for request in batch.drain(..) {
-            answer(vault, queue, request, &mut replies, commands);
+            if let Some((channel, id, one)) = answer(vault, queue, request, &mut replies, commands) {
+                whose.push((channel, id));
+                due.push(one);
+            }
         }
+        // Together what came together; one alone has waited for nobody.
+        for ((channel, id), signature) in whose.drain(..).zip(Due::sign(&due)) {
+            let reply = signature.map_or(Reply::Refused(Refusal::UnknownKey), Reply::Signature);
+            frame::encode_channel_reply(channel, &ReplyFrame::new(id, reply), &mut replies);
+        }
+        due.clear();
         let mut stream = output.lock().unwrap_or_else(PoisonError::into_inner);
         if stream.write_all(&replies).is_err() {
             // The broker is gone; the reader notices too.
@@ -334,18 +344,45 @@ fn unpark(vault: &Vault, queue: &Queue) {
     }
 }
 
-fn answer(vault: &Vault, queue: &Queue, mut request: Request, replies: &mut Vec<u8>, commands: &SyncSender<Ordered>) {
+/// Answers a request, or says for whom which signature is due.
+fn answer(
+    vault: &Vault,
+    queue: &Queue,
+    mut request: Request,
+    replies: &mut Vec<u8>,
+    commands: &SyncSender<Ordered>,
+) -> Option<(u64, u64, Due)> {
+    let mut due = None;
+    let channel = request.channel;
     let patient = request.patience.is_none_or(|until| Instant::now() < until);
     let (mut parks, seen) = (false, vault.fencing().changes());
     let handle = |asked: RequestFrame| match asked.request {
-        Asked::Command { .. } | Asked::HandOver => match commands.try_send((request.channel, asked)) {
+        // They wait for KMS, the disk or the fence's store.
+        Asked::Command { .. }
+        | Asked::HandOver
+        | Asked::ImportKeystores { .. }
+        | Asked::DeleteKeys { .. }
+        | Asked::Pasts { .. } => match commands.try_send((request.channel, asked)) {
             Ok(()) => None,
             Err(_) => Some(Reply::Refused(Refusal::CommandBusy)),
         },
         other => {
-            let reply = vault.handle(&other);
+            let reply = match &other {
+                Asked::Sign(asked_for) => match vault.judge(asked_for) {
+                    Ok(one) => {
+                        due = Some((channel, asked.id, one));
+                        return None;
+                    }
+                    Err(refusal) => Reply::Refused(refusal),
+                },
+                _ => vault.handle(&other),
+            };
             // It waits for the store of the fence, together with all others, and keeps no worker from signing.
-            parks = patient && matches!(&reply, Reply::Refused(refusal) if refusal.is_above_ceiling());
+            let above = matches!(&reply, Reply::Refused(refusal) if refusal.is_above_ceiling());
+            parks = patient && above;
+            if above && !parks {
+                note_refused(vault, &other, &reply);
+            }
             if parks { None } else { Some(reply) }
         }
     };
@@ -353,11 +390,26 @@ fn answer(vault: &Vault, queue: &Queue, mut request: Request, replies: &mut Vec<
     if parks {
         request.patience = request.patience.or_else(|| Instant::now().checked_add(PARKED));
         if let Some(request) = queue.park(request) {
-            answer_with(|asked| Some(vault.handle(&asked.request)), &request, replies);
+            let answered = |asked: RequestFrame| {
+                let reply = vault.handle(&asked.request);
+                note_refused(vault, &asked.request, &reply);
+                Some(reply)
+            };
+            answer_with(answered, &request, replies);
         } else if vault.fencing().changes() != seen {
             // They changed before it was parked.
             queue.unpark(true);
         }
+    }
+    due
+}
+
+/// A refusal that the vault has not logged, because the request might have waited, and that is the answer all the same.
+fn note_refused(vault: &Vault, request: &Asked, reply: &Reply) {
+    if let Reply::Refused(refusal) = reply
+        && refusal.is_above_ceiling()
+    {
+        vault.note_refused(request, refusal);
     }
 }
 

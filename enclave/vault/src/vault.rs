@@ -2,68 +2,39 @@
 
 use std::sync::{Arc, RwLock};
 
-use casemate_protocol::command::{Envelope, Outcome, StoreCredentials, withdrawal_address};
-use casemate_protocol::frame::{HighWatermark, Info, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN};
+use casemate_protocol::command::{Envelope, Outcome, StoreCredentials};
+use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce};
+use casemate_protocol::log::{LogRecord, Message};
+use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage};
+use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::FenceKind;
-use casemate_protocol::{
-    Duty, ExecutionAddress, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot,
-};
+use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::fence::{Holder, Record};
-use casemate_slashing::{Ceilings, History, Limits, Watermarks, rules};
+use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks, rules};
 
 use crate::attest::Attestor;
-use crate::bls::HashedMessage;
+use crate::bls::{HashedMessage, sign_batch};
 use crate::command::{Desk, Office, current};
-use crate::fence::Fencing;
+use crate::fence::{Done, Errand, Fencing};
 use crate::keys::Key;
+use crate::log::SigningLog;
 use crate::points::PointCache;
+use crate::policy::{Exits, Policy};
 use crate::{Clock, Journal, Keys, Loaded, Nsm, signing_root};
 
-/// What the measured configuration allows beyond duties.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Sign proofs of validation (Web3Signer's signing extension).
-    pub proof_of_validation: bool,
-    /// Sign voluntary exits for whoever asks.
-    pub voluntary_exits: bool,
-    /// Which deposits are signed for whoever asks.
-    pub deposits: Deposits,
+/// A signature that is due: every rule has let it through, and its watermark is saved.
+pub(crate) struct Due {
+    key: Arc<Key>,
+    message: HashedMessage,
 }
 
-/// Deposits that are signed. The first deposit of a key decides for good where its stake goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Deposits {
-    /// All: for a signer whose keys were made elsewhere.
-    All,
-    /// Those that withdraw to one of these addresses.
-    To(Vec<ExecutionAddress>),
-}
-
-impl Default for Deposits {
-    fn default() -> Self {
-        Self::To(Vec::new())
-    }
-}
-
-impl Policy {
-    /// Everything is signed that is no slashable message.
-    pub fn permissive() -> Self {
-        Self { proof_of_validation: true, voluntary_exits: true, deposits: Deposits::All }
-    }
-
-    fn check(&self, duty: &Duty) -> Result<(), Refusal> {
-        match duty {
-            Duty::VoluntaryExit { .. } if !self.voluntary_exits => Err(Refusal::ExitNotAllowed),
-            Duty::Deposit { withdrawal_credentials, .. } => match &self.deposits {
-                Deposits::To(allowed)
-                    if !withdrawal_address(withdrawal_credentials).is_some_and(|to| allowed.contains(&to)) =>
-                {
-                    Err(Refusal::WithdrawalNotAllowed(*withdrawal_credentials))
-                }
-                _ => Ok(()),
-            },
-            _ => Ok(()),
-        }
+impl Due {
+    /// The signatures of several, each in its place. They share what they can.
+    pub(crate) fn sign(batch: &[Self]) -> impl Iterator<Item = Option<Signature>> {
+        let parts: Vec<_> = batch.iter().filter_map(|due| Some((due.key.secret()?, &due.message))).collect();
+        let mut signed = sign_batch(parts.into_iter());
+        // Only keys with their secret are ever due; were one without, it must not take another's signature.
+        batch.iter().map(move |due| due.key.secret().and_then(|_| signed.next()))
     }
 }
 
@@ -74,6 +45,8 @@ pub struct Vault {
     keys: RwLock<Arc<Keys>>,
     fencing: Fencing,
     policy: Policy,
+    exits: Exits,
+    log: SigningLog,
     clock: Arc<dyn Clock>,
     journal: Box<dyn Journal>,
     points: PointCache,
@@ -95,7 +68,21 @@ impl Vault {
         let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
         let fencing = Fencing::fixed(FenceKind::None, limits);
         let clock = Arc::from(clock);
-        Self { network, keys, fencing, policy, clock, journal, points, attestor: None, office: None, nsm: None }
+        let (exits, log) = (Exits::default(), SigningLog::new(Bytes::ZERO));
+        Self {
+            network,
+            keys,
+            fencing,
+            policy,
+            exits,
+            log,
+            clock,
+            journal,
+            points,
+            attestor: None,
+            office: None,
+            nsm: None,
+        }
     }
 
     /// With another fence than the fixed limits, and a clock that the keeper of its record reads too.
@@ -116,6 +103,7 @@ impl Vault {
     /// With an NSM behind it, the vault answers requests for attestation documents.
     #[must_use]
     pub fn attested_by(mut self, attestor: Attestor) -> Self {
+        self.log = SigningLog::new(attestor.boot_nonce());
         self.attestor = Some(attestor);
         self
     }
@@ -135,7 +123,12 @@ impl Vault {
             Request::Sign(request) => self.sign(request).map_or_else(Reply::Refused, Reply::Signature),
             Request::HighWatermark => self.high_watermark(),
             Request::ProofOfValidation { public_key, platform, timestamp } => {
-                self.proof_of_validation(public_key, platform, timestamp).unwrap_or_else(Reply::Refused)
+                let proved = self.proof_of_validation(public_key, platform, timestamp);
+                let held = current(&self.keys).find(public_key).is_some();
+                if held && !matches!(proved, Err(Refusal::ProofOfValidationOff)) {
+                    self.note(*public_key, Message::ProofOfValidation, None, proved.as_ref().err());
+                }
+                proved.unwrap_or_else(Reply::Refused)
             }
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
@@ -144,7 +137,89 @@ impl Vault {
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
             Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
+            Request::Pasts { nonce, start } => self.pasts(nonce, *start).map_or_else(Reply::Refused, Reply::Pasts),
+            Request::Log { after, nonce } => self.signing_log(*after, nonce.as_ref()),
+            Request::ImportKeystores { keys } => {
+                self.import_keystores(keys).map_or_else(Reply::Refused, Reply::Command)
+            }
+            Request::DeleteKeys { keys } => self.delete_keys(keys).map_or_else(Reply::Refused, Reply::Command),
         }
+    }
+
+    /// Writes into the signing log that this was refused for good. Above a ceiling a request waits, and is asked again.
+    pub(crate) fn note_refused(&self, request: &Request, refusal: &Refusal) {
+        if let Request::Sign(request) = request {
+            self.note(request.public_key, Message::from(&request.duty), None, Some(refusal));
+        }
+    }
+
+    fn note(&self, public_key: PublicKey, message: Message, signing_root: Option<Root>, refusal: Option<&Refusal>) {
+        let time_ms = self.clock.unix_ms().unwrap_or_default();
+        self.log.push(LogRecord { time_ms, public_key, message, signing_root, refusal: refusal.copied() });
+    }
+
+    fn signing_log(&self, after: u64, nonce: Option<&Nonce>) -> Reply {
+        let Some(attestor) = &self.attestor else { return Reply::Refused(Refusal::NsmFailed) };
+        let generation = self.fencing.held().map_or(0, |(generation, _)| generation);
+        Reply::Log(self.log.page(after, nonce, attestor, generation, self.clock.unix_ms().unwrap_or_default()))
+    }
+
+    /// What the keys have signed, and stay above besides.
+    fn pasts(&self, nonce: &Nonce, start: u32) -> Result<PastsPage, Refusal> {
+        let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
+        // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
+        // elsewhere must stay above them too.
+        let (generation, floors) = self.still_held()?;
+        let (keys, floors) = (current(&self.keys), floors.watermarks());
+        let first = usize::try_from(start).unwrap_or(usize::MAX);
+        let page = Pasts {
+            start,
+            total: count(keys.known()),
+            time_ms: self.clock.unix_ms(),
+            keys: keys.told(first, MAX_PASTS_PER_PAGE, floors),
+        };
+        // Who has claimed meanwhile may have signed more.
+        if self.fencing.held()?.0 != generation {
+            return Err(Refusal::NotHolder(NotHolder::HandingOver));
+        }
+        let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
+        Ok(PastsPage { page, signature })
+    }
+
+    /// The generation that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better
+    /// than its memory; and what it has deleted must not come back elsewhere with an older sealed state.
+    fn still_held(&self) -> Result<(u64, Floors), Refusal> {
+        let (generation, floors) = self.fencing.held()?;
+        if !self.fencing.has_record() {
+            return Ok((generation, floors));
+        }
+        let Done::Record(Some(record)) = self.fencing.errand(Errand::Look)? else {
+            return Err(Refusal::NotHolder(NotHolder::NoRecord));
+        };
+        if record.generation != generation || record.holder != self.holder() {
+            return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
+        }
+        let sealed = self.sealed_generation();
+        if record.sealed_generation < sealed {
+            self.fencing.errand(Errand::Raise { sealed, generation })?;
+        }
+        Ok((generation, floors))
+    }
+
+    fn import_keystores(&self, keystores: &[KeystoreToImport]) -> Result<Outcome, Refusal> {
+        if !self.policy.key_manager_import {
+            return Err(Refusal::KeyManagerImportOff);
+        }
+        let (desk, office) = self.desk()?;
+        office.import_keystores(&desk, keystores)
+    }
+
+    fn delete_keys(&self, keys: &[PublicKey]) -> Result<Outcome, Refusal> {
+        if !self.policy.key_manager_delete {
+            return Err(Refusal::KeyManagerDeleteOff);
+        }
+        let (desk, office) = self.desk()?;
+        office.delete_keys(&desk, keys)
     }
 
     /// What limits this vault.
@@ -209,7 +284,8 @@ impl Vault {
         // Before the clock has been checked nothing can be told from what is long past.
         let now = network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
         let (keys, fencing, clock) = (&self.keys, &self.fencing, self.clock.as_ref());
-        Ok((Desk { attestor, network, journal, keys, fencing, clock, now }, office))
+        let (exits, log) = (&self.exits, &self.log);
+        Ok((Desk { attestor, network, journal, keys, fencing, clock, exits, log, now }, office))
     }
 
     fn hand_over(&self) -> Result<(), Refusal> {
@@ -231,6 +307,7 @@ impl Vault {
             keys: count(signing),
             keys_without_history: count(keys.len().saturating_sub(signing)),
             standing: self.fencing.standing(),
+            key_manager_delete: self.policy.key_manager_delete,
         })
     }
 
@@ -239,10 +316,7 @@ impl Vault {
         let signing = keys.signing();
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let page = usize::try_from(MAX_KEYS_PER_PAGE).unwrap_or(usize::MAX);
-        Reply::PublicKeys {
-            total: count(signing.len()),
-            keys: signing.iter().skip(start).take(page).copied().collect(),
-        }
+        Reply::PublicKeys { total: count(signing.len()), keys: signing.skip(start).take(page).collect() }
     }
 
     fn high_watermark(&self) -> Reply {
@@ -255,13 +329,37 @@ impl Vault {
     }
 
     fn sign(&self, request: &SignRequest) -> Result<Signature, Refusal> {
+        let due = self.judge(request)?;
+        due.key.secret().map(|secret| secret.sign(&due.message)).ok_or(Refusal::UnknownKey)
+    }
+
+    /// Judges a duty, and writes down what came of it. What is due is as good as signed: its watermark is saved.
+    pub(crate) fn judge(&self, request: &SignRequest) -> Result<Due, Refusal> {
+        let mut root = None;
+        let judged = self.judge_unlogged(request, &mut root);
+        let refusal = judged.as_ref().err();
+        // Whoever asks for keys that are not here must not fill the log of those that are.
+        let foreign = match refusal {
+            Some(Refusal::UnknownKey) => true,
+            // Nobody has looked for the key yet.
+            Some(Refusal::NotHolder(_)) => current(&self.keys).find(&request.public_key).is_none(),
+            _ => false,
+        };
+        if !foreign && !refusal.is_some_and(Refusal::is_above_ceiling) {
+            self.note(request.public_key, Message::from(&request.duty), root, refusal);
+        }
+        judged
+    }
+
+    fn judge_unlogged(&self, request: &SignRequest, computed: &mut Option<Root>) -> Result<Due, Refusal> {
         // Held until the watermark is saved. Behind the gate a deleted key is not found any more.
         let pass = self.fencing.pass()?;
         let keys = current(&self.keys);
-        let (key, secret) = keys.find(&request.public_key).ok_or(Refusal::UnknownKey)?;
-        self.policy.check(&request.duty)?;
+        let key = keys.held(&request.public_key).ok_or(Refusal::UnknownKey)?;
+        self.policy.check(request, key.fee_recipient(), &self.exits, &self.network)?;
         key.history().watermarks()?;
         let root = signing_root::compute(&request.duty, request.fork_info.as_ref(), &self.network)?;
+        *computed = Some(root);
         if let Some(asked) = request.signing_root.filter(|asked| *asked != root) {
             return Err(Refusal::SigningRootDiffers { asked, computed: root });
         }
@@ -269,7 +367,7 @@ impl Vault {
         let checked = self.check_and_update(&pass.limits, &request.public_key, key, &request.duty, root, now);
         drop(pass);
         checked.inspect_err(|refusal| self.want(refusal, &request.duty))?;
-        Ok(secret.sign(&self.points.hashed(&root)))
+        Ok(Due { key: Arc::clone(key), message: self.points.hashed(&root) })
     }
 
     /// The window has let the duty through, the ceilings have not: the fence's keeper should know.

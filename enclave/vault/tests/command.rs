@@ -6,12 +6,13 @@ mod common;
 
 use std::sync::Arc;
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, HPKE_INFO, ImportedKey, KeyOutcome, MAX_KEYS, OperatorSignature, Outcome,
-    SignedCommand, withdrawal_credentials,
+    Action, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, MAX_KEYS,
+    OperatorSignature, Outcome, SignedCommand, withdrawal_credentials,
 };
 use casemate_protocol::configuration::Operators;
+use casemate_protocol::frame::{KeystoreToImport, Password};
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
@@ -72,6 +73,10 @@ struct Enclave<'a> {
 impl<'a> Enclave<'a> {
     /// Starts with what the parent keeps.
     fn start(bench: &'a Bench) -> Self {
+        Self::start_with(bench, &casemate_vault::Policy::default())
+    }
+
+    fn start_with(bench: &'a Bench, policy: &casemate_vault::Policy) -> Self {
         let custody = bench.start();
         let Unsealed { generation, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
         let loaded = Loaded { generation, ..Loaded::default() };
@@ -80,8 +85,7 @@ impl<'a> Enclave<'a> {
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
         let operators = Operators { threshold: 2, keys: [1, 2, 3].map(|n| public(&operator(n))).to_vec() };
         let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
-        let policy =
-            casemate_vault::Policy { deposits: Deposits::To(vec![ADDRESS]), ..casemate_vault::Policy::default() };
+        let policy = casemate_vault::Policy { deposits: Deposits::To(vec![ADDRESS]), ..policy.clone() };
         let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful))
             .attested_by(attestor)
             .commanded_by(office);
@@ -172,7 +176,8 @@ impl<'a> Enclave<'a> {
             epoch: Epoch(0),
             genesis_validators_root: GENESIS,
         };
-        let request = SignRequest { public_key, duty, fork_info: Some(fork_info), signing_root: None };
+        let request =
+            SignRequest { public_key, duty, fork_info: Some(fork_info), signing_root: None, proofs: Vec::new() };
         self.vault.handle(&Request::Sign(request))
     }
 
@@ -578,4 +583,275 @@ fn without_operators_there_are_no_commands() {
     assert_eq!(vault.handle(&command), Reply::Refused(Refusal::NoOperators));
     assert_eq!(vault.attested_by(attestor).commanded_by(office).handle(&command), Reply::Refused(Refusal::NoOperators));
     assert_eq!(Watermarks::NONE, Watermarks::from(Past::default()));
+}
+
+fn exit(epoch: u64, validator_index: u64) -> Duty {
+    Duty::VoluntaryExit { epoch: Epoch(epoch), validator_index }
+}
+
+/// Slot 1000 is in epoch 31.
+#[test]
+fn exits_are_signed_by_order_for_that_validator_until_that_epoch() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let (first, other) = (key(1, new()).0.public_key, key(2, new()).0.public_key);
+    enclave.send(&enclave.command(1, enclave.import(&[key(1, new()), key(2, new())])), &[1, 2]).unwrap();
+    let refused = |key, duty| match enclave.sign_duty(key, duty) {
+        Reply::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(first, exit(31, 5)), Refusal::ExitNotAllowed);
+    let order = |counter, public_key, validator_index, last| {
+        let exits = vec![ExitOrder { public_key, validator_index }];
+        enclave.command(counter, Action::Exit { exits, last_epoch: Epoch(last) })
+    };
+    // One operator alone orders nothing.
+    let alone = enclave.send(&order(2, first, 5, 32), &[1]);
+    assert_eq!(alone, Err(Refusal::TooFewSignatures { signatures: 1, threshold: 2 }));
+    assert_eq!(refused(first, exit(31, 5)), Refusal::ExitNotAllowed);
+    let Ok(Outcome::ExitsSigned { exits }) = enclave.send(&order(2, first, 5, 32), &[1, 2]) else { panic!() };
+    assert_eq!((exits[0].public_key, exits[0].epoch, exits[0].validator_index), (first, Epoch(31), 5));
+    // What the operator gets is what a client is given from now on.
+    assert_eq!(enclave.sign_duty(first, exit(31, 5)), Reply::Signature(exits[0].signature));
+    assert!(matches!(enclave.sign_duty(first, exit(32, 5)), Reply::Signature(_)));
+    assert_eq!(refused(first, exit(33, 5)), Refusal::ExitTooLate { epoch: Epoch(33), last: Epoch(32) });
+    for (key, index) in [(first, 6), (other, 5), (other, 6)] {
+        assert_eq!(refused(key, exit(31, index)), Refusal::ExitNotAllowed);
+    }
+    // The last order counts; one whose time is over signs nothing, nor does one for a key that is not there.
+    enclave.send(&order(3, first, 5, 31), &[1, 2]).unwrap();
+    assert_eq!(refused(first, exit(32, 5)), Refusal::ExitTooLate { epoch: Epoch(32), last: Epoch(31) });
+    let late = enclave.send(&order(4, other, 7, 30), &[1, 2]);
+    assert_eq!(late, Err(Refusal::ExitTooLate { epoch: Epoch(31), last: Epoch(30) }));
+    assert_eq!(refused(other, exit(31, 7)), Refusal::ExitNotAllowed);
+    let absent = key(9, None).0.public_key;
+    assert_eq!(enclave.send(&order(5, absent, 7, 40), &[1, 2]), Err(Refusal::KeyNotHeld(absent)));
+    // An order is for one boot.
+    let next = Enclave::start(&bench);
+    assert_eq!(next.sign_duty(first, exit(31, 5)), Reply::Refused(Refusal::ExitNotAllowed));
+}
+
+#[test]
+fn fee_recipients_are_the_configurations_until_operators_order_others() {
+    let bench = Bench::new();
+    let (default, ordered) = (Bytes([0xfe; 20]), Bytes([0xaf; 20]));
+    let policy = casemate_vault::Policy { fee_recipient: Some(default), ..casemate_vault::Policy::default() };
+    let enclave = Enclave::start_with(&bench, &policy);
+    let keys = [key(1, new()), key(2, new())];
+    enclave.send(&enclave.command(1, enclave.import(&keys)), &[1, 2]).unwrap();
+    let (first, other) = (keys[0].0.public_key, keys[1].0.public_key);
+    let registers = |enclave: &Enclave, public_key, fee_recipient| {
+        let registration = Duty::ValidatorRegistration { fee_recipient, gas_limit: 1, timestamp: 1, public_key };
+        let preferences = Duty::ProposerPreferences {
+            dependent_root: GENESIS,
+            proposal_slot: Slot(1001),
+            validator_index: 5,
+            fee_recipient,
+            target_gas_limit: 1,
+        };
+        let told = [registration, preferences].map(|duty| match enclave.sign_duty(public_key, duty) {
+            Reply::Signature(_) => None,
+            Reply::Refused(Refusal::FeeRecipientNotAllowed { asked, allowed }) => {
+                assert_eq!(asked, fee_recipient);
+                Some(allowed)
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told[0], told[1]);
+        told[0]
+    };
+    assert_eq!([default, ordered].map(|to| registers(&enclave, first, to)), [None, Some(default)]);
+    let order = |counter, fee_recipient, keys: &[PublicKey]| {
+        enclave.command(counter, Action::FeeRecipient { keys: keys.to_vec(), fee_recipient })
+    };
+    assert!(enclave.send(&order(2, Some(ordered), &[first]), &[1]).is_err());
+    let absent = key(9, None).0.public_key;
+    let done = enclave.send(&order(2, Some(ordered), &[first, absent]), &[1, 2]);
+    let outcomes = vec![KeyOutcome::Changed, KeyOutcome::NotFound];
+    assert_eq!(done, Ok(Outcome::FeeRecipientsSet { keys: outcomes }));
+    // It is sealed: the next start has it too, and what the key has signed.
+    assert!(matches!(enclave.sign_block(first, 700), Reply::Signature(_)));
+    let next = Enclave::start_with(&bench, &policy);
+    for enclave in [&enclave, &next] {
+        assert_eq!([default, ordered].map(|to| registers(enclave, first, to)), [Some(ordered), None]);
+        assert_eq!([default, ordered].map(|to| registers(enclave, other, to)), [None, Some(default)]);
+    }
+    assert!(matches!(enclave.sign_block(first, 700), Reply::Signature(_)), "the same block again");
+    assert!(matches!(enclave.sign_block(first, 699), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    enclave.send(&order(3, None, &[first]), &[1, 2]).unwrap();
+    assert_eq!([default, ordered].map(|to| registers(&enclave, first, to)), [None, Some(default)]);
+    // Deleted and brought back, a key keeps its address.
+    enclave.send(&order(4, Some(ordered), &[first]), &[1, 2]).unwrap();
+    enclave.send(&enclave.command(5, Action::Delete { keys: vec![first] }), &[1, 2]).unwrap();
+    enclave.send(&enclave.command(6, enclave.import(&keys[..1])), &[1, 2]).unwrap();
+    assert_eq!(registers(&enclave, first, default), Some(ordered));
+    // Where nothing can be sealed, nothing changes.
+    *bench.world.fault.lock().unwrap() = Some(ServiceError::Away);
+    assert_eq!(enclave.send(&order(7, None, &[first]), &[1, 2]), Err(Refusal::NotSealed(Waiting::Away)));
+    assert_eq!(registers(&enclave, first, default), Some(ordered));
+}
+
+#[test]
+fn pasts_are_only_raised_sealed_and_all_or_none() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let keys = [key(1, past(500)), key(2, new())];
+    enclave.send(&enclave.command(1, enclave.import(&keys)), &[1, 2]).unwrap();
+    let (first, other) = (keys[0].0.public_key, keys[1].0.public_key);
+    let order = |counter, keys: &[(PublicKey, Option<Past>)]| {
+        let keys = keys.iter().map(|(public_key, past)| KeyPast { public_key: *public_key, past: past.unwrap() });
+        enclave.command(counter, Action::RaisePasts { keys: keys.collect() })
+    };
+    // One that cannot be true: nothing of it is taken.
+    let future = enclave.send(&order(2, &[(first, past(800)), (other, past(1002))]), &[1, 2]);
+    assert_eq!(future, Err(Refusal::ImpossiblePast(other)));
+    assert!(matches!(enclave.sign_block(first, 501), Reply::Signature(_)));
+    let absent = key(9, None).0.public_key;
+    let done = enclave.send(&order(3, &[(first, past(600)), (other, past(700)), (absent, past(1))]), &[1, 2]);
+    let outcomes = vec![KeyOutcome::Changed, KeyOutcome::Changed, KeyOutcome::NotFound];
+    assert_eq!(done, Ok(Outcome::PastsRaised { keys: outcomes }));
+    // Lower ones change nothing; that of a deleted key counts when it comes back.
+    enclave.send(&order(4, &[(first, past(10))]), &[1, 2]).unwrap();
+    enclave.send(&enclave.command(5, Action::Delete { keys: vec![other] }), &[1, 2]).unwrap();
+    enclave.send(&order(6, &[(other, past(900))]), &[1, 2]).unwrap();
+    let next = Enclave::start(&bench);
+    for enclave in [&enclave, &next] {
+        enclave.send(&enclave.command(9, enclave.import(&keys[1..])), &[1, 2]).unwrap();
+        assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(first, 601), Reply::Signature(_)));
+        assert!(matches!(enclave.sign_block(other, 900), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(other, 901), Reply::Signature(_)));
+        bench.world.blobs.lock().unwrap().retain(|generation, _| *generation <= 5);
+    }
+}
+
+#[test]
+fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let keys = [key(1, past(500)), key(2, new())];
+    enclave.send(&enclave.command(1, enclave.import(&keys)), &[1, 2]).unwrap();
+    enclave.send(&enclave.command(2, Action::Delete { keys: vec![keys[1].0.public_key] }), &[1, 2]).unwrap();
+    // Given again, as after an answer that got lost.
+    let again = enclave.send(&enclave.command(3, Action::Delete { keys: vec![keys[1].0.public_key] }), &[1, 2]);
+    assert_eq!(again, Ok(Outcome::Deleted { keys: vec![KeyOutcome::Deleted] }));
+    assert!(matches!(enclave.sign_block(keys[0].0.public_key, 700), Reply::Signature(_)));
+    let nonce = BoundedBytes::new(vec![8; 16]).unwrap();
+    let Reply::Pasts(told) = enclave.vault.handle(&Request::Pasts { nonce: nonce.clone(), start: 0 }) else { panic!() };
+    let statement = enclave.attested().1;
+    let verify = |boot_nonce, nonce: &_, page: &casemate_protocol::past::Pasts| {
+        UnparsedPublicKey::new(&ED25519, statement.record_key.0)
+            .verify(&page.signed_bytes(&boot_nonce, nonce), &told.signature.0)
+            .is_ok()
+    };
+    assert!(verify(statement.boot_nonce, &nonce, &told.page));
+    assert!(!verify(Bytes([1; 32]), &nonce, &told.page));
+    assert!(!verify(statement.boot_nonce, &BoundedBytes::new(vec![9; 16]).unwrap(), &told.page));
+    let other = casemate_protocol::past::Pasts { start: 1, ..told.page.clone() };
+    assert!(!verify(statement.boot_nonce, &nonce, &other));
+    let page = told.page.clone();
+    assert_eq!((page.start, page.total, page.time_ms), (0, 2, Some(1000 * 12_000)));
+    let heights: Vec<_> = page.keys.iter().map(|told| (told.held, told.past.unwrap().block.map(|b| b.slot))).collect();
+    assert_eq!(heights, [(true, Some(Slot(700))), (false, None)]);
+    let Reply::Pasts(rest) = enclave.vault.handle(&Request::Pasts { nonce, start: 1 }) else { panic!() };
+    assert_eq!(rest.page.keys, page.keys[1..]);
+}
+
+/// Scrypt's cost in tests is small.
+fn keystore(n: u8, password: &str) -> String {
+    let secret = [n; 32];
+    let salt = [n; 32];
+    let mut derived = [0; 32];
+    aws_lc_rs::pbkdf2::derive(
+        aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256,
+        std::num::NonZeroU32::new(2).unwrap(),
+        &salt,
+        password.as_bytes(),
+        &mut derived,
+    );
+    let key = aws_lc_rs::cipher::UnboundCipherKey::new(&aws_lc_rs::cipher::AES_128, &derived[..16]).unwrap();
+    let iv = aws_lc_rs::iv::FixedLength::<16>::from(&[7; 16]);
+    let mut message = secret;
+    aws_lc_rs::cipher::EncryptingKey::ctr(key)
+        .unwrap()
+        .less_safe_encrypt(&mut message, aws_lc_rs::cipher::EncryptionContext::Iv128(iv))
+        .unwrap();
+    let checksum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &[&derived[16..], &message[..]].concat());
+    let hex = |bytes: &[u8]| const_hex::encode(bytes);
+    serde_json::json!({
+        "version": 4,
+        "uuid": "00000000-0000-0000-0000-000000000000",
+        "path": "",
+        "pubkey": hex(&SecretKey::from_be_bytes(&mut [n; 32]).unwrap().public_key().0),
+        "crypto": {
+            "kdf": { "function": "pbkdf2", "params": { "dklen": 32, "c": 2, "prf": "hmac-sha256", "salt": hex(&salt) }, "message": "" },
+            "checksum": { "function": "sha256", "params": {}, "message": hex(checksum.as_ref()) },
+            "cipher": { "function": "aes-128-ctr", "params": { "iv": hex(&[7; 16]) }, "message": hex(&message) },
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn keystores_and_deletions_without_operators_are_for_policies_that_say_so() {
+    let bench = Bench::new();
+    let posted = |n: u8, history, text: &str, password: &str| KeystoreToImport {
+        key: key(n, history).0,
+        keystore: BoundedBytes::new(text.as_bytes().to_vec()).unwrap(),
+        password: Password(BoundedBytes::new(password.as_bytes().to_vec()).unwrap()),
+    };
+    let import = |keys: Vec<KeystoreToImport>| Request::ImportKeystores { keys };
+    let delete = |n: u8| Request::DeleteKeys { keys: vec![key(n, None).0.public_key] };
+    let first = posted(1, past(500), &keystore(1, "secret"), "secret");
+    let closed = Enclave::start(&bench);
+    assert_eq!(closed.vault.handle(&import(vec![first.clone()])), Reply::Refused(Refusal::KeyManagerImportOff));
+    assert_eq!(closed.vault.handle(&delete(1)), Reply::Refused(Refusal::KeyManagerDeleteOff));
+    assert!(closed.listed().is_empty());
+
+    let policy = casemate_vault::Policy {
+        key_manager_import: true,
+        key_manager_delete: true,
+        ..casemate_vault::Policy::default()
+    };
+    let enclave = Enclave::start_with(&bench, &policy);
+    let expensive = keystore(7, "x").replace(
+        r#""function":"pbkdf2","message":"","params":{"c":2,"dklen":32,"prf":"hmac-sha256""#,
+        r#""function":"scrypt","message":"","params":{"n":1048576,"r":8,"p":1,"dklen":32"#,
+    );
+    assert!(expensive.contains("scrypt"), "{expensive}");
+    let all = vec![
+        first,
+        posted(2, new(), &keystore(2, "secret"), "other"),
+        posted(3, None, &keystore(3, "secret"), "secret"),
+        posted(4, new(), &keystore(5, "secret"), "secret"),
+        posted(6, new(), "{}", "secret"),
+        posted(7, new(), &expensive, "x"),
+        posted(8, past(1002), &keystore(8, "secret"), "secret"),
+    ];
+    let Reply::Command(outcome) = enclave.vault.handle(&import(all)) else { panic!() };
+    let outcomes = vec![
+        KeyOutcome::Imported,
+        KeyOutcome::WrongPassword,
+        KeyOutcome::NoHistory,
+        KeyOutcome::WrongSecret,
+        KeyOutcome::Unreadable,
+        KeyOutcome::Unreadable,
+        KeyOutcome::ImpossibleHistory,
+    ];
+    assert_eq!(outcome, Outcome::Imported { keys: outcomes });
+    let key1 = key(1, None).0.public_key;
+    assert_eq!(enclave.listed(), [key1]);
+    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    // It is sealed as any other.
+    assert_eq!(Enclave::start(&bench).listed(), [key1]);
+    let deleted = Reply::Command(Outcome::Deleted { keys: vec![KeyOutcome::Deleted] });
+    assert_eq!(enclave.vault.handle(&delete(1)), deleted);
+    assert!(enclave.listed().is_empty() && Enclave::start(&bench).listed().is_empty());
+    let absent = Reply::Command(Outcome::Deleted { keys: vec![KeyOutcome::NotFound] });
+    assert_eq!(enclave.vault.handle(&delete(1)), absent);
+    // Its past is known here, and need not come again; it holds.
+    let again = import(vec![posted(1, None, &keystore(1, "secret"), "secret")]);
+    let imported = Reply::Command(Outcome::Imported { keys: vec![KeyOutcome::Imported] });
+    assert_eq!(enclave.vault.handle(&again), imported);
+    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
 }

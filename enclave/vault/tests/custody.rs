@@ -33,7 +33,12 @@ fn contents(n: u8) -> Contents {
     let keys = (1..=n).map(|n| {
         let secret = [n; 32];
         let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
-        SealedKey { public_key, secret: Some(SecretBytes(secret)), history: History::Known(Watermarks::NONE) }
+        SealedKey {
+            public_key,
+            secret: Some(SecretBytes(secret)),
+            history: History::Known(Watermarks::NONE),
+            fee_recipient: None,
+        }
     });
     Contents { keys: keys.collect(), ..Contents::default() }
 }

@@ -15,10 +15,12 @@ use std::sync::RwLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use casemate_protocol::past::PastsPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::FenceStanding;
-use casemate_protocol::{Epoch, Refusal, Request};
+use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
 use casemate_slashing::Ceilings;
+use casemate_slashing::fence::Record;
 use common::Bench;
 use common::fence::{
     Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
@@ -219,4 +221,47 @@ fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicti
     println!("{} of {} signed, {generations} generations", outcome.released.len(), outcome.asked);
     assert!(outcome.released.len() > 20, "{} signed", outcome.released.len());
     assert!(generations > 3, "{generations} generations");
+}
+
+/// A page of what keys have signed, from the first key on.
+fn pasts(member: &Member) -> Result<PastsPage, Refusal> {
+    let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
+    match member.vault.handle(&Request::Pasts { nonce, start: 0 }) {
+        Reply::Pasts(page) => Ok(page),
+        Reply::Refused(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
+    let (bench, network, memory) = (Bench::new(), network(200), begun());
+    let holder = Member::start(&bench, &network, Box::new(memory.clone()));
+    holder.await_standing(FenceStanding::Holding);
+    assert_eq!(pasts(&holder).unwrap().page.keys.len(), 1);
+    // Cut off, it still signs below its ceilings, and cannot know whether somebody else does.
+    memory.away.store(true, Ordering::SeqCst);
+    let refused = pasts(&holder);
+    assert!(matches!(refused, Err(Refusal::StoreAway(_) | Refusal::FenceUnclear(_))), "{refused:?}");
+    assert_eq!(holder.standing(), FenceStanding::Holding);
+    // Another has claimed meanwhile: the very next question finds out, however quiet the store has been.
+    let claimed = {
+        let mut record = memory.record.lock().unwrap();
+        let before = record.unwrap();
+        *record = Some(Record {
+            version: before.version + 1,
+            generation: before.generation + 1,
+            holder: Bytes([9; 32]),
+            ..before
+        });
+        record.unwrap()
+    };
+    memory.away.store(false, Ordering::SeqCst);
+    let refused = pasts(&holder);
+    assert!(matches!(refused, Err(Refusal::NotHolder(_))), "{refused:?}");
+    assert_eq!(memory.record.lock().unwrap().unwrap().generation, claimed.generation);
+    // A standby tells nothing either.
+    let standby = Member::start(&bench, &network, Box::new(memory.clone()));
+    standby.await_standing(FenceStanding::Standby);
+    assert!(matches!(pasts(&standby), Err(Refusal::NotHolder(_))));
 }

@@ -125,7 +125,13 @@ impl Bench {
     }
 
     fn sign(&self, duty: Duty) -> Result<Signature, Refusal> {
-        let request = SignRequest { public_key: self.keys[0], duty, fork_info: Some(fork_info()), signing_root: None };
+        let request = SignRequest {
+            public_key: self.keys[0],
+            duty,
+            fork_info: Some(fork_info()),
+            signing_root: None,
+            proofs: Vec::new(),
+        };
         self.ask(request)
     }
 }
@@ -151,6 +157,7 @@ fn each_key_has_its_own_watermarks() {
         duty: attestation(7, 9, 2),
         fork_info: Some(fork_info()),
         signing_root: None,
+        proofs: Vec::new(),
     };
     assert!(b.ask(other).is_ok());
 }
@@ -220,19 +227,20 @@ fn another_network_or_another_root_is_refused_before_any_watermark_moves() {
         duty: attestation(8, 9, 1),
         fork_info: Some(ForkInfo { genesis_validators_root: Bytes([5; 32]), ..fork_info() }),
         signing_root: None,
+        proofs: Vec::new(),
     };
-    assert_eq!(b.ask(request), Err(Refusal::OtherNetwork { asked: Bytes([5; 32]), served: GENESIS }));
+    assert_eq!(b.ask(request.clone()), Err(Refusal::OtherNetwork { asked: Bytes([5; 32]), served: GENESIS }));
     request.fork_info = None;
-    assert_eq!(b.ask(request), Err(Refusal::ForkInfoMissing));
+    assert_eq!(b.ask(request.clone()), Err(Refusal::ForkInfoMissing));
     request.fork_info = Some(fork_info());
     request.signing_root = Some(Bytes([6; 32]));
-    let Err(Refusal::SigningRootDiffers { asked, computed }) = b.ask(request) else { panic!() };
+    let Err(Refusal::SigningRootDiffers { asked, computed }) = b.ask(request.clone()) else { panic!() };
     assert_eq!(asked, Bytes([6; 32]));
     assert!(b.journal.saved.lock().unwrap().is_empty());
     request.signing_root = Some(computed);
-    assert!(b.ask(request).is_ok());
+    assert!(b.ask(request.clone()).is_ok());
     request.public_key = Bytes([9; 48]);
-    assert_eq!(b.ask(request), Err(Refusal::UnknownKey));
+    assert_eq!(b.ask(request.clone()), Err(Refusal::UnknownKey));
     let deposit = Duty::Deposit {
         public_key: b.keys[0],
         withdrawal_credentials: GENESIS,
@@ -257,6 +265,7 @@ fn an_exits_domain_is_capellas_from_deneb_on_whatever_fork_info_says() {
                 genesis_validators_root: GENESIS,
             }),
             signing_root: None,
+            proofs: Vec::new(),
         })
         .unwrap()
     };
@@ -280,7 +289,7 @@ fn the_version_changes_with_the_epoch_of_the_fork() {
             genesis_validators_root: GENESIS,
         });
         let duty = Duty::RandaoReveal { epoch: Epoch(7) };
-        b.ask(SignRequest { public_key: b.keys[0], duty, fork_info, signing_root: None }).unwrap()
+        b.ask(SignRequest { public_key: b.keys[0], duty, fork_info, signing_root: None, proofs: Vec::new() }).unwrap()
     };
     let (three, four) = (sign(3, 3, 0), sign(4, 4, 0));
     assert_ne!(three, four);
@@ -397,6 +406,7 @@ fn the_server_answers_each_channel_with_its_own_replies() {
                 duty: Duty::AggregationSlot { slot: Slot(id) },
                 fork_info: Some(fork_info()),
                 signing_root: None,
+                proofs: Vec::new(),
             });
             let mut bytes = Vec::new();
             frame::encode_request(&RequestFrame::new(id, request), &mut bytes);

@@ -20,7 +20,7 @@ fn place() -> Place {
 fn key(n: u8, history: History) -> SealedKey {
     let secret = [n; 32];
     let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
-    SealedKey { public_key, secret: Some(SecretBytes(secret)), history }
+    SealedKey { public_key, secret: Some(SecretBytes(secret)), history, fee_recipient: None }
 }
 
 fn contents() -> Contents {

@@ -214,7 +214,13 @@ pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {
         epoch: Epoch(0),
         genesis_validators_root: GENESIS,
     };
-    let request = SignRequest { public_key: public_key(), duty: *duty, fork_info: Some(fork_info), signing_root: None };
+    let request = SignRequest {
+        public_key: public_key(),
+        duty: *duty,
+        fork_info: Some(fork_info),
+        signing_root: None,
+        proofs: Vec::new(),
+    };
     match vault.handle(&Request::Sign(request)) {
         Reply::Signature(_) => Ok(()),
         Reply::Refused(refusal) => Err(refusal),
