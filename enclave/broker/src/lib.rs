@@ -25,6 +25,7 @@ use casemate_protocol::address::Address;
 use casemate_protocol::calls::{self, CHANNEL, Numbered};
 use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
+use casemate_socket::Socket;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -86,9 +87,8 @@ impl Listener {
 
 /// Serves connections until the vault closes `vault`. Without services, the vault's calls fail.
 pub async fn run(listener: Listener, vault: StdUnixStream, services: Option<Arc<Services>>) -> Result<()> {
-    vault.set_nonblocking(true).context("the socket to the vault")?;
-    let vault = tokio::net::UnixStream::from_std(vault).context("the socket to the vault")?;
-    let (from_vault, to_vault) = vault.into_split();
+    let vault = Socket::new(vault).context("the socket to the vault")?;
+    let (from_vault, to_vault) = tokio::io::split(vault);
     let connections = Arc::new(Connections::default());
     let (requests, queued) = mpsc::channel(VAULT_QUEUE);
     let to_vault_queue = Requests { queue: requests.clone(), long: Arc::new(Semaphore::new(LONG_FRAMES)) };
@@ -162,7 +162,10 @@ async fn accept(listener: Listener, connections: Arc<Connections>, requests: Req
     match listener {
         Listener::Unix(listener) => loop {
             match listener.accept().await {
-                Ok((stream, _)) => serve(Stream::Unix(stream)),
+                Ok((stream, _)) => match stream.into_std().and_then(Socket::new) {
+                    Ok(stream) => serve(Stream::Unix(stream)),
+                    Err(error) => refused(&error).await,
+                },
                 Err(error) => refused(&error).await,
             }
         },
@@ -182,7 +185,7 @@ async fn refused(error: &std::io::Error) {
 }
 
 enum Stream {
-    Unix(tokio::net::UnixStream),
+    Unix(Socket),
     Vsock(tokio_vsock::VsockStream),
 }
 

@@ -142,11 +142,11 @@ fn contents(n: u32) -> Contents {
     let secret = [9; 32];
     let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
     let history = History::Known(Watermarks::NONE);
-    let mut keys = vec![SealedKey { public_key, secret: Some(SecretBytes(secret)), history }];
+    let mut keys = vec![SealedKey { public_key, secret: Some(SecretBytes(secret)), history, fee_recipient: None }];
     keys.extend((0..n).map(|n| {
         let mut public_key = Bytes([1; 48]);
         public_key.0[..4].copy_from_slice(&n.to_be_bytes());
-        SealedKey { public_key, secret: None, history }
+        SealedKey { public_key, secret: None, history, fee_recipient: None }
     }));
     Contents { keys, ..Contents::default() }
 }
