@@ -13,18 +13,20 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
 use casemate_protocol::frame::{self, Info, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
-use casemate_protocol::{Refusal, Reply, Request, RequestFrame};
+use casemate_protocol::{PublicKey, Refusal, Reply, Request, RequestFrame};
+use casemate_socket::Socket;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VsockAddr, VsockStream};
 use tracing::{info, warn};
 
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
-/// Requests put into one write at most.
-const BATCH: usize = 256;
+/// Requests that wait for a write at most, and go into one. The next body is parsed when there is room again: what has been parsed
+/// goes out first, so that the enclave has work while the rest of a slot's burst is read.
+const BATCH: usize = 32;
 /// First wait before a connection is tried again; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest wait before a connection is tried again: a restarted enclave is found within it.
@@ -56,6 +58,9 @@ struct Shared {
     lanes: Vec<Lane>,
     next: AtomicUsize,
     in_flight: Semaphore,
+    max_in_flight: usize,
+    /// Signatures in flight, by key.
+    by_key: Mutex<HashMap<PublicKey, usize>>,
     request_timeout: Duration,
     /// What the enclave said about itself when it was last reached.
     info: RwLock<Option<Arc<Info>>>,
@@ -77,12 +82,36 @@ struct Outgoing {
     reply: oneshot::Sender<Reply>,
 }
 
+/// A place in the next write to an enclave.
+pub struct Place<'a> {
+    enclave: &'a Enclave,
+    turn: mpsc::Permit<'a, Outgoing>,
+    _in_flight: SemaphorePermit<'a>,
+}
+
+impl Place<'_> {
+    /// Asks the enclave and waits for its reply.
+    pub async fn call(self, request: Request) -> Result<Reply, Unavailable> {
+        let _one_of_its_key = match &request {
+            Request::Sign(asked) => Some(self.enclave.shared.one_of(asked.public_key).ok_or(Unavailable::Busy)?),
+            _ => None,
+        };
+        let (reply, answer) = oneshot::channel();
+        self.turn.send(Outgoing { request, reply });
+        match timeout(self.enclave.shared.request_timeout, answer).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(Unavailable::Away),
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+}
+
 impl Enclave {
     /// Keeps `connections` connections to `address` from now on.
     pub fn connect(address: &Address, connections: usize, max_in_flight: usize, request_timeout: Duration) -> Self {
         let (lanes, queues): (Vec<_>, Vec<_>) = (0..connections)
             .map(|_| {
-                let (queue, queued) = mpsc::channel(max_in_flight);
+                let (queue, queued) = mpsc::channel(BATCH);
                 (Lane { queue, up: false.into() }, queued)
             })
             .unzip();
@@ -90,6 +119,8 @@ impl Enclave {
             lanes,
             next: AtomicUsize::new(0),
             in_flight: Semaphore::new(max_in_flight),
+            max_in_flight,
+            by_key: Mutex::default(),
             request_timeout,
             info: RwLock::new(None),
             starting: RwLock::new(None),
@@ -102,22 +133,23 @@ impl Enclave {
         Self { shared }
     }
 
+    /// A place among the requests in flight, and in the next write: what is asked with it goes out at once. It is waited for while the
+    /// enclave takes nothing; nothing where there is no connection.
+    pub async fn place(&self) -> Result<Option<Place<'_>>, Unavailable> {
+        // Shedding load here keeps the latency of those that are in.
+        let in_flight = self.shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
+        let Some(lane) = self.shared.pick() else { return Ok(None) };
+        match timeout(self.shared.request_timeout, lane.queue.reserve()).await {
+            Ok(turn) => Ok(turn.ok().map(|turn| Place { enclave: self, turn, _in_flight: in_flight })),
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+
     /// Asks the enclave and waits for its reply.
     pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
-        let shared = &self.shared;
-        // Shedding load here keeps the latency of those that are in.
-        let _permit = shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
-        let Some(lane) = shared.pick() else {
-            let starting = *shared.starting.read().unwrap_or_else(PoisonError::into_inner);
-            return starting.map(Reply::Refused).ok_or(Unavailable::Away);
-        };
-        let (reply, answer) = oneshot::channel();
-        // Full though the permits are not: of requests whose askers have gone, while the enclave does not take any.
-        lane.queue.try_send(Outgoing { request, reply }).map_err(|_| Unavailable::Busy)?;
-        match timeout(shared.request_timeout, answer).await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(Unavailable::Away),
-            Err(_) => Err(Unavailable::TimedOut),
+        match self.place().await? {
+            Some(place) => place.call(request).await,
+            None => self.starting().map(Reply::Refused).ok_or(Unavailable::Away),
         }
     }
 
@@ -178,7 +210,38 @@ impl Enclave {
     }
 }
 
+/// A signature in flight, counted until it is dropped.
+struct OneOf<'a> {
+    by_key: &'a Mutex<HashMap<PublicKey, usize>>,
+    key: PublicKey,
+}
+
+impl Drop for OneOf<'_> {
+    fn drop(&mut self) {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_key.get_mut(&self.key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                by_key.remove(&self.key);
+            }
+        }
+    }
+}
+
 impl Shared {
+    /// Counts one more of this key. Nothing where the key has its share already: while more than half of all places are taken, a
+    /// sixteenth of them, so that no key keeps the others out.
+    fn one_of(&self, key: PublicKey) -> Option<OneOf<'_>> {
+        let crowded = self.in_flight.available_permits() < self.max_in_flight / 2;
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_key.entry(key).or_default();
+        if crowded && *count >= (self.max_in_flight / 16).max(1) {
+            return None;
+        }
+        *count = count.saturating_add(1);
+        Some(OneOf { by_key: &self.by_key, key })
+    }
+
     /// The next lane that is up, in turn.
     fn pick(&self) -> Option<&Lane> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
@@ -237,7 +300,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Connects and asks the enclave who it is; it may refuse to say.
 async fn open(address: &Address) -> io::Result<Result<(Box<dyn Stream>, Info), Refusal>> {
     let mut stream: Box<dyn Stream> = match address {
-        Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        Address::Unix(path) => Box::new(Socket::new(UnixStream::connect(path).await?.into_std()?)?),
         Address::Vsock { cid, port } => Box::new(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
         Address::Hybrid { path, port } => {
             let mut stream = BufReader::new(UnixStream::connect(path).await?);
@@ -248,7 +311,7 @@ async fn open(address: &Address) -> io::Result<Result<(Box<dyn Stream>, Info), R
                 return Err(io::Error::other(format!("the vsock device answered {answer:?}")));
             }
             // The guest speaks only when asked: nothing can be buffered behind the answer.
-            Box::new(stream.into_inner())
+            Box::new(Socket::new(stream.into_inner().into_std()?)?)
         }
     };
     match ask(&mut stream, Request::Info).await? {
@@ -361,4 +424,86 @@ async fn read(mut reader: impl AsyncRead + Unpin, waiting: &Mutex<Waiting>) -> i
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use casemate_protocol::{AttestationData, Checkpoint, Duty, Epoch, ReplyFrame, Root, SignRequest, Slot};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    fn info() -> Info {
+        let network = casemate_config::parse(casemate_config::NAMED[0].1).unwrap();
+        let standing = casemate_protocol::statement::FenceStanding::NoStore;
+        Info { network, keys: 2, keys_without_history: 0, standing, key_manager_delete: false }
+    }
+
+    fn request(key: u8) -> Request {
+        let checkpoint = Checkpoint { epoch: Epoch(0), root: Root::ZERO };
+        let data = AttestationData {
+            slot: Slot(0),
+            index: 0,
+            beacon_block_root: Root::ZERO,
+            source: checkpoint,
+            target: checkpoint,
+        };
+        Request::Sign(SignRequest {
+            public_key: PublicKey::from([key; 48]),
+            duty: Duty::Attestation(data),
+            fork_info: None,
+            signing_root: None,
+            proofs: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_key_that_asks_too_much_leaves_places_to_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("enclave.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        // It says who it is, and then nothing.
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = BytesMut::new();
+            while stream.read_buf(&mut buffer).await.unwrap() > 0 {
+                if let Ok(Some((asked, _))) = frame::split(&buffer, MAX_FRAME_LEN)
+                    && let Ok(asked) = frame::decode_request(asked)
+                    && asked.request == Request::Info
+                {
+                    let mut bytes = Vec::new();
+                    frame::encode_reply(&ReplyFrame::new(asked.id, Reply::Info(info())), &mut bytes);
+                    stream.write_all(&bytes).await.unwrap();
+                    buffer.clear();
+                }
+            }
+        });
+        let max_in_flight = 32;
+        let enclave = Enclave::connect(&Address::Unix(path), 1, max_in_flight, Duration::from_mins(1));
+        enclave.connected().await;
+        let ask = |key: u8| {
+            let enclave = enclave.clone();
+            tokio::spawn(async move { enclave.call(request(key)).await })
+        };
+        let settle = || sleep(Duration::from_millis(50));
+
+        // Up to half of all places one key may have; the one that makes it more than half has its share long since.
+        let mut first: Vec<_> = (0..17).map(|_| ask(1)).collect();
+        settle().await;
+        let refused = first.iter().filter(|asked| asked.is_finished()).count();
+        assert_eq!(refused, 1);
+        let refused = first.extract_if(.., |asked| asked.is_finished()).next().unwrap();
+        assert_eq!(refused.await.unwrap(), Err(Unavailable::Busy));
+        // Another key has its share, and no more.
+        let second: Vec<_> = (0..3).map(|_| ask(2)).collect();
+        settle().await;
+        assert_eq!(second.iter().filter(|asked| asked.is_finished()).count(), 1);
+        // Who hangs up gives his place back.
+        first.iter().for_each(tokio::task::JoinHandle::abort);
+        settle().await;
+        let third: Vec<_> = (0..8).map(|_| ask(1)).collect();
+        settle().await;
+        assert!(third.iter().all(|asked| !asked.is_finished()));
+    }
 }

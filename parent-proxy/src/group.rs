@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::enclave::{Enclave, Unavailable};
+use crate::enclave::{Enclave, Place, Unavailable};
 use crate::settings::Settings;
 
 /// How often each enclave is asked what it is to the fence.
@@ -90,14 +90,37 @@ impl Group {
         self.standings.borrow().clone()
     }
 
+    /// A place at the holder's; see [`Enclave::place`].
+    pub async fn place(&self) -> Result<Option<(usize, Place<'_>)>, Unavailable> {
+        let Some((number, enclave)) = self.holder().and_then(|number| Some((number, self.enclaves.get(number)?)))
+        else {
+            return Ok(None);
+        };
+        Ok(enclave.place().await?.map(|place| (number, place)))
+    }
+
     /// Asks the holder. While there is none, and one may come soon, it waits; the last refusal where none comes.
     pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
+        self.call_from(None, request).await
+    }
+
+    /// The same, from a place that has been taken.
+    pub async fn call_from(
+        &self,
+        mut place: Option<(usize, Place<'_>)>,
+        request: Request,
+    ) -> Result<Reply, Unavailable> {
         let mut waiting: Option<(Instant, watch::Receiver<_>)> = None;
         loop {
             let mut last = Err(Unavailable::Away);
-            for number in self.in_turn() {
+            // The holder first, then the others; where there is a place, the one where it is.
+            let first = place.as_ref().map(|(number, _)| *number);
+            for number in self.in_turn(first) {
                 let Some(enclave) = self.enclaves.get(number) else { continue };
-                let reply = enclave.call(request.clone()).await;
+                let reply = match place.take_if(|(of, _)| *of == number) {
+                    Some((_, place)) => place.call(request.clone()).await,
+                    None => enclave.call(request.clone()).await,
+                };
                 match &reply {
                     Ok(Reply::Refused(Refusal::NotHolder(why))) => self.stands(number, Some(standing(*why))),
                     Ok(Reply::Refused(Refusal::Starting(_))) | Err(Unavailable::Away) => {
@@ -130,9 +153,8 @@ impl Group {
         }
     }
 
-    /// The holder first, then the others.
-    fn in_turn(&self) -> impl Iterator<Item = usize> + use<> {
-        let first = self.holder().unwrap_or_else(|| self.last.load(Ordering::Relaxed));
+    fn in_turn(&self, first: Option<usize>) -> impl Iterator<Item = usize> + use<> {
+        let first = first.or_else(|| self.holder()).unwrap_or_else(|| self.last.load(Ordering::Relaxed));
         std::iter::once(first).chain((0..self.enclaves.len()).filter(move |number| *number != first))
     }
 
@@ -159,8 +181,12 @@ impl Group {
 
     /// Has a command carried out by one enclave.
     pub async fn command(&self, number: Option<usize>, envelope: Envelope) -> Result<Reply, Unavailable> {
-        let enclave = self.one(number).ok_or(Unavailable::Away)?;
-        enclave.alone(Request::Command { envelope }).await
+        self.alone(number, Request::Command { envelope }).await
+    }
+
+    /// Has something done by one enclave that takes its time, as a command does.
+    pub async fn alone(&self, number: Option<usize>, request: Request) -> Result<Reply, Unavailable> {
+        self.one(number).ok_or(Unavailable::Away)?.alone(request).await
     }
 
     /// Has every enclave that holds the fence hand it over, because this proxy ends.

@@ -105,7 +105,7 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Hex<N>, E> {
-                text.strip_prefix("0x")
+                digits(text)
                     .and_then(|digits| const_hex::decode_to_array(digits).ok())
                     .map(|bytes| Hex(Bytes(bytes)))
                     .ok_or_else(|| E::custom(format_args!("{} is not {}", shown(text), Expected(&self))))
@@ -114,6 +114,11 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
 
         deserializer.deserialize_str(Visitor)
     }
+}
+
+/// What stands behind the one `0x`: the decoder would pass over another.
+pub fn digits(text: &str) -> Option<&str> {
+    text.strip_prefix("0x").filter(|digits| !digits.starts_with("0x"))
 }
 
 /// `0x`-hex of any length.
@@ -132,7 +137,7 @@ impl<'de> Deserialize<'de> for HexBytes {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<HexBytes, E> {
-                text.strip_prefix("0x")
+                digits(text)
                     .and_then(|digits| const_hex::decode(digits).ok())
                     .map(HexBytes)
                     .ok_or_else(|| E::custom(format_args!("{} characters that are not 0x and hex digits", text.len())))

@@ -13,6 +13,7 @@
 //! | [`ssz`] | hash tree roots of what JSON carries |
 //! | [`enclave`] | connections to the enclave, re-made when it restarts |
 //! | [`group`] | which of a group's enclaves holds the fence |
+//! | [`signing_log`] | what the enclave has signed and refused, written down |
 //! | [`outward`] | what the enclave asks of the parent: a way out, credentials, a disk for sealed blobs |
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod outward;
 pub mod request;
 pub mod server;
 pub mod settings;
+pub mod signing_log;
 pub mod ssz;
 pub mod tls;
 
@@ -41,12 +43,13 @@ pub use settings::Settings;
 pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let settings = Settings::from_arguments(arguments)?;
     settings.log.install();
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(settings.threads.get())
-        .enable_all()
-        .build()
-        .context("starting the runtime")?
-        .block_on(async {
+    let mut runtime = match settings.threads.get() {
+        // Everything that has come in is taken up before anything goes on to the enclave: few writes, few wake-ups.
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.worker_threads(settings.threads.get()).enable_all().build().context("starting the runtime")?.block_on(
+        async {
             let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
             let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
             let shutdown = async move {
@@ -66,5 +69,6 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                 ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
                 ended = services.serve(&outward.address) => ended.context("serving the enclave's way out"),
             }
-        })
+        },
+    )
 }

@@ -6,17 +6,18 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 
+use casemate_protocol::frame::{BlockProof, MAX_PROOF_NODES, MAX_PROOFS};
 use casemate_protocol::{
-    AttestationData, BeaconBlockHeader, Checkpoint, Duty, Epoch, ForkInfo, ForkName, Network, Root, Slot,
+    AttestationData, BeaconBlockHeader, BoundedBytes, Checkpoint, Duty, Epoch, ForkInfo, ForkName, Network, Root, Slot,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::json::{Hex, Uint, shown};
+use crate::json::{Hex, Uint, bounded, shown};
 use crate::ssz::{self, Ssz};
 
 /// What a body asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// What to sign.
     pub duty: Duty,
@@ -24,6 +25,8 @@ pub struct Parsed {
     pub fork_info: Option<ForkInfo>,
     /// The client's signing root, if it sent one.
     pub signing_root: Option<Root>,
+    /// What a block's body is proved to have.
+    pub proofs: Vec<BlockProof>,
 }
 
 /// Why a body is no sign request: one sentence for the client.
@@ -44,6 +47,8 @@ struct Body<'a> {
     block: Raw<'a>,
     #[serde(borrow)]
     beacon_block: Raw<'a>,
+    #[serde(borrow)]
+    proofs: Raw<'a>,
     #[serde(borrow)]
     attestation: Raw<'a>,
     #[serde(borrow)]
@@ -76,8 +81,46 @@ struct Body<'a> {
     builder_request_auth: Raw<'a>,
 }
 
+/// An attestation's body, read in one go: there are more of them than of all others together. Whatever does not look just like this
+/// is read the long way, which also says what is wrong with it.
+#[derive(Deserialize)]
+struct AttestationBody {
+    #[serde(rename = "type")]
+    _kind: IsAttestation,
+    #[serde(rename = "signingRoot", alias = "signing_root")]
+    signing_root: Option<Hex<32>>,
+    fork_info: ForkInfoBody,
+    attestation: Attestation,
+}
+
+/// Its type, as clients write it.
+struct IsAttestation;
+
+impl<'de> Deserialize<'de> for IsAttestation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let kind = <Cow<'de, str>>::deserialize(deserializer)?;
+        if kind == "ATTESTATION" { Ok(Self) } else { Err(serde::de::Error::custom("another type")) }
+    }
+}
+
+/// No attestation is longer; what is longer is not tried as one.
+const LONG: usize = 2048;
+
 /// Reads a body for the network that the enclave serves.
 pub fn parse(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
+    // As text it is looked at once, and not again for each string in it.
+    if body.len() <= LONG
+        && let Ok(text) = std::str::from_utf8(body)
+        && let Ok(AttestationBody { signing_root, fork_info, attestation, .. }) = serde_json::from_str(text)
+    {
+        let (duty, fork_info) = (Duty::Attestation(attestation.into()), Some(fork_info.into()));
+        return Ok(Parsed { duty, fork_info, signing_root: signing_root.map(|r| r.0), proofs: Vec::new() });
+    }
+    parse_any(body, network)
+}
+
+/// The same, without the short way of attestations.
+pub fn parse_any(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
     let body: Body = serde_json::from_slice(body).map_err(|e| bad("the body is not a sign request", e))?;
     let kind = body.kind.to_ascii_uppercase();
     let duty = duty(&kind, &body, network)?;
@@ -86,7 +129,11 @@ pub fn parse(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
         Duty::ValidatorRegistration { .. } | Duty::Deposit { .. } | Duty::BuilderRequestAuth { .. } => None,
         _ => Some(fork_info(&kind, body.fork_info)?),
     };
-    Ok(Parsed { duty, fork_info, signing_root: body.signing_root.map(|r| r.0) })
+    let proofs = match (&duty, body.proofs) {
+        (Duty::Block(_), Some(proofs)) => proofs_of(proofs)?,
+        _ => Vec::new(),
+    };
+    Ok(Parsed { duty, fork_info, signing_root: body.signing_root.map(|r| r.0), proofs })
 }
 
 fn duty(kind: &str, body: &Body, network: &Network) -> Result<Duty, BadRequest> {
@@ -243,6 +290,36 @@ fn header_of<B: Ssz>(block: &FullBlock<B>, network: &Network) -> Result<Duty, Ba
         state_root: block.state_root.0,
         body_root: object_root("block.body", &block.body, network)?,
     }))
+}
+
+/// Nimbus's `verifying-web3signer`: Merkle branches against the body's root, which the vault checks.
+fn proofs_of(raw: &RawValue) -> Result<Vec<BlockProof>, BadRequest> {
+    #[derive(Deserialize)]
+    struct Proof {
+        index: Uint,
+        #[serde(deserialize_with = "nodes")]
+        proof: Vec<Hex<32>>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Proofs(#[serde(deserialize_with = "proofs")] Vec<Proof>);
+
+    fn nodes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Hex<32>>, D::Error> {
+        bounded(deserializer, MAX_PROOF_NODES)
+    }
+
+    fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
+        bounded(deserializer, MAX_PROOFS)
+    }
+
+    let Proofs(proofs) = read("proofs", raw)?;
+    let one = |Proof { index, proof }: Proof| {
+        let branch = proof.iter().flat_map(|node| node.0.0).collect();
+        Some(BlockProof { index: index.0, branch: BoundedBytes::new(branch)? })
+    };
+    let proofs: Option<Vec<_>> = proofs.into_iter().map(one).collect();
+    proofs.ok_or_else(|| BadRequest("proofs: a branch is too long".to_owned()))
 }
 
 // Aggregates.
@@ -436,13 +513,18 @@ struct ForkBody {
 }
 
 fn fork_info(kind: &str, body: Raw) -> Result<ForkInfo, BadRequest> {
-    let body: ForkInfoBody = field(kind, "fork_info", body)?;
-    Ok(ForkInfo {
-        previous_version: body.fork.previous_version.0,
-        current_version: body.fork.current_version.0,
-        epoch: Epoch(body.fork.epoch.0),
-        genesis_validators_root: body.genesis_validators_root.0,
-    })
+    field::<ForkInfoBody>(kind, "fork_info", body).map(ForkInfo::from)
+}
+
+impl From<ForkInfoBody> for ForkInfo {
+    fn from(body: ForkInfoBody) -> Self {
+        Self {
+            previous_version: body.fork.previous_version.0,
+            current_version: body.fork.current_version.0,
+            epoch: Epoch(body.fork.epoch.0),
+            genesis_validators_root: body.genesis_validators_root.0,
+        }
+    }
 }
 
 // Reading with a name in the error.

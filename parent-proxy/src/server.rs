@@ -10,19 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::api;
+use crate::api::{self, Api};
 use crate::group::Group;
 use crate::outward::Counters;
 use crate::settings::Settings;
+use crate::signing_log::SigningLog;
 use crate::tls::Tls;
 
 /// Longest wait for the enclave before the first client is served, or told that it is away.
@@ -41,7 +42,13 @@ pub async fn run(
 ) -> Result<()> {
     let tls = settings.tls.clone().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
     let group = Group::connect(settings);
-    let service = TowerToHyperService::new(api::router(settings, group.clone(), tls.clone(), outward));
+    let token = settings.key_manager_token_file.as_deref().map(api::Token::of_file).transpose()?;
+    let log = settings
+        .signing_log
+        .as_deref()
+        .map(|folder| SigningLog::start(folder, settings.signing_log_file_bytes, group.clone()))
+        .transpose()?;
+    let api = api::api(settings, group.clone(), tls.clone(), outward, token);
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;
@@ -71,7 +78,7 @@ pub async fn run(
             warn!(max = settings.max_connections, "connection refused: too many");
             continue;
         };
-        let connection = connection(stream, tls.clone(), http.clone(), service.clone(), graceful.watcher());
+        let connection = connection(stream, tls.clone(), http.clone(), api.clone(), graceful.watcher());
         tokio::spawn(async move {
             connection.await;
             drop(permit);
@@ -83,6 +90,9 @@ pub async fn run(
     if timeout(settings.shutdown_timeout, graceful.shutdown()).await.is_err() {
         warn!(seconds = settings.shutdown_timeout.as_secs(), "some connections did not end in time");
     }
+    if let Some(log) = log {
+        log.finish().await;
+    }
     // Nothing comes through here any more: a successor may sign at once.
     if !settings.keep_fence {
         group.hand_over().await;
@@ -90,21 +100,13 @@ pub async fn run(
     Ok(())
 }
 
-type Service = TowerToHyperService<axum::Router>;
-
-async fn connection(
-    stream: TcpStream,
-    tls: Option<Arc<Tls>>,
-    http: http1::Builder,
-    service: Service,
-    watcher: Watcher,
-) {
+async fn connection(stream: TcpStream, tls: Option<Arc<Tls>>, http: http1::Builder, api: Api, watcher: Watcher) {
     // Small answers must not wait for more to come.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => serve(stream, &http, service, watcher).await,
+        None => serve(stream, &http, api, watcher).await,
         Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await {
-            Ok(Ok(stream)) => serve(stream, &http, service, watcher).await,
+            Ok(Ok(stream)) => serve(stream, &http, api, watcher).await,
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
             Err(_) => debug!("TLS handshake took too long"),
         },
@@ -114,12 +116,13 @@ async fn connection(
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     http: &http1::Builder,
-    service: Service,
+    api: Api,
     watcher: Watcher,
 ) {
     let progress = Arc::new(Progress::default());
     let stream = Watched { stream, progress: Arc::clone(&progress) };
-    let connection = http.serve_connection(TokioIo::new(stream), service);
+    let connection =
+        http.serve_connection(TokioIo::new(stream), service_fn(move |request| api.clone().answer(request)));
     tokio::select! {
         served = watcher.watch(connection) => {
             let served: Result<(), hyper::Error> = served;

@@ -24,6 +24,7 @@ const REQUEST_TIMEOUT_MS: u64 = 10_000;
 const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
 const MAX_CONNECTIONS: usize = 2048;
 const BLOBS: &str = "blobs";
+const SIGNING_LOG_FILE_BYTES: u64 = 64 * 1024 * 1024;
 const SHUTDOWN_TIMEOUT_S: u64 = 30;
 const LOG_LEVEL: &str = "info";
 
@@ -97,13 +98,24 @@ struct Options {
     /// [default: imds]
     #[arg(long, value_name = "SOURCE", env = "CASEMATE_PROXY_CREDENTIALS")]
     credentials: Option<CredentialsFrom>,
+    /// Folder for the signing log: what was signed and refused, chained by hashes and signed by the vault, for casemate log verify.
+    /// Without it, none is written
+    #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_SIGNING_LOG")]
+    signing_log: Option<PathBuf>,
+    /// A file of the signing log that has grown to this gets a successor, in bytes [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "CASEMATE_PROXY_SIGNING_LOG_FILE_BYTES")]
+    signing_log_file_bytes: Option<NonZeroU64>,
+    /// Serve the key manager API (/eth/v1/keystores) to whoever has the token in this file; made where there is none. Without it, the
+    /// API is not there
+    #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_KEY_MANAGER_TOKEN_FILE")]
+    key_manager_token_file: Option<PathBuf>,
     /// On SIGTERM, do not have the enclave hand over the fence: it runs on, behind another proxy or this one's next start
     #[arg(long, env = "CASEMATE_PROXY_KEEP_FENCE", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     keep_fence: Option<bool>,
     /// On SIGTERM, wait this long for requests in flight, in seconds [default: 30]
     #[arg(long, value_name = "S", env = "CASEMATE_PROXY_SHUTDOWN_TIMEOUT_S")]
     shutdown_timeout_s: Option<u64>,
-    /// Threads that serve HTTP [default: one for each core]
+    /// Threads that serve HTTP: one carries some ten thousand signatures a second [default: one for four cores]
     #[arg(long, value_name = "N", env = "CASEMATE_PROXY_THREADS")]
     threads: Option<NonZeroUsize>,
     /// error, warn, info, debug or trace, or a filter such as casemate_proxy=debug [default: info]
@@ -181,6 +193,9 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     pub outward: Option<OutwardSettings>,
     pub keep_fence: bool,
+    pub signing_log: Option<PathBuf>,
+    pub signing_log_file_bytes: u64,
+    pub key_manager_token_file: Option<PathBuf>,
     pub shutdown_timeout: Duration,
     pub threads: NonZeroUsize,
     pub log: Log,
@@ -241,6 +256,9 @@ impl Options {
             credentials: self.credentials.or(other.credentials),
             fence_files: self.fence_files.or(other.fence_files),
             keep_fence: self.keep_fence.or(other.keep_fence),
+            signing_log: self.signing_log.or(other.signing_log),
+            signing_log_file_bytes: self.signing_log_file_bytes.or(other.signing_log_file_bytes),
+            key_manager_token_file: self.key_manager_token_file.or(other.key_manager_token_file),
             shutdown_timeout_s: self.shutdown_timeout_s.or(other.shutdown_timeout_s),
             threads: self.threads.or(other.threads),
             log_level: self.log_level.or(other.log_level),
@@ -281,7 +299,7 @@ impl Options {
         };
         let level = self.log_level.unwrap_or_else(|| LOG_LEVEL.into());
         EnvFilter::try_new(&level).with_context(|| format!("--log-level {level}"))?;
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Settings {
             listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
             enclaves: addresses(self.enclave.as_deref().unwrap_or(ENCLAVE))?,
@@ -294,8 +312,11 @@ impl Options {
             tls,
             outward,
             keep_fence: self.keep_fence.unwrap_or_default(),
+            signing_log: self.signing_log,
+            signing_log_file_bytes: self.signing_log_file_bytes.map_or(SIGNING_LOG_FILE_BYTES, NonZeroU64::get),
+            key_manager_token_file: self.key_manager_token_file,
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout_s.unwrap_or(SHUTDOWN_TIMEOUT_S)),
-            threads: self.threads.unwrap_or(cores),
+            threads: self.threads.or(NonZeroUsize::new(cores / 4)).unwrap_or(NonZeroUsize::MIN),
             log: Log { level, format: self.log_format.unwrap_or_default() },
         })
     }

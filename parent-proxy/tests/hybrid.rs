@@ -24,7 +24,13 @@ fn device(path: &Path, answer: &'static str) -> std::thread::JoinHandle<String> 
             stream.read_exact(&mut bytes).unwrap();
             let asked = frame::decode_request(&bytes).unwrap();
             let network = casemate_config::named("hoodi").unwrap().unwrap();
-            let info = Info { network, keys: 3, keys_without_history: 0, standing: FenceStanding::NoStore };
+            let info = Info {
+                network,
+                keys: 3,
+                keys_without_history: 0,
+                standing: FenceStanding::NoStore,
+                key_manager_delete: false,
+            };
             let mut reply = Vec::new();
             frame::encode_reply(&ReplyFrame::new(asked.id, Reply::Info(info)), &mut reply);
             stream.get_mut().write_all(&reply).unwrap();

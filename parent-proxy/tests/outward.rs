@@ -251,9 +251,8 @@ fn the_program_serves_the_enclaves_way_out() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.sock");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-proxy"))
-        .args(["--listen", &format!("127.0.0.1:{port}"), "--enclave", "unix:/nowhere", "--log-level", "error"])
+        .args(["--listen", "127.0.0.1:0", "--enclave", "unix:/nowhere", "--log-level", "error"])
         .args(["--outward", &format!("unix:{}", path.display()), "--credentials", "environment"])
         .args(["--outward-allow", "kms.eu-central-1.amazonaws.com:443"])
         .env("AWS_ACCESS_KEY_ID", "AKID")

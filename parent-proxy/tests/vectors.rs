@@ -76,6 +76,11 @@ fn gloas_roots_equal_lodestars() {
             },
         });
         let parsed = request::parse(body.to_string().as_bytes(), &network).unwrap_or_else(|e| panic!("{kind}: {e:?}"));
+        assert_eq!(
+            request::parse_any(body.to_string().as_bytes(), &network).as_ref(),
+            Ok(&parsed),
+            "{kind}: the long way"
+        );
         match parsed.duty {
             Duty::ExecutionPayloadBid { object_root, .. }
             | Duty::ExecutionPayloadEnvelope { object_root, .. }

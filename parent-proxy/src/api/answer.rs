@@ -1,9 +1,11 @@
 //! Status codes and their JSON.
 
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_protocol::Refusal;
 use casemate_protocol::refusal::Kind;
+use http_body_util::Full;
 use serde_json::json;
 
 use crate::enclave::Unavailable;
@@ -42,13 +44,24 @@ impl Failure {
     }
 
     /// The answer: `message`, and `error` for clients that read that.
-    pub fn into_json(self) -> Response {
+    pub fn into_parts(self) -> axum::http::Response<Full<Bytes>> {
         let body = json!({ "message": self.message, "error": self.message }).to_string();
-        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response = axum::http::Response::new(Full::new(body.into()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
+    }
+
+    /// The same, for routes.
+    pub fn into_json(self) -> Response {
+        self.into_parts().map(Body::new)
     }
 }
 
@@ -66,6 +79,7 @@ impl From<Refusal> for Failure {
             Kind::Refused => StatusCode::PRECONDITION_FAILED,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
         };
         Self::new(status, refusal.to_string())
     }
@@ -90,6 +104,10 @@ impl From<BadRequest> for Failure {
 
 /// Whether `Accept` asks for JSON. Clients go by the answer's Content-Type; some send no `Accept` and read plain text.
 pub fn wants_json(headers: &HeaderMap) -> bool {
+    // What most send, without a closer look.
+    if headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json") {
+        return true;
+    }
     headers
         .get_all(header::ACCEPT)
         .iter()

@@ -90,7 +90,7 @@ fn too_many() -> Failure {
 }
 
 /// The one nonce of a query.
-fn nonce(query: &str) -> Result<Nonce, BadRequest> {
+pub(super) fn nonce(query: &str) -> Result<Nonce, BadRequest> {
     let (min, max) = (NONCE_LEN.start(), NONCE_LEN.end());
     let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("nonce="));
     let (Some(text), None) = (given.next(), given.next()) else {

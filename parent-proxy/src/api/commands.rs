@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::Reply;
-use casemate_protocol::command::{Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome};
+use casemate_protocol::command::{Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome, SignedExit};
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -42,7 +42,10 @@ impl App {
         let count = self.enclave.len();
         let number = match (given.next(), given.next()) {
             (None, _) => return Ok(None),
-            (Some(text), None) => text.parse().ok().filter(|number| *number < count),
+            // `parse` alone would take a plus sign.
+            (Some(text), None) if text.bytes().all(|b| b.is_ascii_digit()) => {
+                text.parse().ok().filter(|number| *number < count)
+            }
             _ => None,
         };
         let message = || format!("enclave= is to be a number below {count}: the enclaves of this proxy count from 0");
@@ -66,7 +69,11 @@ impl App {
 
 fn count(outcome: &Outcome) -> usize {
     match outcome {
-        Outcome::Imported { keys } | Outcome::Deleted { keys } => keys.len(),
+        Outcome::Imported { keys }
+        | Outcome::Deleted { keys }
+        | Outcome::FeeRecipientsSet { keys }
+        | Outcome::PastsRaised { keys } => keys.len(),
+        Outcome::ExitsSigned { exits } => exits.len(),
         Outcome::Generated { keys } | Outcome::Deposited { keys } => keys.len(),
         Outcome::FenceReady | Outcome::HandedOver | Outcome::TookOver { .. } => 0,
     }
@@ -77,6 +84,9 @@ fn shown(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::Imported { keys } => json!({ "outcome": "imported", "keys": names(keys) }),
         Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
+        Outcome::FeeRecipientsSet { keys } => json!({ "outcome": "fee_recipients_set", "keys": names(keys) }),
+        Outcome::PastsRaised { keys } => json!({ "outcome": "pasts_raised", "keys": names(keys) }),
+        Outcome::ExitsSigned { exits } => json!({ "outcome": "exits_signed", "exits": signed_exits(exits) }),
         Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
         Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),
         Outcome::FenceReady => json!({ "outcome": "fence_ready" }),
@@ -90,7 +100,19 @@ fn deposits(keys: &[GeneratedKey]) -> Vec<Value> {
     keys.iter().map(one).collect()
 }
 
-fn name(outcome: KeyOutcome) -> &'static str {
+fn signed_exits(exits: &[SignedExit]) -> Vec<Value> {
+    let one = |exit: &SignedExit| {
+        json!({
+            "public_key": exit.public_key.to_string(),
+            "epoch": exit.epoch.0,
+            "validator_index": exit.validator_index,
+            "signature": exit.signature.to_string(),
+        })
+    };
+    exits.iter().map(one).collect()
+}
+
+pub(super) fn name(outcome: KeyOutcome) -> &'static str {
     match outcome {
         KeyOutcome::Imported => "imported",
         KeyOutcome::Duplicate => "duplicate",
@@ -98,5 +120,9 @@ fn name(outcome: KeyOutcome) -> &'static str {
         KeyOutcome::Deleted => "deleted",
         KeyOutcome::NotFound => "not_found",
         KeyOutcome::ImpossibleHistory => "impossible_history",
+        KeyOutcome::Changed => "changed",
+        KeyOutcome::NoHistory => "no_history",
+        KeyOutcome::Unreadable => "unreadable",
+        KeyOutcome::WrongPassword => "wrong_password",
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn sign(
             return Err(bad(format!("the text is {} bytes long; {MAX_PROOF_TEXT_LEN} are allowed", text.len())));
         }
     }
-    let public_key = super::sign::public_key(identifier)?;
+    let public_key = super::sign::public_key(&identifier.0)?;
     let request = Request::ProofOfValidation { public_key, platform: asked.platform, timestamp };
     match app.enclave.call(request).await? {
         Reply::ProofOfValidation { payload, signature } => {

@@ -5,33 +5,40 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
-use casemate_protocol::{Reply, Request};
+use casemate_protocol::{PublicKey, Reply, Request};
 use serde_json::{Value, json};
 
 use super::{App, Failure};
 use crate::enclave::Unavailable;
 
 pub(super) async fn public_keys(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
-    let number = app.number(uri.query())?;
-    let _alone = app.listing.lock().await;
-    let mut keys: Vec<String> = Vec::new();
-    loop {
-        let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-        let request = Request::PublicKeys { start };
-        let reply = match number {
-            Some(number) => app.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
-            None => app.enclave.call(request).await?,
-        };
-        match reply {
-            Reply::PublicKeys { total, keys: page } => {
-                let ended = page.is_empty();
-                keys.extend(page.iter().map(ToString::to_string));
-                if ended || keys.len() >= usize::try_from(total).unwrap_or(usize::MAX) {
-                    return Ok(json_body(&json!(keys)));
+    let keys = app.public_keys(app.number(uri.query())?).await?;
+    Ok(json_body(&json!(keys.iter().map(ToString::to_string).collect::<Vec<_>>())))
+}
+
+impl App {
+    /// The keys that sign.
+    pub(super) async fn public_keys(&self, number: Option<usize>) -> Result<Vec<PublicKey>, Failure> {
+        let _alone = self.listing.lock().await;
+        let mut keys: Vec<PublicKey> = Vec::new();
+        loop {
+            let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+            let request = Request::PublicKeys { start };
+            let reply = match number {
+                Some(number) => self.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
+                None => self.enclave.call(request).await?,
+            };
+            match reply {
+                Reply::PublicKeys { total, keys: page } => {
+                    let ended = page.is_empty();
+                    keys.extend(page);
+                    if ended || keys.len() >= usize::try_from(total).unwrap_or(usize::MAX) {
+                        return Ok(keys);
+                    }
                 }
+                Reply::Refused(refusal) => return Err(refusal.into()),
+                _ => return Err(Failure::unexpected_reply()),
             }
-            Reply::Refused(refusal) => return Err(refusal.into()),
-            _ => return Err(Failure::unexpected_reply()),
         }
     }
 }

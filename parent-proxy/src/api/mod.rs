@@ -5,7 +5,9 @@ mod attestation;
 mod commands;
 mod ext;
 mod keys;
+pub mod keystores;
 mod metrics;
+mod pasts;
 mod reload;
 mod sign;
 mod status;
@@ -15,15 +17,21 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 
 pub use answer::{Failure, wants_json};
+pub use keystores::Token;
 pub use reload::Reload;
 
 use crate::group::Group;
@@ -50,15 +58,30 @@ pub struct App {
     attestations: attestation::Turns,
     outward: Option<Arc<outward::Counters>>,
     ids: AtomicU64,
+    /// Of the key manager API; nothing where it is not served.
+    token: Option<Token>,
+    /// Held while keys are brought or taken away.
+    managing: tokio::sync::Mutex<()>,
 }
 
-/// The proxy's routes.
-pub fn router(
+/// The API: what is signed goes the short way, everything else through the router.
+#[derive(Clone)]
+pub struct Api {
+    app: Arc<App>,
+    router: TowerToHyperService<Router>,
+}
+
+/// Where duties are signed, up to the key; the route below says the same.
+const SIGN: &str = "/api/v1/eth2/sign/";
+
+/// The proxy's API.
+pub fn api(
     settings: &Settings,
     enclave: Group,
     tls: Option<Arc<Tls>>,
     outward: Option<Arc<outward::Counters>>,
-) -> Router {
+    token: Option<Token>,
+) -> Api {
     let app = Arc::new(App {
         enclave: enclave.clone(),
         max_body_bytes: settings.max_body_bytes,
@@ -70,15 +93,21 @@ pub fn router(
         outward,
         // Ids of one process differ; where two start at once, the time tells them apart.
         ids: AtomicU64::new(start_of_ids()),
+        token,
+        managing: tokio::sync::Mutex::new(()),
     });
-    Router::new()
+    let router = Router::new()
         .route("/api/v1/eth2/sign/{identifier}", post(sign::sign))
         .route("/api/v1/eth2/ext/sign/{identifier}", post(ext::sign))
         .route("/api/v1/eth2/publicKeys", get(keys::public_keys))
         .route("/api/v1/eth2/highWatermark", get(keys::high_watermark))
         // A document for HEAD would be made and thrown away.
-        .route("/attestation", get(attestation::attestation).head(status::no_such_method))
+        .route("/attestation", get(attestation::attestation).head(status::no_head))
         .route("/commands", post(commands::command))
+        .route("/pasts", get(pasts::pasts))
+        .route("/signing-log/head", get(pasts::signing_log_head))
+        .route("/eth/v1/keystores", get(keystores::list).post(keystores::import).delete(keystores::delete))
+        .route("/openapi.json", get(status::openapi))
         .route("/metrics", get(metrics::metrics))
         .route("/upcheck", get(status::upcheck))
         .route("/healthcheck", get(status::healthcheck))
@@ -86,7 +115,34 @@ pub fn router(
         .fallback(status::no_such_path)
         .method_not_allowed_fallback(status::no_such_method)
         .layer(from_fn_with_state(Arc::clone(&app), around))
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    Api { app, router: TowerToHyperService::new(router) }
+}
+
+impl Api {
+    /// Answers a request. The router's layers cost more than all else that is done here for a signature, so a path that is plainly
+    /// a key's is not taken through them; what is around each route is around this one too.
+    pub async fn answer(
+        self,
+        request: Request<Incoming>,
+    ) -> Result<hyper::Response<Either<Full<Bytes>, Body>>, Infallible> {
+        let key = request.uri().path().strip_prefix(SIGN).unwrap_or_default();
+        if request.method() == Method::POST && !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            let (parts, body) = request.into_parts();
+            let id = self.app.request_id(&parts.headers);
+            let mut response = if self.app.host_allowed(&parts.uri, &parts.headers) {
+                let key = parts.uri.path().strip_prefix(SIGN).unwrap_or_default();
+                self.app.signed(key, &id, &parts.headers, body).await
+            } else {
+                Failure::forbidden_host().into_parts()
+            };
+            response.headers_mut().insert(REQUEST_ID, id.0);
+            return Ok(response.map(Either::Left));
+        }
+        // In a box: it is large, and must not make the other way's future so.
+        let response = Box::pin(self.router.call(request)).await?;
+        Ok(response.map(Either::Right))
+    }
 }
 
 fn start_of_ids() -> u64 {
@@ -118,11 +174,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Identifier {
 }
 
 /// Around every route: the host allow-list, the request's id.
-async fn around(State(app): State<Arc<App>>, mut request: Request<axum::body::Body>, next: Next) -> Response {
+async fn around(State(app): State<Arc<App>>, mut request: Request<Body>, next: Next) -> Response {
     let id = app.request_id(request.headers());
     request.extensions_mut().insert(id.clone());
-    let mut response =
-        if app.host_allowed(&request) { next.run(request).await } else { Failure::forbidden_host().into_json() };
+    let allowed = app.host_allowed(request.uri(), request.headers());
+    let mut response = if allowed { next.run(request).await } else { Failure::forbidden_host().into_json() };
     response.headers_mut().insert(REQUEST_ID, id.0);
     response
 }
@@ -139,17 +195,16 @@ impl App {
             return RequestId(given.clone());
         }
         let number = self.ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let id = HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"));
-        RequestId(id)
+        let mut digits = [0; 16];
+        // 8 bytes are 16 digits: the buffer's length is the right one.
+        let _ = const_hex::encode_to_slice(number.to_be_bytes(), &mut digits);
+        RequestId(HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("0")))
     }
 
     /// Against DNS rebinding: a browser that was lured here sends the name of its own site.
-    fn host_allowed(&self, request: &Request<axum::body::Body>) -> bool {
+    fn host_allowed(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let Some(allowed) = &self.hosts else { return true };
-        let host = request
-            .uri()
-            .host()
-            .or_else(|| request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).map(without_port));
+        let host = uri.host().or_else(|| headers.get(header::HOST).and_then(|h| h.to_str().ok()).map(without_port));
         host.is_some_and(|host| allowed.iter().any(|a| a.eq_ignore_ascii_case(host)))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -56,10 +56,22 @@ pub(super) async fn healthcheck(State(app): State<Arc<App>>) -> Response {
     response
 }
 
+/// This API, described for programs.
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("../../openapi.json")).into_response()
+}
+
 pub(super) async fn no_such_path(uri: Uri) -> Failure {
     Failure::new(StatusCode::NOT_FOUND, format!("there is no path {}", uri.path()))
 }
 
 pub(super) async fn no_such_method(uri: Uri) -> Failure {
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, format!("the path {} does not take this method", uri.path()))
+}
+
+/// For paths whose GET is not asked in vain.
+pub(super) async fn no_head(uri: Uri) -> Response {
+    let mut response = no_such_method(uri).await.into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
 }

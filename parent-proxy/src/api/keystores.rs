@@ -1,0 +1,540 @@
+//! The key manager API (ethereum/keymanager-APIs): `/eth/v1/keystores`, for whoever has the token.
+//!
+//! This host is not trusted with keys. What it may bring are commands that operators have signed (`casemate import --command-out`);
+//! keystores with their passwords go on to the vault, which takes them only where its measured policy says so.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
+use aws_lc_rs::rand;
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use casemate_protocol::command::{
+    Envelope, ImportedKey, KeyOutcome, MAX_KEYS, OperatorSignature, Outcome, SignedCommand,
+};
+use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORES, Nonce, Password};
+use casemate_protocol::history::Past;
+use casemate_protocol::past::ToldPast;
+use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
+use casemate_slashing::Watermarks;
+use casemate_slashing::interchange::{self, Histories};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+use unicode_normalization::UnicodeNormalization;
+
+use super::commands::name;
+use super::keys::json_body;
+use super::{App, Failure, RequestId};
+use crate::json::{Hex, shown};
+
+/// Bytes of entropy of a token that is made here.
+const TOKEN_LEN: usize = 32;
+/// Shortest token that is taken, in characters: 256 bits in base64.
+const MIN_TOKEN_LEN: usize = 43;
+
+/// Whoever has it may ask for anything that this API does. Only its digest is kept.
+pub struct Token(Digest);
+
+impl Token {
+    /// The token in a file, which is made where there is none.
+    pub fn of_file(path: &Path) -> anyhow::Result<Self> {
+        let context = || format!("--key-manager-token-file {}", path.display());
+        match fs::read_to_string(path) {
+            Ok(text) => {
+                let mode = fs::metadata(path).with_context(context)?.permissions().mode();
+                if mode & 0o077 != 0 {
+                    warn!(file = %path.display(), mode = format!("{:o}", mode & 0o777), "others can read the token of the key manager API");
+                }
+                let text = text.trim();
+                if text.len() < MIN_TOKEN_LEN || !text.bytes().all(|b| b.is_ascii_graphic()) {
+                    bail!(
+                        "{}: the token has {} characters; at least {MIN_TOKEN_LEN} printable ones are needed (256 bits)",
+                        context(),
+                        text.len()
+                    );
+                }
+                Ok(Self::of(text))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let mut bytes = [0; TOKEN_LEN];
+                rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("there is no entropy"))?;
+                let text = const_hex::encode(bytes);
+                let mut file =
+                    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(context)?;
+                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+                info!(file = %path.display(), "the key manager API has a new token");
+                Ok(Self::of(&text))
+            }
+            Err(error) => Err(error).with_context(context),
+        }
+    }
+
+    fn of(text: &str) -> Self {
+        Self(digest(&SHA256, text.as_bytes()))
+    }
+
+    /// In the same time for every wrong one.
+    fn is(&self, text: &str) -> bool {
+        verify_slices_are_equal(self.0.as_ref(), digest(&SHA256, text.as_bytes()).as_ref()).is_ok()
+    }
+}
+
+/// Where no token was brought.
+fn unauthorized() -> Failure {
+    Failure::new(StatusCode::UNAUTHORIZED, "the key manager API needs Authorization: Bearer and the token")
+}
+
+impl App {
+    /// Who asks must have the token.
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let Some(token) = &self.token else {
+            let message = "the key manager API is not turned on (--key-manager-token-file)";
+            return Err(Failure::new(StatusCode::NOT_FOUND, message));
+        };
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let Some((scheme, given)) = given.and_then(|value| value.split_once(' ')) else { return Err(unauthorized()) };
+        if !scheme.eq_ignore_ascii_case("bearer") || given.trim().is_empty() {
+            return Err(unauthorized());
+        }
+        if token.is(given.trim()) {
+            Ok(())
+        } else {
+            Err(Failure::new(StatusCode::FORBIDDEN, "this is not the token of the key manager API"))
+        }
+    }
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Failure> {
+    app.authorize(&headers)?;
+    let keys = app.public_keys(None).await?;
+    let readonly = !app.enclave.info().is_some_and(|info| info.key_manager_delete);
+    let one =
+        |key: &PublicKey| json!({ "validating_pubkey": key.to_string(), "derivation_path": "", "readonly": readonly });
+    Ok(json_body(&json!({ "data": keys.iter().map(one).collect::<Vec<_>>() })))
+}
+
+pub(super) async fn import(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    app.authorize(&headers)?;
+    let answer = app.import(&headers, body).await;
+    match &answer {
+        Ok(statuses) => {
+            let imported = statuses.iter().filter(|status| status.word == "imported").count();
+            info!(id = id.as_str(), keystores = statuses.len(), imported, "the key manager API has brought keys");
+        }
+        Err(failure) => {
+            info!(id = id.as_str(), status = failure.status.as_u16(), reason = failure.message, "no keys taken");
+        }
+    }
+    let statuses = answer?;
+    Ok(json_body(&json!({ "data": statuses.iter().map(Status::json).collect::<Vec<_>>() })))
+}
+
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    app.authorize(&headers)?;
+    let (statuses, histories) = app.delete(&headers, body).await?;
+    let deleted = statuses.iter().filter(|status| status.word == "deleted").count();
+    info!(id = id.as_str(), keys = statuses.len(), deleted, "the key manager API has deleted keys");
+    let data: Vec<_> = statuses.iter().map(Status::json).collect();
+    Ok(json_body(&json!({ "data": data, "slashing_protection": histories })))
+}
+
+/// What to do where a key may be here.
+const LOOK: &str = "look with GET before these keys sign anywhere else";
+
+/// What became of one keystore or key.
+#[derive(Clone)]
+struct Status {
+    word: &'static str,
+    message: Option<String>,
+}
+
+impl Status {
+    fn error(message: impl Into<String>) -> Self {
+        Self { word: "error", message: Some(message.into()) }
+    }
+
+    fn of(outcome: KeyOutcome) -> Self {
+        let word = |word| Self { word, message: None };
+        match outcome {
+            KeyOutcome::Imported => word("imported"),
+            KeyOutcome::Duplicate => word("duplicate"),
+            KeyOutcome::Deleted => word("deleted"),
+            KeyOutcome::NotFound => word("not_found"),
+            KeyOutcome::NoHistory => Self::error(
+                "slashing_protection says nothing of this key, and nobody else does; a key whose past is not known is not taken",
+            ),
+            KeyOutcome::ImpossibleHistory => {
+                Self::error("its history lies in the future, or has a source above its target")
+            }
+            KeyOutcome::WrongPassword => Self::error("wrong password"),
+            KeyOutcome::WrongSecret => Self::error("the secret key is not that of the keystore's pubkey"),
+            KeyOutcome::Unreadable => Self::error("this is no EIP-2335 keystore within the limits"),
+            KeyOutcome::Changed => Self::error(name(outcome)),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match &self.message {
+            Some(message) => json!({ "status": self.word, "message": message }),
+            None => json!({ "status": self.word }),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ImportBody {
+    keystores: Vec<String>,
+    passwords: Vec<String>,
+    slashing_protection: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct DeleteBody {
+    pubkeys: Vec<Hex<48>>,
+}
+
+/// One of the keystores that were posted.
+#[derive(Debug)]
+pub enum Posted {
+    /// Commands that operators have signed.
+    Envelopes(Vec<Envelope>),
+    /// For the vault.
+    Keystore(Box<KeystoreToImport>),
+    /// Neither; one sentence.
+    Bad(String),
+}
+
+fn bad(message: impl Into<String>) -> Failure {
+    Failure::new(StatusCode::BAD_REQUEST, message)
+}
+
+impl App {
+    async fn import(&self, headers: &HeaderMap, body: Body) -> Result<Vec<Status>, Failure> {
+        let (body, permit) = self.read_body(headers, body).await?;
+        let root = self.chain()?;
+        // One at a time: what was read waits for the vault.
+        let _alone = self.managing.lock().await;
+        let posted = tokio::task::spawn_blocking(move || {
+            let posted = posted(&body, root);
+            drop((body, permit));
+            posted
+        });
+        let posted = posted
+            .await
+            .map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be parsed"))??;
+        let mut statuses = vec![Status::error("not tried"); posted.len()];
+        let (mut keystores, mut places) = (Vec::new(), Vec::new());
+        for (place, one) in posted.into_iter().enumerate() {
+            let status = match one {
+                Posted::Envelopes(envelopes) => self.carry_out(envelopes).await,
+                Posted::Bad(message) => Status::error(message),
+                Posted::Keystore(keystore) => {
+                    keystores.push(*keystore);
+                    places.push(place);
+                    continue;
+                }
+            };
+            if let Some(at) = statuses.get_mut(place) {
+                *at = status;
+            }
+        }
+        let envelopes = statuses.len() > places.len();
+        for (keys, places) in keystores.chunks(MAX_KEYSTORES).zip(places.chunks(MAX_KEYSTORES)) {
+            // From here on an error is one of these keys alone: others may have been imported.
+            let outcomes = match self.enclave.alone(None, Request::ImportKeystores { keys: keys.to_vec() }).await {
+                Ok(Reply::Command(Outcome::Imported { keys })) => keys.into_iter().map(Status::of).collect(),
+                // The policy is the same for all of them.
+                Ok(Reply::Refused(refusal @ Refusal::KeyManagerImportOff)) if !envelopes => return Err(refusal.into()),
+                Ok(Reply::Refused(refusal)) => vec![Status::error(refusal.to_string()); keys.len()],
+                Err(unavailable) => {
+                    let why = Failure::from(unavailable).message;
+                    let told = format!("not known: {why}; {LOOK}");
+                    vec![Status::error(told); keys.len()]
+                }
+                Ok(_) => return Err(Failure::unexpected_reply()),
+            };
+            for (place, status) in places.iter().zip(outcomes) {
+                if let Some(at) = statuses.get_mut(*place) {
+                    *at = status;
+                }
+            }
+        }
+        Ok(statuses)
+    }
+
+    /// The commands of one file.
+    async fn carry_out(&self, envelopes: Vec<Envelope>) -> Status {
+        let mut outcomes = Vec::new();
+        for envelope in envelopes {
+            let why = match self.enclave.command(None, envelope).await {
+                Ok(Reply::Command(Outcome::Imported { keys })) => {
+                    outcomes.extend(keys);
+                    continue;
+                }
+                Ok(Reply::Command(_)) => "the command was carried out; it is none that imports keys".to_owned(),
+                Ok(Reply::Refused(refusal)) => refusal.to_string(),
+                Ok(_) => "the enclave answered something else than it was asked".to_owned(),
+                Err(unavailable) => format!("not known: {}; {LOOK}", Failure::from(unavailable).message),
+            };
+            // Those of the commands before are there.
+            let here =
+                outcomes.iter().filter(|one| matches!(one, KeyOutcome::Imported | KeyOutcome::Duplicate)).count();
+            return Status::error(match here {
+                0 => why,
+                here => format!("{here} keys of this file are here; of the others: {why}; {LOOK}"),
+            });
+        }
+        let wrong = outcomes.iter().find(|one| !matches!(one, KeyOutcome::Imported | KeyOutcome::Duplicate));
+        match wrong {
+            Some(wrong) => Status::error(format!("a key of this command was not taken: {}", name(*wrong))),
+            None if outcomes.contains(&KeyOutcome::Imported) => Status::of(KeyOutcome::Imported),
+            None => Status::of(KeyOutcome::Duplicate),
+        }
+    }
+
+    async fn delete(&self, headers: &HeaderMap, body: Body) -> Result<(Vec<Status>, String), Failure> {
+        let (body, permit) = self.read_body(headers, body).await?;
+        let DeleteBody { pubkeys } =
+            serde_json::from_slice(&body).map_err(|e| bad(format!("the body is not {{pubkeys: […]}}: {e}")))?;
+        drop((body, permit));
+        let _alone = self.managing.lock().await;
+        // The same enclave tells what it has deleted.
+        let number = Some(self.enclave.chosen(None));
+        let keys: Vec<PublicKey> = pubkeys.into_iter().map(|key| key.0).collect();
+        let root = self.chain()?;
+        let mut outcomes = Vec::with_capacity(keys.len());
+        let mut refused = None;
+        for keys in keys.chunks(MAX_KEYS) {
+            match self.enclave.alone(number, Request::DeleteKeys { keys: keys.to_vec() }).await? {
+                Reply::Command(Outcome::Deleted { keys }) => outcomes.extend(keys.into_iter().map(Status::of)),
+                Reply::Refused(refusal @ Refusal::KeyManagerDeleteOff) => {
+                    refused = Some(refusal.to_string());
+                    break;
+                }
+                Reply::Refused(refusal) => return Err(refusal.into()),
+                _ => return Err(Failure::unexpected_reply()),
+            }
+        }
+        if keys.is_empty() {
+            return Ok((Vec::new(), written(&Histories::new(), root)?));
+        }
+        // They sign no more: now their pasts are told.
+        let known = self.all_pasts(number).await?;
+        let mut histories = Histories::new();
+        for (place, key) in keys.iter().enumerate() {
+            let told = known.get(key);
+            let held = told.is_some_and(|told| told.held);
+            let status = match (outcomes.get_mut(place), &refused) {
+                (Some(status), _) => status,
+                (None, Some(why)) => {
+                    outcomes.push(if held { Status::error(why) } else { Status::of(KeyOutcome::NotFound) });
+                    match outcomes.last_mut() {
+                        Some(status) => status,
+                        None => continue,
+                    }
+                }
+                (None, None) => continue,
+            };
+            let past = told.filter(|told| !told.held).and_then(|told| told.past);
+            if let Some(past) = past {
+                if status.word == "not_found" {
+                    status.word = "not_active";
+                }
+                histories.insert(*key, Watermarks::from(past));
+            } else if status.word == "deleted" {
+                // Somebody has brought it back meanwhile: it may sign.
+                *status = Status::error("deleted, and here again; ask once more before it signs anywhere else");
+            }
+        }
+        Ok((outcomes, written(&histories, root)?))
+    }
+
+    async fn all_pasts(&self, number: Option<usize>) -> Result<BTreeMap<PublicKey, ToldPast>, Failure> {
+        let mut nonce = [0; 32];
+        rand::fill(&mut nonce).map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no entropy"))?;
+        let nonce = Nonce::new(nonce.to_vec()).ok_or_else(Failure::unexpected_reply)?;
+        let mut all = BTreeMap::new();
+        let mut start = 0_u32;
+        loop {
+            let page = self.pasts(number, nonce.clone(), start).await?.page;
+            start = start.saturating_add(u32::try_from(page.keys.len()).unwrap_or(u32::MAX));
+            let ended = page.keys.is_empty() || start >= page.total;
+            all.extend(page.keys.into_iter().map(|told| (told.public_key, told)));
+            if ended {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The chain that the enclave serves.
+    fn chain(&self) -> Result<Root, Failure> {
+        let info = self.enclave.info();
+        let root = info.map(|info| info.network.genesis_validators_root());
+        root.ok_or_else(|| {
+            self.enclave.starting().map_or_else(|| crate::enclave::Unavailable::Away.into(), Failure::from)
+        })
+    }
+}
+
+fn written(histories: &Histories, root: Root) -> Result<String, Failure> {
+    let mut text = Vec::new();
+    interchange::write(histories, root, &mut text).ok().and_then(|()| String::from_utf8(text).ok()).ok_or_else(|| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the slashing protection data cannot be written")
+    })
+}
+
+/// Reads a body of keystores, for the chain with this genesis validators root.
+pub fn posted(body: &[u8], root: Root) -> Result<Vec<Posted>, Failure> {
+    // Without serde's own words: they may quote a password.
+    let ImportBody { keystores, passwords, slashing_protection } = serde_json::from_slice(body).map_err(|e| {
+        let (line, column) = (e.line(), e.column());
+        bad(format!(
+            "the body is not {{keystores: [text], passwords: [text], slashing_protection: text}}, at line {line}, column {column}"
+        ))
+    })?;
+    if keystores.len() != passwords.len() {
+        return Err(bad(format!("{} keystores came with {} passwords", keystores.len(), passwords.len())));
+    }
+    let histories = match slashing_protection.filter(|text| !text.is_empty()) {
+        Some(text) => interchange::read(text.as_bytes(), root).map_err(|e| bad(format!("slashing_protection: {e}")))?,
+        None => Histories::new(),
+    };
+    let one = |(keystore, password): (String, String)| {
+        envelopes(&keystore)
+            .map(Posted::Envelopes)
+            .or_else(|| keystore_of(keystore, &password, &histories).map(|one| Posted::Keystore(Box::new(one))).ok())
+            .unwrap_or_else(|| {
+                Posted::Bad("this is neither an EIP-2335 keystore with its pubkey nor a file of commands".to_owned())
+            })
+    };
+    Ok(keystores.into_iter().zip(passwords).map(one).collect())
+}
+
+fn keystore_of(keystore: String, password: &str, histories: &Histories) -> Result<KeystoreToImport, Failure> {
+    #[derive(Deserialize)]
+    struct Named {
+        pubkey: String,
+    }
+
+    let Named { pubkey } = serde_json::from_str(&keystore).map_err(|e| bad(e.to_string()))?;
+    let digits = pubkey.strip_prefix("0x").unwrap_or(&pubkey);
+    if digits.starts_with("0x") {
+        return Err(bad(shown(&pubkey)));
+    }
+    let public_key = const_hex::decode_to_array(digits).map(Bytes).map_err(|_| bad(shown(&pubkey)))?;
+    let history = histories.get(&public_key).copied().map(Past::from);
+    let keystore = BoundedBytes::new(keystore.into_bytes()).ok_or_else(|| bad("the keystore is too long"))?;
+    // EIP-2335, «Password requirements»: the vault has no tables of Unicode.
+    let password: String = password.nfkd().filter(|c| !c.is_control()).collect();
+    let password = BoundedBytes::new(password.into_bytes()).ok_or_else(|| bad("the password is too long"))?;
+    Ok(KeystoreToImport { key: ImportedKey { public_key, history }, keystore, password: Password(password) })
+}
+
+/// The commands of a file that `casemate import --command-out` has written and operators have signed.
+fn envelopes(text: &str) -> Option<Vec<Envelope>> {
+    #[derive(Deserialize)]
+    struct File {
+        casemate_command_file: u32,
+        commands: Vec<FileCommand>,
+    }
+
+    #[derive(Deserialize)]
+    struct FileCommand {
+        command: String,
+        signatures: Vec<FileSignature>,
+    }
+
+    #[derive(Deserialize)]
+    struct FileSignature {
+        operator: Hex<32>,
+        signature: Hex<64>,
+    }
+
+    let file: File = serde_json::from_str(text).ok()?;
+    if file.casemate_command_file != 1 {
+        return None;
+    }
+    let one = |command: &FileCommand| {
+        let bytes = BoundedBytes::new(BASE64_STANDARD.decode(&command.command).ok()?)?;
+        let signature = |s: &FileSignature| OperatorSignature { operator: s.operator.0, signature: s.signature.0 };
+        SignedCommand::new(bytes, command.signatures.iter().map(signature).collect()).encode().ok()
+    };
+    file.commands.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_made_once_and_only_for_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        Token::of_file(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.len(), 2 * TOKEN_LEN);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let again = Token::of_file(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        assert!(again.is(&text));
+        for wrong in ["", &text[1..], &format!("{text}0"), &text.to_uppercase()] {
+            assert!(!again.is(wrong) || wrong == text, "{wrong}");
+        }
+        for short in ["", "secret", &"a".repeat(MIN_TOKEN_LEN - 1), &format!("{} b", "a".repeat(60))] {
+            fs::write(&path, short).unwrap();
+            assert!(Token::of_file(&path).is_err(), "{short}");
+        }
+        fs::write(&path, format!("{}\n", "a".repeat(MIN_TOKEN_LEN))).unwrap();
+        assert!(Token::of_file(&path).unwrap().is(&"a".repeat(MIN_TOKEN_LEN)));
+    }
+
+    #[test]
+    fn what_is_posted_is_sorted_and_wrong_lengths_are_refused() {
+        let root = Bytes([4; 32]);
+        let body = |value: Value| posted(value.to_string().as_bytes(), root).map_err(|failure| failure.status.as_u16());
+        let key = format!("0x{}", "AB".repeat(48));
+        let keystore = json!({ "pubkey": "ab".repeat(48), "version": 4 }).to_string();
+        let history = json!({
+            "metadata": { "interchange_format_version": "5", "genesis_validators_root": root.to_string() },
+            "data": [{ "pubkey": key.replace("AB", "aB"), "signed_blocks": [], "signed_attestations": [] }],
+        });
+        let all = body(
+            json!({ "keystores": [keystore, "{", "{}"], "passwords": ["a", "b", "c"], "slashing_protection": history.to_string() }),
+        );
+        let all = all.unwrap();
+        // Keys are the same whatever the case of their hex.
+        assert!(matches!(&all[0], Posted::Keystore(one) if one.key.history == Some(Past::default())));
+        assert!(matches!((&all[1], &all[2]), (Posted::Bad(_), Posted::Bad(_))));
+        assert!(body(json!({ "keystores": ["{}"], "passwords": [] })).is_err_and(|status| status == 400));
+        assert!(body(json!({ "keystores": [] })).is_err_and(|status| status == 400));
+        let told = posted(br#"{"keystores": [], "passwords": "hunter2"}"#, root).map(drop).unwrap_err();
+        assert!(!told.message.contains("hunter2"), "{}", told.message);
+        for wrong in ["no", "{}", &history.to_string().replace("0404", "0405")] {
+            let body = body(json!({ "keystores": [], "passwords": [], "slashing_protection": wrong }));
+            assert!(body.is_err_and(|status| status == 400), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `GET /pasts` and `GET /signing-log/head`: what the vault signs of its keys' pasts and of its log, for `casemate`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use axum::response::Response;
+use casemate_protocol::frame::Nonce;
+use casemate_protocol::past::PastsPage;
+use casemate_protocol::{Reply, Request};
+use serde_json::json;
+
+use super::attestation::nonce;
+use super::keys::json_body;
+use super::{App, Failure};
+use crate::enclave::Unavailable;
+
+pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let query = uri.query().unwrap_or_default();
+    let nonce = nonce(query)?;
+    let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("start="));
+    let start = match (given.next(), given.next()) {
+        (None, _) => Some(0),
+        (Some(text), None) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    };
+    let start = start.ok_or_else(|| {
+        Failure::new(StatusCode::BAD_REQUEST, format!("start= is to be a number up to {}, given once", u32::MAX))
+    })?;
+    let page = app.pasts(app.number(uri.query())?, nonce, start).await?;
+    Ok(json_body(&json!({
+        "page": const_hex::encode_prefixed(page.page.encode()),
+        "signature": page.signature.to_string(),
+    })))
+}
+
+impl App {
+    /// One page of the keys' pasts.
+    pub(super) async fn pasts(&self, number: Option<usize>, nonce: Nonce, start: u32) -> Result<PastsPage, Failure> {
+        // Each asks the fence's store, on the thread of commands: one at a time.
+        let _alone = self.listing.lock().await;
+        let request = Request::Pasts { nonce, start };
+        let reply = match number {
+            Some(number) => self.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
+            None => self.enclave.call(request).await?,
+        };
+        match reply {
+            Reply::Pasts(page) => Ok(page),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+}
+
+pub(super) async fn signing_log_head(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let nonce = nonce(uri.query().unwrap_or_default())?;
+    let number = app.number(uri.query())?;
+    let enclave = app.enclave.one(number).ok_or(Unavailable::Away)?;
+    match enclave.call(Request::Log { after: u64::MAX, nonce: Some(nonce) }).await? {
+        Reply::Log(page) => {
+            let head = page.head;
+            Ok(json_body(&json!({
+                "boot_nonce": head.boot_nonce.to_string(),
+                "generation": head.generation.to_string(),
+                "seq": head.number.to_string(),
+                "time_ms": head.time_ms.to_string(),
+                "hash": head.hash.to_string(),
+                "signature": head.signature.to_string(),
+                "fresh": page.fresh.map(|fresh| fresh.to_string()),
+            })))
+        }
+        Reply::Refused(refusal) => Err(refusal.into()),
+        _ => Err(Failure::unexpected_reply()),
+    }
+}
