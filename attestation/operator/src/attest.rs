@@ -11,7 +11,7 @@ use casemate_protocol::frame::NONCE_LEN;
 use casemate_protocol::statement::StatementError;
 use casemate_protocol::{PublicKey, Statement};
 
-use crate::cli::{AtOption, AttestCommand, ExpectedOptions, Fetch, Verify};
+use crate::cli::{AtOption, AttestCommand, ExpectedOptions, Fetch, PinOptions, Verify};
 use crate::fetch::Proxy;
 use crate::input::{self, Input};
 use crate::report::{ProxysKeys, Report, Verdict};
@@ -90,6 +90,12 @@ pub fn fetch(options: &Fetch) -> Result<Report> {
         fs::write(path, &answer).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(report)
+}
+
+/// Judges a document that was kept, for the nonce that it must carry.
+pub fn archived(pins: PinOptions, nonce: Vec<u8>, input: &Input) -> Result<Report> {
+    let expected = ExpectedOptions { at: AtOption::Document, ..ExpectedOptions::live(pins) };
+    Ok(Judge::new(&expected, Some(nonce))?.report(input))
 }
 
 fn nonce(text: &str) -> Result<Vec<u8>> {

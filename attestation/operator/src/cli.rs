@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::command::DepositPlace;
 use casemate_document::Timestamp;
+use casemate_protocol::command::ExitOrder;
 use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -32,6 +33,16 @@ pub enum Command {
     /// List the keys of an enclave, as its document proves them
     #[command(after_help = COMMAND_EXIT_CODES)]
     Keys(KeysOptions),
+    /// Sign voluntary exits, and let validator clients have them signed for a while. An exit cannot be taken back
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Exit(Box<ExitOptions>),
+    /// Say where the fees of keys go: nothing else is signed for them
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    FeeRecipient(Box<FeeRecipient>),
+    /// What keys have signed: out of an enclave and into it, as EIP-3076 files
+    Slashing(Slashing),
+    /// The signing log that casemate-proxy writes
+    Log(Log),
     /// Delete keys from an enclave; what they have signed is remembered
     #[command(after_help = COMMAND_EXIT_CODES)]
     Delete(Delete),
@@ -170,7 +181,7 @@ pub struct FencePolicy {
 }
 
 /// Which enclave is meant.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub struct PinOptions {
     /// PCR0: the whole image
     #[arg(long, value_name = "HEX")]
@@ -225,6 +236,9 @@ pub struct Import {
     /// Folder with the keystores' passwords, or one file with the password of all [default: asked for]
     #[arg(long, value_name = "DIR|FILE", requires = "keystores")]
     pub passwords: Option<PathBuf>,
+    /// Memory for decrypting keystores, all at once, in MiB: one with scrypt takes 256 [default: as much as it takes on every core]
+    #[arg(long, value_name = "MIB", requires = "keystores", value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory_mib: Option<u32>,
     /// File with secret keys, one in hex a line, or - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub raw_keys: Option<PathBuf>,
@@ -321,6 +335,131 @@ pub struct Delete {
     pub yes: bool,
     #[command(flatten)]
     pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct ExitOptions {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Who leaves: a public key and the validator's index on the chain; once for each
+    #[arg(long, value_name = "0xKEY=INDEX", required = true, value_parser = validator)]
+    pub validator: Vec<ExitOrder>,
+    /// Exits of no later epoch are signed for this order [default: 225 epochs on, a day of mainnet]
+    #[arg(long, value_name = "EPOCH")]
+    pub until_epoch: Option<u64>,
+    /// Folder for exit-INDEX.json, which any beacon node takes at POST /eth/v1/beacon/pool/voluntary_exits
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+fn validator(text: &str) -> Result<ExitOrder, String> {
+    let (key, index) = text.split_once('=').ok_or("not of the form 0xKEY=INDEX")?;
+    let public_key = crate::session::hex(key, "the key").map_err(|error| error.to_string())?;
+    let validator_index = index.parse().map_err(|_| format!("{index:?} is no validator's index"))?;
+    Ok(ExitOrder { public_key, validator_index })
+}
+
+#[derive(Args)]
+pub struct FeeRecipient {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// File with the public keys: one in hex a line, or a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub public_keys: PathBuf,
+    /// Where their fees go
+    #[arg(long, value_name = "0xADDRESS", required_unless_present = "default", conflicts_with = "default")]
+    pub address: Option<String>,
+    /// Where the enclave's configuration says
+    #[arg(long)]
+    pub default: bool,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Slashing {
+    #[command(subcommand)]
+    pub command: SlashingCommand,
+}
+
+#[derive(Subcommand)]
+pub enum SlashingCommand {
+    /// Write what the enclave's keys have signed, deleted ones too, each page signed by the enclave
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Export(Box<SlashingExport>),
+    /// Add to what keys have signed; it only ever raises
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Import(Box<SlashingImport>),
+}
+
+#[derive(Args)]
+pub struct SlashingExport {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// The EIP-3076 file to write; an existing one is not overwritten
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Only these keys: a file with one in hex a line, or a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub public_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct SlashingImport {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// The EIP-3076 file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+#[derive(Args)]
+pub struct Log {
+    #[command(subcommand)]
+    pub command: LogCommand,
+}
+
+#[derive(Subcommand)]
+pub enum LogCommand {
+    /// Verify that a log is whole, in order, and the enclave's own
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<LogVerify>),
+}
+
+#[derive(Args)]
+pub struct LogVerify {
+    /// The proxy's --signing-log folder, or one file of it
+    #[arg(value_name = "DIR|FILE")]
+    pub path: PathBuf,
+    /// The proxy of an enclave that runs: what its log ends with must be there too
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Authorities of the proxy's TLS certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate for mutual TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// Which of the proxy's enclaves, counted from 0 [default: the one that holds the fence]
+    #[arg(long, value_name = "N", requires = "url")]
+    pub enclave: Option<u32>,
     #[command(flatten)]
     pub pins: PinOptions,
 }

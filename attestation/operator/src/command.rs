@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
     Action, Command, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome, RecordOrder,
-    SignedCommand, withdrawal_address,
+    SignedCommand, SignedExit, withdrawal_address,
 };
 use casemate_protocol::history::Past;
 use casemate_protocol::statement::CommandResult;
@@ -117,7 +117,8 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&D
         _ => None,
     };
     let bar = progress::bar(signed.len().try_into().unwrap_or(u64::MAX), "the enclave carries out commands");
-    let mut report = Report { out: String::new(), exit: Exit::Accepted, deposits: Vec::new(), carried_out: 0 };
+    let mut report =
+        Report { out: String::new(), exit: Exit::Accepted, deposits: Vec::new(), exits: Vec::new(), carried_out: 0 };
     for (command, one) in commands.iter().zip(signed) {
         let told = session.send(one);
         let refused = matches!(&told, Err(error) if error.is::<Refused>());
@@ -133,7 +134,12 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&D
         }
     }
     bar.finish_and_clear();
-    let Report { mut out, exit, deposits, carried_out } = report;
+    let Report { mut out, exit, deposits: signed_deposits, exits, carried_out } = report;
+    if !exits.is_empty() {
+        let folder = deposits.map_or(Path::new("."), |place| place.folder);
+        out.push_str(&write_exits(folder, &exits)?);
+    }
+    let deposits = signed_deposits;
     if carried_out > 0 {
         let count = session.statement.public_keys.count;
         let _ = writeln!(
@@ -167,7 +173,25 @@ struct Report {
     out: String,
     exit: Exit,
     deposits: Vec<deposit::Deposit>,
+    exits: Vec<SignedExit>,
     carried_out: usize,
+}
+
+/// A file for each exit, as beacon nodes take it.
+fn write_exits(folder: &Path, exits: &[SignedExit]) -> Result<String> {
+    let mut out = String::new();
+    for exit in exits {
+        let SignedExit { epoch, validator_index, signature, .. } = exit;
+        let text = format!(
+            "{{\"message\":{{\"epoch\":\"{epoch}\",\"validator_index\":\"{validator_index}\"}},\"signature\":\"{signature}\"}}\n"
+        );
+        let path = folder.join(format!("exit-{validator_index}.json"));
+        // What cannot be written is at least shown.
+        fs::write(&path, &text).with_context(|| format!("writing {}; the exit: {text}", path.display()))?;
+        let _ =
+            writeln!(out, "written to {}; publish it with POST /eth/v1/beacon/pool/voluntary_exits", path.display());
+    }
+    Ok(out)
 }
 
 impl Report {
@@ -259,9 +283,7 @@ impl Report {
                         KeyOutcome::ImpossibleHistory => {
                             "error: its history lies in the future, or has a source above its target".to_owned()
                         }
-                        KeyOutcome::Deleted | KeyOutcome::NotFound => {
-                            "error: an outcome that is none of an import".to_owned()
-                        }
+                        _ => "error: an outcome that is none of an import".to_owned(),
                     };
                     if line.starts_with("error") {
                         self.worse(Exit::Refused);
@@ -298,6 +320,37 @@ impl Report {
                 }
                 RecordOrder::Keep => "the store's new credentials are sealed",
             }),
+            (Action::Exit { last_epoch, .. }, Outcome::ExitsSigned { exits }) => {
+                for exit in &exits {
+                    let SignedExit { public_key, epoch, validator_index, .. } = exit;
+                    self.line(&format!(
+                        "{public_key}  exit of validator {validator_index} signed at epoch {epoch}; until epoch {last_epoch} clients get it signed too"
+                    ));
+                }
+                self.exits.extend(exits);
+            }
+            (Action::FeeRecipient { keys, fee_recipient }, Outcome::FeeRecipientsSet { keys: outcomes }) => {
+                for (key, outcome) in keys.iter().zip(outcomes) {
+                    let line = match (outcome, fee_recipient) {
+                        (KeyOutcome::Changed, Some(address)) => format!("fees go to {address}"),
+                        (KeyOutcome::Changed, None) => "fees go where the configuration says".to_owned(),
+                        _ => {
+                            self.worse(Exit::Refused);
+                            "error: the enclave does not hold it".to_owned()
+                        }
+                    };
+                    self.line(&format!("{key}  {line}"));
+                }
+            }
+            (Action::RaisePasts { keys }, Outcome::PastsRaised { keys: outcomes }) => {
+                for (key, outcome) in keys.iter().zip(outcomes) {
+                    let line = match outcome {
+                        KeyOutcome::Changed => format!("stands at {} or above now", past_of(&key.past)),
+                        _ => "not here: nothing to raise".to_owned(),
+                    };
+                    self.line(&format!("{}  {line}", key.public_key));
+                }
+            }
             (Action::HandOver, Outcome::HandedOver) => {
                 self.line(
                     "handed over: this enclave signs no more, and its exact state is on the disk for a successor",
@@ -426,6 +479,29 @@ fn summary(commands: &[Command]) -> Result<String> {
                 };
                 let with = if credentials.is_some() { ", with credentials for its store" } else { "" };
                 let _ = writeln!(out, "{what}{with}");
+            }
+            Action::Exit { exits, last_epoch } => {
+                let _ = writeln!(
+                    out,
+                    "EXIT {} for good, and let clients have such exits signed until epoch {last_epoch}:",
+                    plural(exits.len(), "validator")
+                );
+                for exit in exits {
+                    let _ = writeln!(out, "  {}  validator {}", exit.public_key, exit.validator_index);
+                }
+            }
+            Action::FeeRecipient { keys, fee_recipient } => {
+                let to = fee_recipient.map_or("where the configuration says".to_owned(), |to| format!("to {to}"));
+                let _ = writeln!(out, "SEND THE FEES of {} {to}:", plural(keys.len(), "key"));
+                for key in keys {
+                    let _ = writeln!(out, "  {key}");
+                }
+            }
+            Action::RaisePasts { keys } => {
+                let _ = writeln!(out, "RAISE what {} have signed:", plural(keys.len(), "key"));
+                for key in keys {
+                    let _ = writeln!(out, "  {}  {}", key.public_key, past_of(&key.past));
+                }
             }
             Action::HandOver => out.push_str("HAND OVER: sign no more, and leave the exact state for a successor\n"),
             Action::TakeOver => out.push_str("TAKE OVER: claim the fence at once, from whoever holds it\n"),

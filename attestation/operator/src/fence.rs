@@ -129,6 +129,12 @@ impl Chain<'_> {
     }
 }
 
+/// The epoch by the enclave's own clock, where it trusts it.
+pub fn epoch_now(statement: &Statement) -> Option<Epoch> {
+    let chain = Chain(&statement.network);
+    Some(chain.epoch(chain.slot(statement.fence.time_ms?)))
+}
+
 /// When an enclave may sign: milliseconds from its own time; nothing where that cannot be told.
 struct When {
     blocks_ms: Option<u64>,
@@ -218,7 +224,8 @@ fn text_of(statement: &Statement) -> String {
     out
 }
 
-fn time(ms: u64) -> String {
+/// A time as people write it.
+pub fn time(ms: u64) -> String {
     let nanos = i128::from(ms).saturating_mul(1_000_000);
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().and_then(|time| time.format(&Rfc3339).ok());
     time.unwrap_or_else(|| format!("{ms} ms"))

@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use casemate_protocol::Bytes;
+use casemate_protocol::log::LogHead;
+use serde::Deserialize;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, http};
 
 use crate::cli::Connection;
 use crate::input::MAX_INPUT_LEN;
+use crate::session::hex;
 
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -103,6 +107,69 @@ impl Proxy {
             bail!("{} answered {status}", self.url);
         }
         Ok(body)
+    }
+
+    /// What `GET /pasts` answers: a page and its signature.
+    pub fn pasts(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        #[derive(Deserialize)]
+        struct Answer {
+            page: String,
+            signature: String,
+        }
+
+        let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
+        let path = format!("/pasts?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
+        let answer: Answer = self.json(&path)?;
+        let page = const_hex::decode(&answer.page).context("a page of pasts is not hex")?;
+        Ok((page, hex(&answer.signature, "a signature")?))
+    }
+
+    /// What `GET /signing-log/head` answers: a head, and its signature for this nonce.
+    pub fn signing_log_head(&self, nonce: &[u8]) -> Result<(LogHead, Bytes<64>)> {
+        #[derive(Deserialize)]
+        struct Answer {
+            boot_nonce: String,
+            generation: String,
+            seq: String,
+            time_ms: String,
+            hash: String,
+            signature: String,
+            fresh: String,
+        }
+
+        let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
+        let answer: Answer = self.json(&format!("/signing-log/head?nonce={}{enclave}", const_hex::encode(nonce)))?;
+        let number = |text: &str| text.parse().with_context(|| format!("{:?} is no number", crate::plain(text)));
+        let head = LogHead {
+            boot_nonce: hex(&answer.boot_nonce, "a boot nonce")?,
+            generation: number(&answer.generation)?,
+            number: number(&answer.seq)?,
+            time_ms: number(&answer.time_ms)?,
+            hash: hex(&answer.hash, "a hash")?,
+            signature: hex(&answer.signature, "a signature")?,
+        };
+        Ok((head, hex(&answer.fresh, "a signature")?))
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let begun = Instant::now();
+        let (status, body) = loop {
+            let (status, body) = self.get(path, TIMEOUT, MAX_INPUT_LEN)?;
+            // A command is being carried out.
+            if status != http::StatusCode::TOO_MANY_REQUESTS || begun.elapsed() > PATIENCE {
+                break (status, body);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        };
+        match status {
+            http::StatusCode::OK => {
+                serde_json::from_slice(&body).with_context(|| format!("the answer of {}", self.url))
+            }
+            http::StatusCode::SERVICE_UNAVAILABLE => {
+                Err(NoAnswer(format!("{} answered {status}: {}", self.url, sentence(&body))).into())
+            }
+            _ => bail!("{} answered {status}: {}", self.url, sentence(&body)),
+        }
     }
 
     /// What `POST /commands` answers: the body of a success, or the sentence of a refusal.

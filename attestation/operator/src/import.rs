@@ -48,7 +48,10 @@ pub fn run(options: Import) -> Result<Answer> {
     let known = options.slashing_protection.as_deref().map(|path| histories(path, root)).transpose()?;
     let pasts = Pasts { known: known.unwrap_or_default(), waived: options.no_history_i_accept };
     let keys = match (&options.keystores, &options.raw_keys) {
-        (Some(keystores), _) => decrypt(&find(keystores, options.passwords.as_deref())?)?,
+        (Some(keystores), _) => decrypt(
+            &find(keystores, options.passwords.as_deref())?,
+            options.memory_mib.map(|mib| u64::from(mib).saturating_mul(1024 * 1024)),
+        )?,
         (None, Some(path)) => {
             raw_keys(&Zeroizing::new(input::read(path)?)).with_context(|| format!("in {}", path.display()))?
         }
@@ -101,7 +104,11 @@ pub fn encrypt(session: &Session, info: &[u8], clear: &[u8]) -> Result<Encrypted
 /// An EIP-3076 file of the chain with this root.
 pub fn histories(path: &Path, genesis_validators_root: Root) -> Result<Histories> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    interchange::read(BufReader::new(file), genesis_validators_root).with_context(|| format!("in {}", path.display()))
+    let len = file.metadata().map_or(0, |metadata| metadata.len());
+    let bar = progress::bar(len, "reading what keys have signed");
+    let read = interchange::read(BufReader::new(bar.wrap_read(file)), genesis_validators_root);
+    bar.finish_and_clear();
+    read.with_context(|| format!("in {}", path.display()))
 }
 
 fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
@@ -116,10 +123,10 @@ fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
     Ok(folder::find(keystores, passwords)?)
 }
 
-/// Decrypts on every core; one that fails ends it all, before anything was sent.
-pub fn decrypt(entries: &[Entry]) -> Result<Vec<Key>> {
+/// Decrypts on every core, within so many bytes; one that fails ends it all, before anything was sent.
+pub fn decrypt(entries: &[Entry], memory: Option<u64>) -> Result<Vec<Key>> {
     let bar = progress::bar(u64::try_from(entries.len()).unwrap_or(u64::MAX), "decrypting keystores");
-    let decrypted = folder::decrypt_all(entries, || bar.inc(1));
+    let decrypted = folder::decrypt_all(entries, memory, || bar.inc(1));
     bar.finish_and_clear();
     let mut keys = Vec::new();
     for (entry, decrypted) in entries.iter().zip(decrypted) {

@@ -17,11 +17,13 @@ mod import;
 mod input;
 mod keys;
 mod kms_policy;
+mod log;
 mod operator;
 mod pins;
 mod progress;
 mod report;
 mod session;
+mod slashing;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -34,7 +36,7 @@ use casemate_protocol::command::{
     Action, MIN_DEPOSIT, OperatorKey, StoreCredentials, max_deposit, withdrawal_credentials,
 };
 use casemate_protocol::statement::FenceStanding;
-use casemate_protocol::{ExecutionAddress, PublicKey, Root};
+use casemate_protocol::{Epoch, ExecutionAddress, PublicKey, Root};
 use casemate_slashing::interchange::Histories;
 use clap::Parser;
 
@@ -118,6 +120,10 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
             }
             command::give(&mut session, &commands, &options.signing, None)
         }
+        Command::Exit(options) => exit(*options),
+        Command::FeeRecipient(options) => fee_recipient(*options),
+        Command::Slashing(options) => slashing::run(options.command),
+        Command::Log(options) => log::run(options.command),
         Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
         Command::CommandFile(file) => command::run(file.command),
         Command::Fence(options) => fence::run(options.command),
@@ -159,6 +165,33 @@ fn deposit(options: cli::Deposit) -> Result<(String, Exit)> {
     });
     let commands = commands.collect::<Result<Vec<_>>>()?;
     command::give(&mut session, &commands, &options.signing, Some(&options.of.place()))
+}
+
+/// One day of mainnet.
+const EXIT_EPOCHS: u64 = 225;
+
+fn exit(options: cli::ExitOptions) -> Result<(String, Exit)> {
+    let mut session = Session::open(options.connection, options.pins)?;
+    let now = fence::epoch_now(&session.statement).context("the enclave does not trust its clock")?;
+    let last_epoch = options.until_epoch.map_or(Epoch(now.0.saturating_add(EXIT_EPOCHS)), Epoch);
+    if last_epoch < now {
+        anyhow::bail!("--until-epoch is {last_epoch}; the current epoch is {now}");
+    }
+    let commands = command::portions(&options.validator)
+        .map(|(number, exits)| session.command(number, Action::Exit { exits: exits.to_vec(), last_epoch }))
+        .collect::<Result<Vec<_>>>()?;
+    let place = command::DepositPlace { folder: &options.out, genesis_fork_version: None };
+    command::give(&mut session, &commands, &options.signing, Some(&place))
+}
+
+fn fee_recipient(options: cli::FeeRecipient) -> Result<(String, Exit)> {
+    let fee_recipient = options.address.as_deref().map(address::parse).transpose().context("--address")?;
+    let keys = public_keys(&options.public_keys)?;
+    let mut session = Session::open(options.connection, options.pins)?;
+    let commands = command::portions(&keys)
+        .map(|(number, keys)| session.command(number, Action::FeeRecipient { keys: keys.to_vec(), fee_recipient }))
+        .collect::<Result<Vec<_>>>()?;
+    command::give(&mut session, &commands, &options.signing, None)
 }
 
 fn public_keys(path: &Path) -> Result<Vec<PublicKey>> {

@@ -7,9 +7,12 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::command::{Command, GeneratedKey, KeyOutcome, Outcome, SignedCommand};
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use casemate_protocol::command::{Command, GeneratedKey, KeyOutcome, Outcome, SignedCommand, SignedExit};
+use casemate_protocol::frame::Nonce;
+use casemate_protocol::log::LogHead;
 use casemate_protocol::statement::CommandResult;
-use casemate_protocol::{Bytes, PublicKey, Root, Statement};
+use casemate_protocol::{Bytes, Epoch, PublicKey, Root, Statement};
 use serde::Deserialize;
 
 use crate::cli::{Connection, ExpectedOptions, Fetch, PinOptions};
@@ -56,6 +59,21 @@ pub enum Told {
     HandedOver,
     /// It holds the fence.
     TookOver { generation: u64 },
+    /// The exits.
+    ExitsSigned { exits: Vec<ToldExit> },
+    /// One word for each key.
+    FeeRecipientsSet { keys: Vec<String> },
+    /// One word for each key.
+    PastsRaised { keys: Vec<String> },
+}
+
+/// An exit that was signed.
+#[derive(Deserialize)]
+pub struct ToldExit {
+    pub public_key: String,
+    pub epoch: u64,
+    pub validator_index: u64,
+    pub signature: String,
 }
 
 /// A key that was made.
@@ -88,6 +106,22 @@ impl Session {
             );
         }
         Ok(listed)
+    }
+
+    /// A page of the keys' pasts, and its signature, as the proxy passes them on.
+    pub fn pasts(&self, nonce: &Nonce, start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.proxy.pasts(nonce.as_ref(), start)
+    }
+
+    /// Where the signing log of this boot stands now.
+    pub fn signing_log_head(&self, nonce: &Nonce) -> Result<LogHead> {
+        let (head, fresh) = self.proxy.signing_log_head(nonce.as_ref())?;
+        let key = UnparsedPublicKey::new(&ED25519, self.statement.record_key.0);
+        let now = key.verify(&head.fresh_bytes(nonce), &fresh.0).is_ok();
+        if !now || head.boot_nonce != self.statement.boot_nonce {
+            return Err(Refused("the head that the proxy shows is not the enclave's own of now".to_owned()).into());
+        }
+        Ok(head)
     }
 
     /// An action as a command for this boot. `number` tells apart those that are made at once.
@@ -178,6 +212,19 @@ impl Told {
             Self::FenceReady => Outcome::FenceReady,
             Self::HandedOver => Outcome::HandedOver,
             Self::TookOver { generation } => Outcome::TookOver { generation: *generation },
+            Self::FeeRecipientsSet { keys } => Outcome::FeeRecipientsSet { keys: words(keys)? },
+            Self::PastsRaised { keys } => Outcome::PastsRaised { keys: words(keys)? },
+            Self::ExitsSigned { exits } => {
+                let one = |exit: &ToldExit| {
+                    Some(SignedExit {
+                        public_key: hex(&exit.public_key, "a key").ok()?,
+                        epoch: Epoch(exit.epoch),
+                        validator_index: exit.validator_index,
+                        signature: hex(&exit.signature, "a signature").ok()?,
+                    })
+                };
+                Outcome::ExitsSigned { exits: exits.iter().map(one).collect::<Option<_>>()? }
+            }
         })
     }
 }
@@ -190,8 +237,19 @@ fn outcome_of(word: &str) -> Option<KeyOutcome> {
         "impossible_history" => KeyOutcome::ImpossibleHistory,
         "deleted" => KeyOutcome::Deleted,
         "not_found" => KeyOutcome::NotFound,
+        "changed" => KeyOutcome::Changed,
+        "no_history" => KeyOutcome::NoHistory,
+        "unreadable" => KeyOutcome::Unreadable,
+        "wrong_password" => KeyOutcome::WrongPassword,
         _ => return None,
     })
+}
+
+/// A nonce of our own.
+pub fn fresh_nonce() -> Result<Nonce> {
+    let mut fresh = vec![0; 32];
+    aws_lc_rs::rand::fill(&mut fresh).map_err(|_| anyhow::anyhow!("this machine gives no random bytes"))?;
+    Nonce::new(fresh).context("a nonce")
 }
 
 /// SHA-256.

@@ -1,0 +1,143 @@
+//! `casemate slashing`: what keys have signed, out of an enclave and into it (EIP-3076).
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use casemate_protocol::PublicKey;
+use casemate_protocol::command::{Action, KeyPast};
+use casemate_protocol::history::Past;
+use casemate_protocol::past::{Pasts, ToldPast};
+use casemate_slashing::interchange::{self, Histories};
+
+use crate::cli::{SlashingCommand, SlashingExport, SlashingImport};
+use crate::command::{self, Answer, plural, portions};
+use crate::session::{Refused, Session, fresh_nonce};
+use crate::{Exit, import, progress, public_keys};
+
+pub fn run(command: SlashingCommand) -> Result<Answer> {
+    match command {
+        SlashingCommand::Export(options) => export(*options),
+        SlashingCommand::Import(options) => bring(*options),
+    }
+}
+
+fn export(options: SlashingExport) -> Result<Answer> {
+    if options.out.exists() {
+        bail!("{} exists already and is not overwritten", options.out.display());
+    }
+    let wanted: Option<BTreeSet<PublicKey>> = options
+        .public_keys
+        .as_deref()
+        .map(|path| public_keys(path).map(|keys| keys.into_iter().collect()))
+        .transpose()?;
+    let session = Session::open(options.connection, options.pins)?;
+    let all = pasts(&session)?;
+    let unknown = wanted.iter().flatten().find(|key| all.iter().all(|told| told.public_key != **key));
+    if let Some(key) = unknown {
+        return Err(
+            Refused(format!("the enclave neither holds the key {key} nor remembers it; nothing was written")).into()
+        );
+    }
+    let chosen = |told: &&ToldPast| wanted.as_ref().is_none_or(|wanted| wanted.contains(&told.public_key));
+    let (mut histories, mut held, mut without) = (Histories::new(), 0_usize, 0_usize);
+    for told in all.iter().filter(chosen) {
+        match told.past {
+            Some(past) => {
+                histories.insert(told.public_key, past.into());
+                held = held.saturating_add(usize::from(told.held));
+            }
+            None => without = without.saturating_add(1),
+        }
+    }
+    write(&options.out, &histories, &session)?;
+    let mut text = format!(
+        "{} written to {}, each page signed by the enclave's own key: of each key the highest block and attestation\n",
+        plural(histories.len(), "history").replace("historys", "histories"),
+        options.out.display()
+    );
+    if held > 0 {
+        let _ = writeln!(
+            text,
+            "{} of them sign on here. Before they sign anywhere else: casemate delete, and export again",
+            plural(held, "key")
+        );
+    }
+    if without > 0 {
+        let _ = writeln!(text, "{} without any history left out", plural(without, "key"));
+    }
+    Ok((text, Exit::Accepted))
+}
+
+/// Whole or not at all.
+fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
+    let context = || format!("writing {}", path.display());
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = Path::new(&name);
+    let mut file = BufWriter::new(fs::File::create(new).with_context(context)?);
+    interchange::write(histories, session.statement.network.genesis_validators_root, &mut file)
+        .with_context(context)?;
+    file.write_all(b"\n").with_context(context)?;
+    file.into_inner()
+        .map_err(std::io::IntoInnerError::into_error)
+        .and_then(|file| file.sync_all())
+        .with_context(context)?;
+    fs::rename(new, path).with_context(context)
+}
+
+/// What the enclave says of all keys that it holds or has held, each page under its signature and a nonce of ours.
+fn pasts(session: &Session) -> Result<Vec<ToldPast>> {
+    let nonce = fresh_nonce()?;
+    let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
+    let bar = progress::bar(0, "the enclave tells what its keys have signed");
+    let mut all: Vec<ToldPast> = Vec::new();
+    loop {
+        let start = u32::try_from(all.len()).context("too many keys")?;
+        let (told, signature) = session.pasts(&nonce, start)?;
+        let page = Pasts::decode(&told).context("a page of pasts is malformed")?;
+        if key.verify(&page.signed_bytes(&session.statement.boot_nonce, &nonce), &signature.0).is_err() {
+            return Err(
+                Refused("a page of pasts is not signed by the enclave's key for this request".to_owned()).into()
+            );
+        }
+        if page.start != start {
+            return Err(Refused(format!("the page from key {} came for that from key {start}", page.start)).into());
+        }
+        bar.set_length(u64::from(page.total));
+        bar.inc(u64::try_from(page.keys.len()).unwrap_or(0));
+        if page.time_ms.is_none() {
+            return Err(Refused("the enclave does not trust its clock: what it tells may be old".to_owned()).into());
+        }
+        let (empty, total) = (page.keys.is_empty(), usize::try_from(page.total).unwrap_or(usize::MAX));
+        all.extend(page.keys);
+        if all.len() >= total {
+            bar.finish_and_clear();
+            return Ok(all);
+        }
+        if empty {
+            return Err(Refused(format!("the enclave told {} of {total} keys", all.len())).into());
+        }
+    }
+}
+
+fn bring(options: SlashingImport) -> Result<Answer> {
+    let mut session = Session::open(options.connection, options.pins)?;
+    // All of the file is read, and must be right, before anything is sent.
+    let histories = import::histories(&options.file, session.statement.network.genesis_validators_root)?;
+    if histories.is_empty() {
+        bail!("there is no key in {}", options.file.display());
+    }
+    let keys: Vec<KeyPast> = histories
+        .into_iter()
+        .map(|(public_key, watermarks)| KeyPast { public_key, past: Past::from(watermarks) })
+        .collect();
+    let commands = portions(&keys)
+        .map(|(number, keys)| session.command(number, Action::RaisePasts { keys: keys.to_vec() }))
+        .collect::<Result<Vec<_>>>()?;
+    command::give(&mut session, &commands, &options.signing, None)
+}
