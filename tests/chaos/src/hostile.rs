@@ -46,7 +46,13 @@ pub fn request(chain: Chain, public_key: PublicKey, message: Message) -> SignReq
         epoch: Epoch(0),
         genesis_validators_root: chain.root,
     };
-    SignRequest { public_key, duty: duty(chain, message), fork_info: Some(fork_info), signing_root: None }
+    SignRequest {
+        public_key,
+        duty: duty(chain, message),
+        fork_info: Some(fork_info),
+        signing_root: None,
+        proofs: Vec::new(),
+    }
 }
 
 /// One question to one enclave; nothing where it is away.
@@ -57,7 +63,7 @@ fn ask_one(stream: &mut Option<UnixStream>, socket: &PathBuf, request: SignReque
         *stream = Some(new);
     }
     let connection = stream.as_mut()?;
-    let mut exchange = || -> Option<Reply> {
+    let exchange = || -> Option<Reply> {
         let mut bytes = Vec::new();
         frame::encode_request(&RequestFrame::new(1, Request::Sign(request)), &mut bytes);
         connection.write_all(&bytes).ok()?;

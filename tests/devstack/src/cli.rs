@@ -46,6 +46,9 @@ pub struct Options {
     /// Address that deposits of generated keys may withdraw to (casemate keygen); once for each
     #[arg(long, value_name = "0xADDRESS", conflicts_with = "plain")]
     pub withdrawal_address: Vec<String>,
+    /// What the enclave allows: a TOML file of the [policy] table, in place of this stack's own, which lets all keys leave
+    #[arg(long, value_name = "FILE.toml", conflicts_with = "plain")]
+    pub policy: Option<PathBuf>,
     /// What stands for the past: a record in a file on this disk (signs at once after each start), an etcd that is started with
     /// the stack (Debian's package etcd-server), or solo, trusted time alone (signs two to three epochs after each start)
     #[arg(long, value_name = "KIND", default_value = "file", conflicts_with = "plain")]
@@ -67,6 +70,9 @@ pub struct Options {
     /// The vault's clock stands still at this Unix time, in milliseconds: for tests with recorded requests
     #[arg(long, value_name = "MS", hide = true, requires = "plain")]
     pub fixed_time_ms: Option<u64>,
+    /// With --plain: no sandbox and no file of watermarks either, to measure what they cost. Nothing that was signed is remembered
+    #[arg(long, hide = true, requires = "plain")]
+    pub bare: bool,
     /// Options of casemate-proxy, behind --
     #[arg(last = true, value_name = "PROXY OPTIONS")]
     pub proxy: Vec<String>,
@@ -86,7 +92,7 @@ pub enum FenceKind {
 impl Options {
     /// Whether each signature is in a file on this disk before it is out: the next start needs no floors then.
     pub fn journals(&self) -> bool {
-        self.plain || (!self.vm && self.enclaves == 1 && self.fence == FenceKind::File)
+        (self.plain && !self.bare) || (!self.vm && self.enclaves == 1 && self.fence == FenceKind::File)
     }
 
     /// The network by name or from a file.

@@ -96,7 +96,7 @@ fn imported(options: &Options, network: &Network) -> Result<Histories> {
 
 fn decrypt(entries: &[Entry]) -> Result<Vec<(Secret, PublicKey)>> {
     let bar = bar(u64::try_from(entries.len()).unwrap_or(u64::MAX), "decrypting keystores");
-    let decrypted = folder::decrypt_all(entries, || bar.inc(1));
+    let decrypted = folder::decrypt_all(entries, None, || bar.inc(1));
     bar.finish_and_clear();
     let mut keys = Vec::with_capacity(entries.len());
     for (entry, decrypted) in entries.iter().zip(decrypted) {

@@ -28,6 +28,8 @@ use anyhow::Result;
 /// First argument of a process that plays a part.
 const VAULT: &str = "__vault";
 const BROKER: &str = "__broker";
+/// For a broker without its sandbox.
+const BARE: &str = "bare";
 const PROXY: &str = "__proxy";
 const KMS: &str = "__kms";
 const ETCD: &str = "__etcd";
@@ -80,6 +82,7 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;
     let (listen, outward) = match arguments.as_slice() {
         [listen] => (listen, None),
+        [listen, bare] if bare == BARE => (listen, None),
         [listen, outward, port] => (listen, Some((outward, port))),
         _ => anyhow::bail!("this is a part of casemate-dev"),
     };
@@ -87,7 +90,9 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listener = casemate_broker::Listener::bind(&listen)?;
         // As in the image; only that its sockets are Unix sockets here.
-        casemate_sandbox::enter_broker(casemate_sandbox::Family::Unix)?;
+        if arguments.get(1).is_none_or(|word| word != BARE) {
+            casemate_sandbox::enter_broker(casemate_sandbox::Family::Unix)?;
+        }
         let services = match outward {
             Some((outward, port)) => {
                 let parent = Parent::new(outward.parse()?);

@@ -39,7 +39,7 @@ use crate::etcd::Etcd;
 use crate::keys::ToImport;
 use crate::kms::LocalKms;
 use crate::machines::Machines;
-use crate::{BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
+use crate::{BARE, BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
 
 /// How often the children are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -82,7 +82,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let proof_of_validation = options.proof_of_validation;
         let measured = format!("{toml}\n[policy]\nproof_of_validation = {proof_of_validation}\n{clock}");
         let nsm = nsm::measure(nsm_folder, &executable, &measured)?;
-        let keys = BootKeys::Plain { network: toml, proof_of_validation, keys };
+        let keys = BootKeys::Plain { network: toml, proof_of_validation, keys, bare: options.bare };
         (Boot { keys, journal, number: 0, workers, fixed_time_ms, nsm }, None)
     } else {
         for address in &options.withdrawal_address {
@@ -349,6 +349,7 @@ impl Stack {
                 .args(self.custody.iter().flat_map(|custody| {
                     [format!("unix:{}", self.outward.display()), custody.kms.boot.port.to_string()]
                 }))
+                .args(matches!(self.boot.keys, BootKeys::Plain { bare: true, .. }).then_some(BARE))
                 .stdin(OwnedFd::from(broker_end))
                 .stdout(Stdio::null())
                 .spawn()
@@ -673,6 +674,11 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: 
     // Test keys may leave; where their deposits withdraw to is measured all the same.
     policy.insert("voluntary_exits".to_owned(), true.into());
     policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
+    if let Some(path) = &options.policy {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let given: toml::Table = text.parse().with_context(|| format!("in {}", path.display()))?;
+        policy.extend(given);
+    }
     table.insert("policy".to_owned(), policy.into());
     let mut fence = etcd.map(Etcd::table).unwrap_or_default();
     let kind = match options.fence {

@@ -53,12 +53,13 @@ pub fn run() -> Result<()> {
 
 /// Keys from the stack, in clear.
 fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
-    let BootKeys::Plain { network, proof_of_validation, keys } = boot.keys else { bail!("another boot message") };
+    let BootKeys::Plain { network, proof_of_validation, keys, bare } = boot.keys else { bail!("another boot message") };
     let network = casemate_config::parse(&network)?;
     let clock = clock(boot.fixed_time_ms);
-    let path = boot.journal.as_deref().context("no file for the watermarks")?;
-    let journal = journal(path, &network, clock.as_ref())?;
-    close_sandbox()?;
+    let journal = boot.journal.as_deref().map(|path| journal(path, &network, clock.as_ref())).transpose()?;
+    if !bare {
+        close_sandbox()?;
+    }
     let mut secrets = Vec::with_capacity(keys.len());
     let mut histories = Vec::with_capacity(keys.len());
     for key in keys {
@@ -66,17 +67,26 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
         histories.push(key.history.map(Watermarks::from));
     }
     let mut starts = Starts::default();
-    let loaded =
-        Keys::load(&mut secrets, |number, key| starts.add(&journal, *key, histories.get(number).copied().flatten()));
+    let loaded = Keys::load(&mut secrets, |number, key| {
+        let told = histories.get(number).copied().flatten();
+        match &journal {
+            Some(journal) => starts.add(journal, *key, told),
+            None => told.map_or(History::Missing, History::Known),
+        }
+    });
     secrets.zeroize();
     let keys = loaded.map_err(told)?;
     let nsm = nsm::device(&boot.nsm, boot.fixed_time_ms, boot.number)?;
     let (configuration_sha256, group) = (Bytes(boot.nsm.configuration_sha256), nsm::GROUP.to_owned());
     let identity = Identity { group, configuration_sha256 };
     let attestor = Attestor::new(nsm, identity, &network, &keys).context("the software NSM")?;
+    let policy = Policy { proof_of_validation, ..Policy::permissive() };
+    let Some(journal) = journal else {
+        let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(Forgetful)).attested_by(attestor);
+        return server::serve(&vault, broker, workers).context("serving the broker");
+    };
     let marks = journal.start(&starts.0)?;
     let close = marks.closer();
-    let policy = Policy { proof_of_validation, ..Policy::permissive() };
     let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(marks)).attested_by(attestor);
     // A broker that was killed may leave half a frame: that ends the service, not the order of closing.
     let served = server::serve(&vault, broker, workers);

@@ -104,6 +104,9 @@ fn links_between_documents_lead_somewhere() {
         "docs/PROTOCOL.md",
         "docs/OPERATIONS.md",
         "docs/PERFORMANCE.md",
+        "docs/MIGRATION.md",
+        "docs/REPRODUCE.md",
+        "docs/RELIABILITY.md",
     ] {
         let text = read(path);
         let folder = root().join(path).parent().unwrap().to_owned();
@@ -114,4 +117,45 @@ fn links_between_documents_lead_somewhere() {
         }
     }
     assert!(links > 5);
+}
+
+/// What a subcommand's help lists.
+fn options_of(words: &[&str]) -> Option<String> {
+    let arguments: Vec<_> = [&["casemate"], words, &["--help"]].concat().iter().map(std::ffi::OsString::from).collect();
+    let mut help = Vec::new();
+    (casemate::run(&arguments, &mut help, &mut Vec::new()) == casemate::Exit::Accepted)
+        .then(|| String::from_utf8(help).unwrap())
+}
+
+#[test]
+fn commands_in_the_documents_have_the_options_that_they_use() {
+    let mut checked = 0;
+    for page in ["README.md", "docs/OPERATIONS.md", "docs/MIGRATION.md", "docs/REPRODUCE.md", "docs/THREAT_MODEL.md"] {
+        let text = read(page).replace("\\\n", " ").replace("-p casemate --", "casemate");
+        let lines = text.lines().filter_map(|line| line.strip_prefix("    ")).map(str::trim);
+        let inline = text.lines().flat_map(code);
+        for command in lines.chain(inline) {
+            let Some(at) = command.find("casemate ").filter(|at| command[..*at].split(' ').all(|w| !w.contains('`')))
+            else {
+                continue;
+            };
+            let words: Vec<&str> = command[at..].split('#').next().unwrap().split_whitespace().skip(1).collect();
+            let plain =
+                |word: &&&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') && !word.starts_with('-');
+            let names: Vec<&str> = words.iter().take_while(plain).take(2).copied().collect();
+            // `casemate import`, or `casemate slashing export`; whatever stands behind is an argument.
+            let help = (1..=names.len()).rev().find_map(|n| options_of(&names[..n]));
+            let Some(help) = help else { continue };
+            for option in words.iter().filter_map(|word| word.strip_prefix("--")).filter(|word| !word.is_empty()) {
+                let option: String = option.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+                assert!(
+                    help.contains(&format!("--{option}")),
+                    "{page}: `{command}` has --{option}, which `casemate {}` does not take",
+                    names.join(" ")
+                );
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 60, "only {checked} options were checked");
 }
