@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use casemate_document::Anchor;
+use casemate_local_etcd::free_port;
 use casemate_local_kms::api::Kms;
 use casemate_local_kms::server::{Access, Server, Tls};
 use casemate_local_kms::state::State;
@@ -92,12 +93,6 @@ impl LocalKms {
     pub fn for_vault(&self) -> BootKms {
         BootKms { port: self.boot.port, root: self.root.clone() }
     }
-}
-
-/// One that nobody has now.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
-    Ok(listener.local_addr().context("the free port")?.port())
 }
 
 /// The process: its boot message comes on standard input.

@@ -235,7 +235,7 @@ impl Stack {
     /// Brings keys in as `casemate import` does. How many are left out, because nobody knows their past.
     fn import(&self, custody: &Custody, network: &Network) -> Result<usize> {
         // A proxy of its own: the other one may want certificates that only its clients have.
-        let port = kms::free_port()?;
+        let port = casemate_local_etcd::free_port()?;
         let mut proxy = self
             .part("casemate-import-proxy", PROXY)
             .args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error", "--keep-fence", "--enclave"])

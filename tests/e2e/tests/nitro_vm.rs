@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use casemate::Exit;
 use casemate_e2e::bench::keys;
 use casemate_e2e::requests::{attestation, block};
+use casemate_e2e::stack::free_address;
 use casemate_e2e::vectors::{gloas_types, interop_public_key};
 use casemate_e2e::{Answer, Bench, Client, Stack};
 use casemate_local_kms::api::Kms;
@@ -67,7 +68,7 @@ struct Proxy {
 
 impl Proxy {
     fn start(enclave: &str, more: &[&str]) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap();
+        let address = free_address();
         let child = Command::new(PROGRAM)
             .args(["__proxy", "--listen", &address.to_string(), "--keep-fence", "--log-level", "error"])
             .args(["--enclave", enclave])

@@ -3,20 +3,21 @@
 #![forbid(unsafe_code)]
 
 mod partition;
+mod ports;
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
 use crate::partition::Peers;
+pub use crate::ports::{free_port, listen};
 
 /// Whose name the servers' certificates have.
 pub const HOST: &str = "localhost";
@@ -86,6 +87,9 @@ impl Certificates {
     }
 }
 
+/// How long a cluster may take to come up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A cluster that runs.
 pub struct Cluster {
     folder: PathBuf,
@@ -114,7 +118,7 @@ impl Cluster {
         let Some(program) = program() else { return Ok(None) };
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let certificates = Certificates::keep(folder)?;
-        let ports = ports(folder, nodes)?;
+        let ports = ports::of(folder, nodes)?;
         let pairs: Vec<(u16, u16)> = ports.iter().map(|[_, peer, front]| (*front, *peer)).collect();
         let peers = Peers::start(&pairs)?;
         let nodes = ports.iter().map(|[client, peer, _]| Node { client_port: *client, peer_port: *peer, child: None });
@@ -143,8 +147,43 @@ impl Cluster {
         self.nodes.iter().filter_map(|node| Some(node.child.as_ref()?.id())).collect()
     }
 
-    /// Starts a node that is not running.
+    /// Starts a node that is not running, and waits until it listens.
     pub fn start_node(&mut self, number: usize) -> Result<()> {
+        let begun = Instant::now();
+        self.spawn(number)?;
+        loop {
+            if self.has_ended(number)? {
+                if begun.elapsed() > PATIENCE {
+                    bail!("a port of etcd's node {number} is in use, for {} s now", PATIENCE.as_secs());
+                }
+                self.spawn(number)?;
+            }
+            let node = self.nodes.get(number).context("no such node")?;
+            if [node.client_port, node.peer_port]
+                .iter()
+                .all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok())
+            {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("etcd's node {number} does not listen after {} s", PATIENCE.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether a node has ended because somebody has its port; an error where it has ended for another reason.
+    fn has_ended(&mut self, number: usize) -> Result<bool> {
+        let node = self.nodes.get_mut(number).context("no such node")?;
+        let Some(status) = node.child.as_mut().map(Child::try_wait).transpose()?.flatten() else { return Ok(false) };
+        let log = fs::read_to_string(self.folder.join(format!("node-{number}.log"))).unwrap_or_default();
+        if log.contains("address already in use") {
+            return Ok(true);
+        }
+        bail!("etcd has ended: {status}\n{log}")
+    }
+
+    fn spawn(&mut self, number: usize) -> Result<()> {
         let member = |number: usize| format!("node-{number}");
         let members: Vec<String> = (0..self.nodes.len())
             .map(|number| format!("{}=http://127.0.0.1:{}", member(number), self.peers.port(number)))
@@ -246,14 +285,13 @@ impl Cluster {
     fn wait(&mut self) -> Result<()> {
         let begun = Instant::now();
         while self.leader().is_none() {
-            for (number, node) in self.nodes.iter_mut().enumerate() {
-                if let Some(status) = node.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                    let log = fs::read_to_string(self.folder.join(format!("node-{number}.log"))).unwrap_or_default();
-                    bail!("etcd has ended: {status}\n{log}");
+            for number in 0..self.nodes.len() {
+                if self.has_ended(number)? {
+                    self.start_node(number)?;
                 }
             }
-            if begun.elapsed() > Duration::from_secs(30) {
-                bail!("the cluster has no leader after 30 s");
+            if begun.elapsed() > PATIENCE {
+                bail!("the cluster has no leader after {} s", PATIENCE.as_secs());
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -270,40 +308,6 @@ impl Drop for Cluster {
             }
         }
     }
-}
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
-/// Where ports for nodes are looked for.
-const FIRST_PORT: u32 = 20_000;
-const FIRST_PORTS: u32 = 10_000;
-
-/// Client port, peer port and the port in front of it, for each node; the same ones for a folder that has some.
-fn ports(folder: &Path, nodes: usize) -> Result<Vec<[u16; 3]>> {
-    let path = folder.join("ports");
-    if let Ok(text) = fs::read_to_string(&path) {
-        let numbers: Vec<u16> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-        let ports: Vec<[u16; 3]> = numbers.chunks_exact(3).filter_map(|three| three.try_into().ok()).collect();
-        if ports.len() != nodes {
-            bail!("{} is of a cluster of {} nodes", path.display(), ports.len());
-        }
-        return Ok(ports);
-    }
-    // Below those that the kernel gives to connections: one of them could take a port between two starts of a node. All are held at
-    // once, so that none is given out twice.
-    let mut listeners = Vec::new();
-    while listeners.len() < nodes.saturating_mul(3) {
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        if next > FIRST_PORTS {
-            bail!("no port is free between {FIRST_PORT} and {}", FIRST_PORT + FIRST_PORTS);
-        }
-        let number = FIRST_PORT + (std::process::id().wrapping_mul(131).wrapping_add(next)) % FIRST_PORTS;
-        let port = u16::try_from(number).context("a port")?;
-        listeners.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
-    }
-    let numbers = listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-    let text: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    fs::write(&path, text.join(" ")).with_context(|| format!("writing {}", path.display()))?;
-    Ok(numbers.chunks_exact(3).filter_map(|three| three.try_into().ok()).collect())
 }
 
 /// Becomes etcd, which ends with the process that has started this one.

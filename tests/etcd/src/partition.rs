@@ -5,12 +5,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::ports::listen;
 
 /// The fronts of all nodes.
 pub struct Peers {
@@ -33,7 +35,7 @@ impl Peers {
         let peer_ports = pairs.iter().map(|(_, peer)| *peer).collect();
         let state = Arc::new(Mutex::new(State { peer_ports, ..State::default() }));
         for (number, (front, peer)) in pairs.iter().copied().enumerate() {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, front)).context("listening in front of a peer")?;
+            let listener = listen(front).context("in front of a peer")?;
             let state = Arc::clone(&state);
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
