@@ -186,9 +186,9 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let Some(m) = ours.iter().rev().nth(back).copied() else { continue };
                 let highest = match m {
                     Block { slot, .. } => past.iter().all(|p| !matches!(p, Block { slot: s, .. } if *s > slot)),
-                    Attestation { target, .. } => {
-                        past.iter().all(|p| !matches!(p, Attestation { target: t, .. } if *t > target))
-                    }
+                    Attestation { source, target, .. } => past
+                        .iter()
+                        .all(|p| !matches!(p, Attestation { source: s, target: t, .. } if *t > target || *s > source)),
                 };
                 let same_height = past.iter().any(|p| match (*p, m) {
                     (Block { slot: a, root: x }, Block { slot: b, root: y }) => a == b && x != y,
@@ -259,6 +259,30 @@ proptest! {
         let mut all = vec![Step::Import(Vec::new(), true)];
         all.extend(steps);
         run(all)?;
+    }
+
+    /// Imports are by hearsay: a file may name messages that never were, with the roots of others. What this signer has signed
+    /// itself is safe all the same.
+    #[test]
+    fn whatever_imports_claim_no_two_messages_of_our_own_are_slashable(
+        steps in prop::collection::vec((message(), prop::option::weighted(0.3, message())), 1..40),
+    ) {
+        let mut signer = Signer { history: History::Known(casemate_slashing::Watermarks::NONE), limits: Limits::NONE };
+        let mut ours: Vec<Message> = Vec::new();
+        for (message, claimed) in steps {
+            if let Some(claimed) = claimed {
+                let file = interchange_file(&[claimed], true)
+                    .replace(&signing_root(claimed).to_string(), &signing_root(message).to_string());
+                let imported = interchange::read(file.as_bytes(), GENESIS).unwrap();
+                signer.history = signer.history.with(imported[&KEY]);
+            }
+            if signer.sign(message) {
+                for other in &ours {
+                    prop_assert!(!slashable(message, *other), "slashable: {:?} and {:?}", message, other);
+                }
+                ours.push(message);
+            }
+        }
     }
 
     #[test]

@@ -19,19 +19,16 @@ pub fn check(
     if source > target {
         return Err(Refusal::SourceAboveTarget { source_epoch: source, target });
     }
-    let mut highest_source = source;
     if let Some(last) = watermarks.attestation {
         // The very same vote again: an answer can get lost, and a second copy slashes nobody.
         let repeat = target == last.target && last.signing_root == Some(signing_root);
-        if !repeat {
-            if target <= last.target {
-                return Err(Refusal::TargetNotAboveLast { target, last: last.target });
-            }
-            if source < last.source {
-                return Err(Refusal::SourceBelowLast { source_epoch: source, last: last.source });
-            }
+        if target <= last.target && !repeat {
+            return Err(Refusal::TargetNotAboveLast { target, last: last.target });
         }
-        highest_source = source.max(last.source);
+        // Also of a repeat: the root may come from an import, and nothing ties it to the source and target that stand beside it.
+        if source < last.source {
+            return Err(Refusal::SourceBelowLast { source_epoch: source, last: last.source });
+        }
     }
     let Limits { floors, ceilings } = limits;
     if let Some(floor) = floors.target.filter(|floor| target <= *floor) {
@@ -46,7 +43,7 @@ pub fn check(
     if source > ceilings.source {
         return Err(Refusal::SourceAboveCeiling { source_epoch: source, ceiling: ceilings.source });
     }
-    let mark = AttestationMark { source: highest_source, target, signing_root: Some(signing_root) };
+    let mark = AttestationMark { source, target, signing_root: Some(signing_root) };
     Ok(Watermarks { attestation: Some(mark), ..watermarks })
 }
 
@@ -80,8 +77,12 @@ mod tests {
 
     #[test]
     fn a_repeat_never_lowers_the_source() {
-        // The mark's source may come from another message than the one with the highest target.
-        assert_eq!(sign(after(9, 10, Some(A)), 7, 10, A, &Limits::NONE), Ok(after(9, 10, Some(A))));
+        // We have signed 103 → 104; an import says that A is 103 → 105, and it is 102 → 105, which surrounds ours.
+        let lied_to = after(103, 104, Some(B)).merge(after(103, 105, Some(A)));
+        let refused = Refusal::SourceBelowLast { source_epoch: Epoch(102), last: Epoch(103) };
+        assert_eq!(sign(lied_to, 102, 105, A, &Limits::NONE), Err(refused));
+        assert_eq!(sign(lied_to, 103, 105, A, &Limits::NONE), Ok(lied_to));
+        assert_eq!(sign(lied_to, 104, 105, A, &Limits::NONE), Ok(after(104, 105, Some(A))));
     }
 
     #[test]
