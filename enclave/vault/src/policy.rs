@@ -136,9 +136,20 @@ fn fee_recipient_index(fork: ForkName) -> Option<u64> {
     }
 }
 
-/// Generalised index of `graffiti`: phase0's body has eight fields, later ones up to sixteen.
+/// Generalised index of `graffiti`, a body's third field: phase0's has eight of them, later ones up to sixteen. From Gloas on the body is
+/// a progressive container (EIP-7688): below the mix with the active fields (2), behind the first field's subtree (5), the second of
+/// the next four (10).
 fn graffiti_index(fork: ForkName) -> u64 {
-    if fork == ForkName::Phase0 { 10 } else { 18 }
+    match fork {
+        ForkName::Phase0 => 10,
+        ForkName::Altair
+        | ForkName::Bellatrix
+        | ForkName::Capella
+        | ForkName::Deneb
+        | ForkName::Electra
+        | ForkName::Fulu => 18,
+        ForkName::Gloas | ForkName::Heze => 41,
+    }
 }
 
 /// The root that a branch leads to (`is_valid_merkle_branch` of the consensus specification); nothing where its length is not that of

@@ -51,6 +51,10 @@ pub fn epoch(duty: &Duty, network: &Network) -> Option<Epoch> {
         DomainVersion::At(epoch) | DomainVersion::Exit(epoch) => Some(epoch),
         DomainVersion::Genesis => match *duty {
             Duty::BuilderRequestAuth { slot, .. } => Some(network.epoch_of(slot)),
+            // In Unix seconds. Relays take the newest: one for the days to come would outlive an order of another address.
+            Duty::ValidatorRegistration { timestamp, .. } => {
+                Some(network.epoch_of(network.slot_at(timestamp.saturating_mul(1000))))
+            }
             _ => None,
         },
     }

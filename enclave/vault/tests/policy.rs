@@ -164,14 +164,72 @@ fn a_fee_recipient_is_proved_at_the_index_of_its_fork() {
 fn graffiti_is_proved_in_every_fork() {
     let policy = Policy { graffiti: Some(padded(b"casemate")), block_proofs: true, ..Policy::default() };
     let signer = signer(policy);
-    for fork in 0..8 {
-        let index = if fork == 0 { 10 } else { 18 };
+    for (fork, index) in (0..8).zip([10, 18, 18, 18, 18, 18, 18, 41]) {
         let (root, proofs) = tree(&[(index, padded(b"casemate"))]);
         let slot = slot_of(fork) + 1;
         assert_eq!(signer.block(slot, root, &[]), Err(Refusal::BlockProofMissing { index }));
         let (other, wrong) = tree(&[(index, padded(b"casemates"))]);
         assert_eq!(signer.block(slot, other, &wrong), Err(Refusal::BlockProofWrong { index }));
         assert_eq!(signer.block(slot, root, &proofs), Ok(()));
+    }
+}
+
+/// `merkleize_progressive` of EIP-7916: subtrees of 1, 4, 16… leaves, each on the left of what follows it.
+fn progressive(leaves: &[Root], width: usize) -> Root {
+    if leaves.is_empty() {
+        return Root::ZERO;
+    }
+    let mut row = leaves[..width.min(leaves.len())].to_vec();
+    row.resize(width, Root::ZERO);
+    while row.len() > 1 {
+        row = row.chunks(2).map(|pair| hash(pair[0], pair[1])).collect();
+    }
+    hash(row[0], progressive(&leaves[width.min(leaves.len())..], width * 4))
+}
+
+/// A body of Gloas, put together as the specification says: a progressive container of 13 fields (EIP-7495, EIP-7688).
+#[test]
+fn a_body_of_gloas_proves_its_graffiti() {
+    let mut fields: Vec<Root> = (1..=13).map(|field| Bytes([field; 32])).collect();
+    fields[2] = padded(b"casemate");
+    let active = padded(&[0xff, 0x1f]);
+    let body_root = hash(progressive(&fields, 1), active);
+    let nodes = [fields[1], hash(fields[3], fields[4]), progressive(&fields[5..], 16), fields[0], active];
+    let branch: Vec<u8> = nodes.iter().flat_map(|node| node.0).collect();
+    let proof = BlockProof { index: 41, branch: BoundedBytes::new(branch).unwrap() };
+    let policy = Policy { graffiti: Some(padded(b"casemate")), block_proofs: true, ..Policy::default() };
+    let signer = signer(policy);
+    let slot = slot_of(7);
+    assert_eq!(signer.block(slot, body_root, &[]), Err(Refusal::BlockProofMissing { index: 41 }));
+    assert_eq!(
+        signer.block(slot, hash(body_root, active), std::slice::from_ref(&proof)),
+        Err(Refusal::BlockProofWrong { index: 41 })
+    );
+    assert_eq!(signer.block(slot, body_root, &[proof]), Ok(()));
+}
+
+/// Relays take the newest registration: one for the days to come would outlive an order that changes the address.
+#[test]
+fn registrations_are_of_now() {
+    let signer = signer(Policy::default());
+    let register = |timestamp| {
+        let duty = Duty::ValidatorRegistration {
+            fee_recipient: FEES,
+            gas_limit: 60_000_000,
+            timestamp,
+            public_key: signer.key,
+        };
+        let request =
+            SignRequest { public_key: signer.key, duty, fork_info: None, signing_root: None, proofs: Vec::new() };
+        signer.vault.handle(&Request::Sign(request))
+    };
+    // Now is the first second of slot 3000: in epoch 93, and the last of the epoch after the next ends with slot 3071.
+    for timestamp in [0, 3000 * 12, 3072 * 12 - 1] {
+        assert!(matches!(register(timestamp), Reply::Signature(_)), "{timestamp}");
+    }
+    for (timestamp, epoch) in [(3072 * 12, 96), (u64::MAX, u64::MAX / 1000 / 12 / 32)] {
+        let refused = Refusal::DutyFromFuture { epoch: Epoch(epoch), now: Epoch(93), latest: Epoch(95) };
+        assert_eq!(register(timestamp), Reply::Refused(refused));
     }
 }
 
