@@ -13,7 +13,7 @@ use casemate_slashing::fence::{Holder, Record};
 use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks, rules};
 
 use crate::attest::Attestor;
-use crate::bls::{HashedMessage, sign_batch};
+use crate::bls::{HashedMessage, SecretKey, sign_batch};
 use crate::command::{Desk, Office, current};
 use crate::fence::{Done, Errand, Fencing};
 use crate::keys::Key;
@@ -123,12 +123,7 @@ impl Vault {
             Request::Sign(request) => self.sign(request).map_or_else(Reply::Refused, Reply::Signature),
             Request::HighWatermark => self.high_watermark(),
             Request::ProofOfValidation { public_key, platform, timestamp } => {
-                let proved = self.proof_of_validation(public_key, platform, timestamp);
-                let held = current(&self.keys).find(public_key).is_some();
-                if held && !matches!(proved, Err(Refusal::ProofOfValidationOff)) {
-                    self.note(*public_key, Message::ProofOfValidation, None, proved.as_ref().err());
-                }
-                proved.unwrap_or_else(Reply::Refused)
+                self.proof_of_validation(public_key, platform, timestamp).unwrap_or_else(Reply::Refused)
             }
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
@@ -415,28 +410,41 @@ impl Vault {
         Ok(())
     }
 
-    /// Signs the text of a proof of validation. It is longer than 32 bytes, so it can be no signing root.
     fn proof_of_validation(&self, public_key: &PublicKey, platform: &str, timestamp: &str) -> Result<Reply, Refusal> {
         if !self.policy.proof_of_validation {
             return Err(Refusal::ProofOfValidationOff);
         }
-        let _pass = self.fencing.pass()?;
+        // Held until it is written down: a key that is deleted meanwhile has signed before that.
+        let pass = self.fencing.pass();
         let keys = current(&self.keys);
-        let (key, secret) = keys.find(public_key).ok_or(Refusal::UnknownKey)?;
-        key.history().watermarks()?;
-        for text in [platform, timestamp] {
-            if text.len() > MAX_PROOF_TEXT_LEN {
-                return Err(Refusal::TooLong { len: length(text), max: length_of(MAX_PROOF_TEXT_LEN) });
-            }
-            // Nothing that JSON would have to escape: the text is put together by hand.
-            if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b" ._:+-/".contains(&b)) {
-                return Err(Refusal::BadText);
-            }
+        let found = keys.find(public_key);
+        let proved = match (&pass, found) {
+            (Err(refusal), _) => Err(*refusal),
+            (Ok(_), None) => Err(Refusal::UnknownKey),
+            (Ok(_), Some((key, secret))) => prove_validation(key, secret, platform, timestamp),
+        };
+        if found.is_some() {
+            self.note(*public_key, Message::ProofOfValidation, None, proved.as_ref().err());
         }
-        let payload = format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
-        let signature = secret.sign(&HashedMessage::new(payload.as_bytes()));
-        Ok(Reply::ProofOfValidation { payload, signature })
+        proved
     }
+}
+
+/// Signs the text of a proof of validation. It is longer than 32 bytes, so it can be no signing root.
+fn prove_validation(key: &Key, secret: &SecretKey, platform: &str, timestamp: &str) -> Result<Reply, Refusal> {
+    key.history().watermarks()?;
+    for text in [platform, timestamp] {
+        if text.len() > MAX_PROOF_TEXT_LEN {
+            return Err(Refusal::TooLong { len: length(text), max: length_of(MAX_PROOF_TEXT_LEN) });
+        }
+        // Nothing that JSON would have to escape: the text is put together by hand.
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b" ._:+-/".contains(&b)) {
+            return Err(Refusal::BadText);
+        }
+    }
+    let payload = format!(r#"{{"type":"PROOF_OF_VALIDATION","platform":"{platform}","timestamp":"{timestamp}"}}"#);
+    let signature = secret.sign(&HashedMessage::new(payload.as_bytes()));
+    Ok(Reply::ProofOfValidation { payload, signature })
 }
 
 fn count(n: usize) -> u32 {
