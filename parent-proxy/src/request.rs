@@ -111,6 +111,8 @@ pub fn parse(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
     // As text it is looked at once, and not again for each string in it.
     if body.len() <= LONG
         && let Ok(text) = std::str::from_utf8(body)
+        // An array of the members' values would do for serde.
+        && text.trim_ascii_start().starts_with('{')
         && let Ok(AttestationBody { signing_root, fork_info, attestation, .. }) = serde_json::from_str(text)
     {
         let (duty, fork_info) = (Duty::Attestation(attestation.into()), Some(fork_info.into()));

@@ -123,3 +123,25 @@ fn recorded_bodies_give_the_recorded_object_roots() {
     println!("{parsed} bodies parsed, {compared} object roots compared");
     assert!(parsed > 0 && compared > 0);
 }
+
+/// serde would take an array of the members' values for the object: neither way does.
+#[test]
+fn an_array_is_no_body() {
+    let network = network(Preset::Mainnet);
+    let checkpoint = |epoch: &str| json!({ "epoch": epoch, "root": format!("0x{}", "11".repeat(32)) });
+    let fork_info = json!({
+        "fork": { "previous_version": "0x05000000", "current_version": "0x06000000", "epoch": "0" },
+        "genesis_validators_root": network.genesis_validators_root().to_string(),
+    });
+    let attestation = json!({
+        "slot": "65", "index": "0", "beacon_block_root": format!("0x{}", "22".repeat(32)),
+        "source": checkpoint("1"), "target": checkpoint("2"),
+    });
+    let object = json!({ "type": "ATTESTATION", "fork_info": fork_info, "attestation": attestation });
+    let array = json!(["ATTESTATION", null, fork_info, attestation]);
+    for (body, right) in [(object.to_string(), true), (format!(" \r\n\t{object}"), true), (array.to_string(), false)] {
+        let parsed = request::parse(body.as_bytes(), &network);
+        assert_eq!(parsed.is_ok(), right, "{body}: {parsed:?}");
+        assert_eq!(request::parse_any(body.as_bytes(), &network).is_ok(), right, "{body}");
+    }
+}

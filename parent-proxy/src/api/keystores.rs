@@ -379,6 +379,7 @@ impl App {
         let mut all = BTreeMap::new();
         let mut start = 0_u32;
         loop {
+            let _alone = self.telling.lock().await;
             let page = self.pasts(number, nonce.clone(), start).await?.page;
             start = start.saturating_add(u32::try_from(page.keys.len()).unwrap_or(u32::MAX));
             let ended = page.keys.is_empty() || start >= page.total;

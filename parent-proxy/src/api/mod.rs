@@ -54,6 +54,8 @@ pub struct App {
     large_bodies: Arc<Semaphore>,
     /// Held while the keys are listed: pages are the largest replies there are, and one listing at a time is quick.
     listing: tokio::sync::Mutex<()>,
+    /// Held while a page of pasts is asked for: that takes a round trip to the fence's store.
+    telling: tokio::sync::Mutex<()>,
     reload: Reload,
     attestations: attestation::Turns,
     outward: Option<Arc<outward::Counters>>,
@@ -88,6 +90,7 @@ pub fn api(
         hosts: settings.hosts(),
         large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         listing: tokio::sync::Mutex::new(()),
+        telling: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
         attestations: attestation::Turns::new(),
         outward,

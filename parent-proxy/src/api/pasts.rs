@@ -7,7 +7,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::past::PastsPage;
-use casemate_protocol::{Reply, Request};
+use casemate_protocol::{Refusal, Reply, Request};
 use serde_json::json;
 
 use super::attestation::nonce;
@@ -27,6 +27,8 @@ pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
     let start = start.ok_or_else(|| {
         Failure::new(StatusCode::BAD_REQUEST, format!("start= is to be a number up to {}, given once", u32::MAX))
     })?;
+    // One at a time, and nobody waits for it: whoever asks without end keeps no operator from anything else.
+    let _alone = app.telling.try_lock().map_err(|_| Failure::from(Refusal::CommandBusy))?;
     let page = app.pasts(app.number(uri.query())?, nonce, start).await?;
     Ok(json_body(&json!({
         "page": const_hex::encode_prefixed(page.page.encode()),
@@ -35,10 +37,8 @@ pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
 }
 
 impl App {
-    /// One page of the keys' pasts.
+    /// One page of the keys' pasts. Each asks the fence's store, on the vault's thread of commands: only whoever holds `telling` may.
     pub(super) async fn pasts(&self, number: Option<usize>, nonce: Nonce, start: u32) -> Result<PastsPage, Failure> {
-        // Each asks the fence's store, on the thread of commands: one at a time.
-        let _alone = self.listing.lock().await;
         let request = Request::Pasts { nonce, start };
         let reply = match number {
             Some(number) => self.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
