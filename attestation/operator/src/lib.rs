@@ -118,7 +118,9 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
             if sending && !options.yes && !command::agreed(&question, "Delete them?")? {
                 return Ok(("nothing was deleted\n".to_owned(), Exit::Refused));
             }
-            command::give(&mut session, &commands, &options.signing, None)
+            let (mut text, exit) = command::give(&mut session, &commands, &options.signing, None)?;
+            text.push_str(slashing::without_store(&session));
+            Ok((text, exit))
         }
         Command::Exit(options) => exit(*options),
         Command::FeeRecipient(options) => fee_recipient(*options),

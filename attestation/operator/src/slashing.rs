@@ -12,6 +12,7 @@ use casemate_protocol::PublicKey;
 use casemate_protocol::command::{Action, KeyPast};
 use casemate_protocol::history::Past;
 use casemate_protocol::past::{Pasts, ToldPast};
+use casemate_protocol::statement::FenceKind;
 use casemate_slashing::interchange::{self, Histories};
 
 use crate::cli::{SlashingCommand, SlashingExport, SlashingImport};
@@ -70,7 +71,19 @@ fn export(options: SlashingExport) -> Result<Answer> {
     if without > 0 {
         let _ = writeln!(text, "{} without any history left out", plural(without, "key"));
     }
+    text.push_str(without_store(&session));
     Ok((text, Exit::Accepted))
+}
+
+/// What is to be known before keys of an enclave without a fence's store sign anywhere else.
+pub fn without_store(session: &Session) -> &'static str {
+    match session.statement.fence.kind {
+        FenceKind::Solo => {
+            "note: this enclave has no fence's store (solo): started with an older blob it has deleted keys again, and signs with them.\n\
+             Before they sign anywhere else, end every enclave of this group and destroy its blobs and their copies, or take its image out of the KMS key's policy.\n"
+        }
+        FenceKind::None | FenceKind::File | FenceKind::Etcd | FenceKind::Dynamodb => "",
+    }
 }
 
 /// Whole or not at all.

@@ -353,6 +353,14 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     let (exit, said) = verify(&bench, &copy, &["--url", &url]);
     assert_eq!(exit, Exit::Refused);
     assert!(said.contains("are missing at the end"), "{said}");
+    // One file alone may begin with any head: then it is said what stood before.
+    fs::write(&path, [&lines[..1], &lines[head..]].concat().join("\n") + "\n").unwrap();
+    let (exit, said) = verify(&bench, &copy, &[]);
+    assert_eq!(exit, Exit::Refused);
+    assert!(said.contains("the files before this one are not here"), "{said}");
+    let (exit, said) = verify(&bench, &path, &[]);
+    assert_eq!(exit, Exit::Accepted, "{said}");
+    assert!(said.contains("are not in this file; ") && !said.contains("whole"), "{said}");
     // Other pins, another enclave.
     let pcr = "11".repeat(48);
     let chain = bench.chain();
