@@ -6,8 +6,8 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -53,6 +53,31 @@ const SETTLED: Duration = Duration::from_secs(10);
 const FENCE_TIMEOUT: Duration = Duration::from_mins(2);
 /// Longest wait for a child to end when told to, beyond the proxy's own time.
 const END_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// How long the stack waits for that once the proxy listens.
+const PROXY_HEARS: Duration = Duration::from_secs(10);
+
+/// Whether the proxy says that it has reached the enclave. True also where it does not say it to us: it may speak TLS, or to certain
+/// hosts alone.
+fn has_reached_the_enclave(listen: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(listen) else { return false };
+    let mut ask = || {
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        write!(stream, "GET /healthcheck HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        (&mut stream).take(64 * 1024).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer: std::io::Result<String> = ask();
+    let text = match answer {
+        Ok(text) => text,
+        Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    };
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let health: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let enclave = health.pointer("/checks/0/status").and_then(serde_json::Value::as_str);
+    enclave.is_none_or(|status| status == "UP")
+}
 
 /// Runs the stack until SIGINT or SIGTERM.
 pub fn run(arguments: &[OsString]) -> Result<()> {
@@ -429,7 +454,9 @@ impl Stack {
             .context("starting the proxy")
     }
 
+    /// Until the proxy serves, and has heard from the enclave what the stack has heard: it asks by itself, now and then.
     fn await_proxy(&self, proxy: &mut Child) -> Result<()> {
+        let begun = Instant::now();
         loop {
             if self.stop.asked() {
                 bail!("stopped");
@@ -437,7 +464,8 @@ impl Stack {
             if let Some(status) = proxy.try_wait()? {
                 bail!("the proxy ended at once: {status}");
             }
-            if std::net::TcpStream::connect(self.options.listen).is_ok() {
+            let waited = begun.elapsed() > PROXY_HEARS && TcpStream::connect(self.options.listen).is_ok();
+            if waited || has_reached_the_enclave(self.options.listen) {
                 return Ok(());
             }
             sleep(TICK);
