@@ -132,10 +132,14 @@ impl Stack {
             .collect()
     }
 
-    /// Sends a signal to the process of this id.
+    /// Sends a signal to the process of this id. A process that is stopped has stopped when this returns.
     pub fn signal(pid: u32, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap_or_else(|e| panic!("{signal:?} to {pid:?}: {e}"));
+        let process = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(process, signal).unwrap_or_else(|e| panic!("{signal:?} to {pid}: {e}"));
+        if signal == Signal::STOP {
+            // One thread hears of it first, and the others serve on until it has run.
+            eventually("every thread to stop", || threads_stopped(pid));
+        }
     }
 
     /// Ends the stack as Ctrl-C does, and waits for it.
@@ -201,6 +205,14 @@ impl Drop for Stack {
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
+}
+
+/// Whether each thread of a process is stopped, or dead.
+fn threads_stopped(pid: u32) -> bool {
+    let stopped =
+        |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['T', 't', 'Z', 'X']));
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| std::fs::read_to_string(thread.path().join("stat")).map_or(true, stopped))
 }
 
 /// Waits until something holds.
