@@ -11,6 +11,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 REGION = "eu-central-1"
+# Conditional writes are atomic in DynamoDB. moto serves by threads and has no lock between a condition and its write.
+SERVER = """
+import sys, threading
+from moto.dynamodb.models.table import Table
+from moto.server import main
+lock, put = threading.Lock(), Table.put_item
+def put_item(*arguments, **named):
+    with lock:
+        return put(*arguments, **named)
+Table.put_item = put_item
+main(sys.argv[1:])
+"""
 
 
 def certificates(folder):
@@ -55,8 +67,8 @@ def main():
             port = probe.getsockname()[1]
         log = open(os.path.join(folder, "log"), "w+")
         server = subprocess.Popen(
-            [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port),
-             "-s", "-c", certificate, "-k", key], stdout=log, stderr=log)
+            [sys.executable, "-c", SERVER, "-H", "127.0.0.1", "-p", str(port), "-s", "-c", certificate, "-k", key],
+            stdout=log, stderr=log)
         try:
             for _ in range(300):
                 try:

@@ -7,7 +7,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { textOf } from "./children.mjs";
 
 /** Both processes and the signer's stack must be up before slot 0. */
-const LEAD_SECONDS = 25;
+const LEAD_SECONDS = 45;
+/** Only Lodestar's client of the beacon API has a time limit; that of the external signer has none. */
+const OWN_TIMEOUT = /Timeout request/;
 /** Of the block that a merged genesis names; the engine takes any. */
 const GENESIS_HASH = `0x${"11".repeat(32)}`;
 
@@ -195,6 +197,15 @@ export class Chain {
 
   /** Duties that the client could not do, by its own log. */
   clientErrors() {
+    return this.#errors().filter((line) => !OWN_TIMEOUT.test(line));
+  }
+
+  /** How often its own beacon node took longer than a slot to answer the client: a machine that stalls, no signer. */
+  timeouts() {
+    return this.#errors().length - this.clientErrors().length;
+  }
+
+  #errors() {
     return textOf(this.client)
       .split("\n")
       .filter((line) => /\berror\b.*Error (signing|proposing|producing|publishing|on .*duties)/i.test(line));

@@ -398,23 +398,30 @@ fn oversized_and_malformed_http_is_refused_and_the_rest_served() {
 
 #[test]
 fn load_beyond_the_limit_is_shed_with_503() {
-    let (_bench, stack) = stack(&["--", "--max-in-flight", "1", "--enclave-connections", "2"]);
+    let (_bench, stack) = stack(&["--", "--max-in-flight", "4", "--enclave-connections", "2"]);
     let key = &keys(&mut stack.client())[0];
     Stack::signal(stack.pids["vault"], Signal::STOP);
     let (sender, answers) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..3 {
+        for _ in 0..12 {
             let (sender, stack) = (sender.clone(), &stack);
             scope.spawn(move || sender.send(stack.client().sign(key, &randao(10))).unwrap());
         }
-        // One waits for the vault; the other two are told at once.
-        for _ in 0..2 {
+        let is_shed = |answer: &casemate_e2e::Answer| {
+            answer.status == 503
+                && answer.error().contains("too many requests")
+                && answer.header("retry-after").is_some()
+        };
+        // Four at most wait for the vault; the others are told at once.
+        for _ in 0..8 {
             let shed = answers.recv().unwrap();
-            assert_eq!(shed.status, 503, "{shed:?}");
-            assert!(shed.error().contains("too many requests") && shed.header("retry-after").is_some());
+            assert!(is_shed(&shed), "{shed:?}");
         }
         Stack::signal(stack.pids["vault"], Signal::CONT);
-        answers.recv().unwrap().signature();
+        // A place may be the proxy's own question; one key has few of the others.
+        let rest: Vec<_> = (0..4).map(|_| answers.recv().unwrap()).collect();
+        assert!(rest.iter().all(|answer| answer.status == 200 || is_shed(answer)), "{rest:?}");
+        assert!(rest.iter().any(|answer| answer.status == 200), "{rest:?}");
     });
 }
 
@@ -790,6 +797,11 @@ fn tls_and_mutual_tls_with_certificates_that_reload() {
     };
 
     let (_bench, plain_tls) = start(&[]);
+    // The stack cannot ask the proxy over TLS whether it has heard from the enclave.
+    eventually("the proxy to have reached the enclave", || {
+        let mut client = Client::connect_tls(plain_tls.address, authority.client(None)).unwrap();
+        client.get("/healthcheck", &[]).status == 200
+    });
     let mut client = Client::connect_tls(plain_tls.address, authority.client(None)).unwrap();
     let signer = keys(&mut client)[0].clone();
     client.sign(&signer, &randao(10)).signature();

@@ -270,6 +270,8 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     client.sign(&key, &block(slot, 1)).signature();
     client.sign(&key, &attestation(epoch - 1, epoch, 1)).signature();
     assert_eq!(client.sign(&key, &block(slot, 2)).status, 412);
+    // A page of its own, with a head.
+    eventually("the first records", || log.exists() && records(&log) == 3);
     for n in 0..300 {
         client.sign(&key, &randao(epoch - n % 2)).signature();
     }
@@ -294,7 +296,14 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     // What a parent may do to it.
     let lines: Vec<&str> = whole.lines().collect();
     let at = |prefix: &str| lines.iter().position(|line| line.starts_with(prefix)).unwrap();
-    let tenth = at("+ 10 ");
+    // A record in the midst of a page, here called the tenth.
+    let tenth = (10..lines.len() - 1)
+        .find(|n| lines[n - 1..=n + 1].iter().all(|line| line.starts_with("+ ")) && !lines[*n].contains(" refused "))
+        .unwrap();
+    let number: u64 = lines[tenth].split(' ').nth(1).unwrap().parse().unwrap();
+    let missing = format!("records {number} to {number} are missing");
+    let twice = format!("record {number} stands behind record {number}");
+    let (time, another_time) = (format!("+ {number} 1"), format!("+ {number} 2"));
     // The first may be of no record yet.
     let head = lines.iter().position(|line| line.starts_with("= ") && !line.starts_with("= 0 ")).unwrap();
     let without = |n: usize| [&lines[..n], &lines[n + 1..]].concat();
@@ -315,11 +324,12 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     let copy = bench.folder.path().join("copy");
     fs::create_dir(&copy).unwrap();
     for (what, tampered, word) in [
-        ("a record removed", owned(without(tenth)), "records 10 to 10 are missing"),
-        ("the first record removed", owned(without(at("+ 1 "))), "records 1 to 1 are missing"),
-        ("records in another order", owned(swapped), "records 10 to 10 are missing"),
-        ("a record twice", owned([&lines[..=tenth], &lines[tenth..]].concat()), "record 10 stands behind record 10"),
-        ("another time", changed(tenth, "+ 10 1", "+ 10 2"), "not those that the enclave has signed for"),
+        ("a record removed", owned(without(tenth)), &*missing),
+        // As a gap or as a head that stands too early, by where the page ends.
+        ("the first record removed", owned(without(at("+ 1 "))), "record"),
+        ("records in another order", owned(swapped), &missing),
+        ("a record twice", owned([&lines[..=tenth], &lines[tenth..]].concat()), &twice),
+        ("another time", changed(tenth, &time, &another_time), "not those that the enclave has signed for"),
         ("another key", changed(tenth, "0x", "0x0"), "no line of a signing log"),
         ("another outcome", changed(refusal, "is not above", "is just above"), "not what its code says"),
         (
@@ -335,7 +345,13 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
         ("a head removed and the next record with it", owned([&lines[..head], &lines[head + 2..]].concat()), "missing"),
         (
             "another signature",
-            changed(head, &lines[head][lines[head].len() - 4..], "0000"),
+            {
+                let mut all = owned(lines.clone());
+                let end = all[head].len() - 4;
+                let other = if all[head].ends_with("0000") { "1111" } else { "0000" };
+                all[head].replace_range(end.., other);
+                all
+            },
             "not signed by the enclave's key",
         ),
         ("no head at the end", owned(lines[..tenth].to_vec()), "no signed head"),

@@ -195,9 +195,10 @@ fn the_record_is_made_once_and_anew_only_where_it_was_lost() {
 #[test]
 fn solo_signs_nothing_below_what_the_clock_has_allowed_before() {
     let bench = bench();
+    // Before the start, which may take longer than a slot or an epoch.
+    let (slot, epoch) = bench.now();
     let stack = bench.start(&["--interop-keys", "1", "--fence", "solo"]);
     let key = keys(&stack).remove(0);
-    let (slot, epoch) = bench.now();
     assert_eq!(stack.client().sign(&key, &block(slot.saturating_sub(3), 1)).status, 412);
     let answer = stack.client().sign(&key, &attestation(epoch - 1, epoch, 1));
     assert_eq!(answer.status, 412, "{}", answer.body);

@@ -51,7 +51,7 @@ fn a_cluster_waits_for_its_ports() {
         let mut cluster = Cluster::start(folder.path(), 1).unwrap().unwrap();
         release.join().unwrap();
         assert_eq!(cluster.endpoints(), [("localhost", ports[0])]);
-        assert_eq!(cluster.leader(), Some(0));
+        assert!((0..20).any(|_| cluster.leader() == Some(0)));
         cluster.kill(0).unwrap();
         cluster.start_node(0).unwrap();
     }
