@@ -207,7 +207,7 @@ function killed(pid) {
 /** A hand-over in order costs no duty. */
 async function handsOver(tally, { chain, signer }) {
   const holder = await signer.settled(30);
-  const [slot, errors, timeouts] = [chain.slotNow(), chain.clientErrors().length, chain.timeouts()];
+  const [slot, errors] = [chain.slotNow(), chain.clientErrors().length];
   const { code, text } = await signer.command("hand-over", "hand-over", signer.url, ...signer.operator);
   tally.check("hand-over", `casemate hand-over in slot ${slot}`, code === 0 ? [] : [text.trim()]);
   const now = await signer.heldByAnotherThan(holder, 5);
@@ -217,7 +217,7 @@ async function handsOver(tally, { chain, signer }) {
   const after = await chain.watch(over, 2 * chain.slotsPerEpoch);
   const proposers = await chain.proposers(slot, slot + chain.slotsPerEpoch);
   const missed = judge.missedSlots(proposers).length;
-  tally.check("blocks", `${missed} slots without a block in the epoch that follows`, judge.blocks(proposers, 1 + chain.timeouts() - timeouts));
+  tally.check("blocks", `${missed} slots without a block in the epoch that follows`, judge.blocks(proposers, 1));
   tally.check("votes", `its epoch ${epoch} is justified`, after.justified >= epoch);
   const more = chain.clientErrors().slice(errors);
   tally.check("client", `the client missed ${more.length} duties, by its log`, more);
