@@ -326,7 +326,11 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     for (what, tampered, word) in [
         ("a record removed", owned(without(tenth)), &*missing),
         // As a gap or as a head that stands too early, by where the page ends.
-        ("the first record removed", owned(without(at("+ 1 "))), "record"),
+        (
+            "the first record removed",
+            owned(without(at("+ 1 "))),
+            "records 1 to 1 are missing|a head of record 1 stands behind record 0",
+        ),
         ("records in another order", owned(swapped), &missing),
         ("a record twice", owned([&lines[..=tenth], &lines[tenth..]].concat()), &twice),
         ("another time", changed(tenth, &time, &another_time), "not those that the enclave has signed for"),
@@ -362,7 +366,7 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
         fs::write(&path, tampered.join("\n") + "\n").unwrap();
         let (exit, said) = verify(&bench, &copy, &[]);
         assert_eq!(exit, Exit::Refused, "{what}: {said}");
-        assert!(said.contains(word), "{what}: {said}");
+        assert!(word.split('|').any(|word| said.contains(word)), "{what}: {said}");
     }
     // That the end is missing the enclave alone can tell.
     let path = copy.join(file.file_name().unwrap());
