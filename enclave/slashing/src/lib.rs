@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fence;
+pub mod group;
 pub mod history;
 #[cfg(feature = "interchange")]
 pub mod interchange;
@@ -23,6 +24,7 @@ pub mod rules;
 pub mod watermarks;
 
 pub use fence::Fence;
+pub use group::GroupFloor;
 pub use history::History;
 pub use limits::{Ceilings, Floors, Limits};
 pub use watermarks::{AttestationMark, BlockMark, Watermarks};

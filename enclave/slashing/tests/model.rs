@@ -24,7 +24,7 @@ use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
-use casemate_slashing::fence::{Ask, Heard, Question, Record, Standing};
+use casemate_slashing::fence::{Ask, Beginning, Heard, Question, Record, Standing};
 use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Fence, Floors, Limits, Watermarks, rules};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -103,7 +103,7 @@ struct World {
     steps: Steps,
     /// Boots in all.
     boots: usize,
-    /// Claims in all.
+    /// Claims in all, and the record's making.
     generations: u64,
     /// Highest slot and epoch.
     height: u64,
@@ -189,6 +189,18 @@ fn digest(state: Watermarks) -> Root {
     let mut digest = [1; 32];
     digest[..8].copy_from_slice(&watermarks_code(state).to_be_bytes());
     Bytes(digest)
+}
+
+/// A first record: of a group that has signed nothing, with the state that was sealed then.
+fn beginning() -> Beginning {
+    Beginning {
+        above_version: 0,
+        generation: 1,
+        ceilings: Ceilings::ZERO,
+        sealed_generation: 0,
+        exact: Some(digest(Watermarks::NONE)),
+        lost: false,
+    }
 }
 
 fn watermarks_code(watermarks: Watermarks) -> u64 {
@@ -371,9 +383,9 @@ impl World {
         }
         let loaded = Some(digest(enclave.loaded));
         let ask = match self.broken {
-            Broken::StaleDigest => enclave.fence.claim(record.clean.or(loaded), None),
-            Broken::CleanNotCleared => enclave.fence.claim(loaded, record.clean),
-            _ => enclave.fence.claim(loaded, None),
+            Broken::StaleDigest => enclave.fence.claim(record.clean.or(loaded), 0, None),
+            Broken::CleanNotCleared => enclave.fence.claim(loaded, 0, record.clean),
+            _ => enclave.fence.claim(loaded, 0, None),
         };
         state.send(boot, ask);
     }
@@ -537,6 +549,8 @@ impl World {
             Standing::NoRecord => (9, None),
             Standing::Creating => (10, None),
             Standing::WentBack { .. } => (11, None),
+            Standing::Closed(record) => (12, Some(record)),
+            Standing::Implausible { .. } => (13, None),
         };
         let mut key = vec![
             standing << 2 | u64::from(reads) << 1 | u64::from(asked.is_some()),
@@ -585,15 +599,10 @@ impl Model for World {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        // As an operator makes it.
-        let record = Record {
-            version: 1,
-            holder: Bytes::ZERO,
-            generation: 0,
-            ceilings: Ceilings::ZERO,
-            sealed_generation: 0,
-            clean: None,
-        };
+        // As an operator makes it, with the state that is sealed with it.
+        let Beginning { generation, ceilings, sealed_generation, exact, .. } = beginning();
+        let (version, holder) = (1, Bytes::ZERO);
+        let record = Record { version, holder, generation, ceilings, sealed_generation, clean: exact, closed: false };
         let faults = match self.steps {
             Steps::Single { faults } => faults,
             Steps::Merged => 0,
@@ -674,7 +683,7 @@ impl Model for World {
             }
             Action::Look(boot) => self.look(&mut state, boot),
             Action::Create(boot) => {
-                let ask = state.enclaves[boot].fence.create(None, 0);
+                let ask = state.enclaves[boot].fence.create(&beginning());
                 state.send(boot, ask);
             }
             Action::Claim(boot) => self.claim(&mut state, boot),
@@ -754,7 +763,7 @@ impl Model for World {
             }),
             Property::sometimes("a successor takes the exact state", |_, state: &State| {
                 let exact = |enclave: &Enclave| {
-                    enclave.holds().is_some_and(|generation| generation > 1)
+                    enclave.holds().is_some_and(|generation| generation > 2)
                         && enclave.fence.limits().is_some_and(|limits| limits.floors == Floors::default())
                         && enclave.watermarks != Watermarks::NONE
                 };
@@ -804,6 +813,7 @@ fn explore(world: World) {
 }
 
 fn world(kind: Kind, steps: Steps, boots: usize, generations: u64) -> World {
+    let generations = generations + 1;
     World { kind, broken: Broken::No, steps, boots, generations, height: 2, empty: false, lone: false }
 }
 

@@ -9,15 +9,23 @@
 //! is above every older one (an older vote cannot surround a newer one), and a newer source is not below any older one (a newer
 //! vote cannot surround an older one).
 //!
-//! A holder that leaves in order names the exact state that it leaves behind; who has that state needs no floors. That state stands
-//! for the whole past, so the holder's own floors are in it ([`Floors::watermarks`]).
+//! A holder that leaves in order names the exact state that it leaves behind, by its digest; who has that very state needs no floors,
+//! and nobody else does without. That state stands for the whole past, so the holder's own floors are in it
+//! ([`Floors::watermarks`]), and the floor of keys that it does not list ([`crate::group`]). A record that is made anew is no
+//! exception: it is free of floors for the state that it names, if it names one.
+//!
+//! A record can be closed: it ends for good, and the next one, in whatever store, begins above it.
 
 mod record;
 
 use casemate_protocol::{Bytes, Root};
 
-pub use self::record::{MAX_RECORD_LEN, Place, Record, RecordError};
+pub use self::record::{Beginning, MAX_GENERATION, MAX_RECORD_LEN, Place, Record, RecordError};
 use crate::{Ceilings, Floors, Limits};
+
+/// A record's version is believed up to so far above the newest that was seen: else whoever can write to the store once could use
+/// up all versions, for good. Changes are counted one by one; nobody makes so many.
+pub const MAX_VERSION_STEP: u64 = 1 << 48;
 
 /// Who holds a record: an enclave's boot nonce. Two starts never share it.
 pub type Holder = Bytes<32>;
@@ -81,6 +89,13 @@ pub enum Standing {
     Left(Record),
     /// Another enclave has claimed the record, or somebody has removed it.
     Lost,
+    /// The record has ended for good.
+    Closed(Record),
+    /// The record has a version that nobody can have reached ([`MAX_VERSION_STEP`]): it is not believed.
+    Implausible {
+        /// Version that is there.
+        found: u64,
+    },
     /// The store shows a record older than one that this enclave has seen, or none any more: somebody has restored it. Nothing is signed any more in
     /// this boot.
     WentBack {
@@ -107,14 +122,39 @@ pub struct Fence {
 enum State {
     Apart,
     NoRecord,
-    Creating { new: Record },
+    /// In the place of one that has ended, where there is one.
+    Creating {
+        old: Option<Record>,
+        new: Record,
+    },
     Seen(Record),
-    Claiming { old: Record, new: Record, exact: bool },
-    Holding { record: Record, floors: Floors, wanted: Option<Record> },
-    Leaving { new: Record },
+    Claiming {
+        old: Record,
+        new: Record,
+        exact: bool,
+    },
+    Holding {
+        record: Record,
+        floors: Floors,
+        wanted: Option<Record>,
+    },
+    Leaving {
+        new: Record,
+    },
     Left(Record),
+    /// It has asked for the end of a record that it does not hold.
+    Closing {
+        old: Record,
+        new: Record,
+    },
+    Closed(Record),
+    Implausible {
+        found: u64,
+    },
     Lost,
-    WentBack { found: u64 },
+    WentBack {
+        found: u64,
+    },
 }
 
 impl Fence {
@@ -132,8 +172,10 @@ impl Fence {
             State::Seen(record) => Standing::Seen(record),
             State::Claiming { .. } => Standing::Claiming,
             State::Holding { record, .. } => Standing::Holding(record),
-            State::Leaving { .. } => Standing::Leaving,
+            State::Leaving { .. } | State::Closing { .. } => Standing::Leaving,
             State::Left(record) => Standing::Left(record),
+            State::Closed(record) => Standing::Closed(record),
+            State::Implausible { found } => Standing::Implausible { found },
             State::Lost => Standing::Lost,
             State::WentBack { found } => Standing::WentBack { seen: self.seen, found },
         }
@@ -169,6 +211,8 @@ impl Fence {
             | State::NoRecord
             | State::Seen(_)
             | State::Left(_)
+            | State::Closed(_)
+            | State::Implausible { .. }
             | State::Lost
             // It learns whether it still does.
             | State::Holding { .. } => self.ask(Question::Read),
@@ -176,27 +220,35 @@ impl Fence {
         }
     }
 
-    /// Has the record made, by operators' order, where it was seen that there is none. `after`: what the first holder stays above, and a
-    /// generation above all that there can have been; nothing where no key of the group has ever signed anything.
-    pub fn create(&mut self, after: Option<(Ceilings, u64)>, sealed_generation: u64) -> Option<Ask> {
-        match self.state {
-            State::NoRecord => {}
-            // The record was lost: whoever makes it anew must say what was signed under the old one.
-            State::WentBack { found: 0 } if after.is_some_and(|(_, generation)| generation > 0) => {}
+    /// Has the record made, by operators' order: where it was seen that there is none, or that the one that is there has ended. Where
+    /// there was one before, and the store no longer shows it, operators must say that it was lost.
+    pub fn create(&mut self, beginning: &Beginning) -> Option<Ask> {
+        let closed = match self.state {
+            State::NoRecord => None,
+            State::WentBack { found: 0 } if beginning.lost => None,
+            // What comes after it lies above it.
+            State::Closed(old) if old.generation < beginning.generation => Some(old),
             _ => return None,
+        };
+        let Beginning { above_version, generation, ceilings, sealed_generation, exact, .. } = *beginning;
+        if !(1..=MAX_GENERATION).contains(&generation) {
+            return None;
         }
-        let (ceilings, generation) = after.unwrap_or((Ceilings::ZERO, 0));
-        let version = self.seen.checked_add(1)?;
-        let new = Record { version, holder: Bytes::ZERO, generation, ceilings, sealed_generation, clean: None };
-        let ask = self.ask(Question::Create(new))?;
-        self.state = State::Creating { new };
+        let ceilings = closed.map_or(ceilings, |old| ceilings.max(old.ceilings));
+        let version = self.seen.max(above_version).checked_add(1)?;
+        let holder = Bytes::ZERO;
+        let new = Record { version, holder, generation, ceilings, sealed_generation, clean: exact, closed: false };
+        let question = closed.map_or(Question::Create(new), |old| Question::Swap { old, new });
+        let ask = self.ask(question)?;
+        self.state = State::Creating { old: closed, new };
         Some(ask)
     }
 
     /// Claims the record that was seen. `state` is what the state that this enclave has loaded is known by: where it is the one that
-    /// the last holder left behind, its watermarks are exact and no floors are needed. `leaves` is what is known to have each of this
-    /// holder's signatures **before** it is out, even where the enclave dies: a file on a trusted disk. An enclave has no such thing.
-    pub fn claim(&mut self, state: Option<Root>, leaves: Option<Root>) -> Option<Ask> {
+    /// the last holder left behind, its watermarks are exact and no floors are needed. `sealed` is its number: from the claim on,
+    /// older states are refused. `leaves` is what is known to have each of this holder's signatures **before** it is out, even where
+    /// the enclave dies: a file on a trusted disk. An enclave has no such thing.
+    pub fn claim(&mut self, state: Option<Root>, sealed: u64, leaves: Option<Root>) -> Option<Ask> {
         // A sealed state that was loaded since may have seen a newer one: then the store has gone back, as the next look tells.
         let State::Seen(old) = self.state else { return None };
         if old.version < self.seen {
@@ -206,7 +258,8 @@ impl Fence {
         let new = Record {
             version: old.version.checked_add(1)?,
             holder: self.me,
-            generation: old.generation.checked_add(1)?,
+            generation: old.generation.checked_add(1).filter(|generation| *generation <= MAX_GENERATION)?,
+            sealed_generation: old.sealed_generation.max(sealed),
             clean: leaves,
             ..old
         };
@@ -239,6 +292,22 @@ impl Fence {
         Some(ask)
     }
 
+    /// Ends the record for good. A holder signs nothing from here on, and names the exact state that it leaves behind, as one that
+    /// leaves does; for a record that another holds, or held, there is none to name: that one signs up to its ceilings at most.
+    pub fn close(&mut self, state: Option<Root>) -> Option<Ask> {
+        let (old, clean) = match self.state {
+            State::Holding { record, .. } => (record, Some(state?)),
+            // What the last holder has left behind stays what it is.
+            State::Seen(record) | State::Left(record) => (record, record.clean),
+            _ => return None,
+        };
+        let holding = matches!(self.state, State::Holding { .. });
+        let new = Record { version: old.version.checked_add(1)?, clean, closed: true, ..old };
+        let ask = self.ask(Question::Swap { old, new })?;
+        self.state = if holding { State::Leaving { new } } else { State::Closing { old, new } };
+        Some(ask)
+    }
+
     /// Takes an answer; the next question, where there is one. Answers to other questions are not looked at.
     pub fn hear(&mut self, number: u64, heard: Heard) -> Option<Ask> {
         let asked = self.asked.filter(|asked| asked.number == number)?;
@@ -258,19 +327,21 @@ impl Fence {
     /// The swap that was asked for has taken place.
     fn swapped(&mut self) {
         self.state = match self.state {
-            State::Creating { new } => State::Seen(new),
+            State::Creating { new, .. } => State::Seen(new),
             State::Claiming { old, new, exact } => {
                 State::Holding { record: new, floors: floors(&old, exact), wanted: None }
             }
             State::Holding { record, floors, wanted } => {
                 State::Holding { record: wanted.unwrap_or(record), floors, wanted: None }
             }
+            State::Leaving { new } | State::Closing { new, .. } if new.closed => State::Closed(new),
             State::Leaving { new } => State::Left(new),
             other => other,
         };
         if let State::Seen(Record { version, .. })
         | State::Holding { record: Record { version, .. }, .. }
-        | State::Left(Record { version, .. }) = self.state
+        | State::Left(Record { version, .. })
+        | State::Closed(Record { version, .. }) = self.state
         {
             self.seen = self.seen.max(version);
         }
@@ -284,12 +355,16 @@ impl Fence {
             self.state = State::WentBack { found: version };
             return None;
         }
+        if version > self.seen.saturating_add(MAX_VERSION_STEP) {
+            self.state = State::Implausible { found: version };
+            return None;
+        }
         self.seen = self.seen.max(version);
         let Some(found) = found else {
             return match self.state {
                 // Not there, or not yet: the same again. It can be made once.
-                State::Creating { new } => self.ask(Question::Create(new)),
-                State::Apart | State::NoRecord | State::Seen(_) => {
+                State::Creating { old: None, new } => self.ask(Question::Create(new)),
+                State::Apart | State::NoRecord | State::Seen(_) | State::Implausible { .. } => {
                     self.state = State::NoRecord;
                     None
                 }
@@ -300,12 +375,23 @@ impl Fence {
             };
         };
         match self.state {
-            State::Claiming { new, .. } | State::Leaving { new } if found == new => {
+            State::Claiming { new, .. } | State::Leaving { new } | State::Closing { new, .. } if found == new => {
                 self.swapped();
                 None
             }
             // Not there, or not yet: the same swap again. At most one of them takes place.
-            State::Claiming { old, new, .. } if found == old => self.ask(Question::Swap { old, new }),
+            State::Claiming { old, new, .. }
+            | State::Closing { old, new }
+            | State::Creating { old: Some(old), new }
+                if found == old =>
+            {
+                self.ask(Question::Swap { old, new })
+            }
+            // It has ended, whoever has ended it: also one that this enclave holds.
+            _ if found.closed => {
+                self.state = State::Closed(found);
+                None
+            }
             // A claim that another one has come before.
             State::Claiming { .. }
             | State::Apart
@@ -313,6 +399,9 @@ impl Fence {
             | State::Creating { .. }
             | State::Seen(_)
             | State::Left(_)
+            | State::Closing { .. }
+            | State::Closed(_)
+            | State::Implausible { .. }
             | State::Lost
             | State::WentBack { .. } => {
                 self.state = State::Seen(found);
@@ -321,7 +410,8 @@ impl Fence {
             // Only this enclave writes under its holder and generation: whatever is there is a swap of its own, perhaps one that it had
             // not heard of.
             State::Leaving { new } if self.is_mine(&found, &new) => {
-                let new = Record { version: found.version.checked_add(1)?, clean: new.clean, ..found };
+                let version = found.version.checked_add(1)?;
+                let new = Record { version, clean: new.clean, closed: new.closed, ..found };
                 self.state = State::Leaving { new };
                 self.ask(Question::Swap { old: found, new })
             }
@@ -354,10 +444,5 @@ impl Fence {
 
 /// What a successor stays above: every ceiling that was ever acknowledged before it.
 fn floors(old: &Record, exact: bool) -> Floors {
-    // Before the first holder nothing was signed under this record.
-    if exact || old.generation == 0 {
-        return Floors::default();
-    }
-    let Ceilings { slot, target, source } = old.ceilings;
-    Floors { slot: Some(slot), target: Some(target), source: Some(source) }
+    if exact { Floors::default() } else { old.floors() }
 }

@@ -5,12 +5,14 @@ use casemate_protocol::{Bytes, Root};
 use serde::{Deserialize, Serialize};
 
 use super::Holder;
-use crate::Ceilings;
+use crate::{Ceilings, Floors};
 
 /// The one format version.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Longest record, in bytes.
 pub const MAX_RECORD_LEN: usize = 1024;
+/// Highest generation: the numbers of sealed states begin with it, in their upper 32 bits.
+pub const MAX_GENERATION: u64 = (1 << 32) - 2;
 
 /// The record of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,14 +21,34 @@ pub struct Record {
     pub version: u64,
     /// The enclave that may sign; zeros before the first.
     pub holder: Holder,
-    /// Rises with every claim.
+    /// Rises with every claim. A record that was just made has one too, above all that there can have been before it.
     pub generation: u64,
     /// Up to where it may sign. They never fall.
     pub ceilings: Ceilings,
     /// The oldest sealed state that may be loaded. It never falls.
     pub sealed_generation: u64,
-    /// What the exact state that a holder has left behind is known by.
+    /// What the exact state that a holder has left behind is known by, or the state that was sealed with a first record.
     pub clean: Option<Root>,
+    /// It has ended for good: nobody claims it, nobody extends it. The next record is made above it, in whatever store.
+    pub closed: bool,
+}
+
+/// How a record begins: what stands for everything before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Beginning {
+    /// The record's version lies above this one, and above every one that was seen here.
+    pub above_version: u64,
+    /// From 1 on; above every generation that there can have been.
+    pub generation: u64,
+    /// At or above everything that was signed, or may yet be.
+    pub ceilings: Ceilings,
+    /// The number of the state that was sealed with it: older ones are refused.
+    pub sealed_generation: u64,
+    /// What that state is known by, where it has everything that any key of the group has ever signed: then its holder needs no
+    /// floors. Nothing where that is not so.
+    pub exact: Option<Root>,
+    /// Whether operators say that the store has lost the record before.
+    pub lost: bool,
 }
 
 /// Whose record it is.
@@ -50,6 +72,7 @@ struct Stored {
     ceilings: Ceilings,
     sealed_generation: u64,
     clean: Option<Root>,
+    closed: bool,
 }
 
 /// Why bytes are no record of this group.
@@ -66,6 +89,8 @@ pub enum RecordError {
     OtherPlace,
     #[error("the fence's record has version 0")]
     Version,
+    #[error("the fence's record has generation {0}; 1 to {MAX_GENERATION} are allowed")]
+    Generation(u64),
 }
 
 impl Record {
@@ -74,12 +99,18 @@ impl Record {
         self.holder == Bytes::ZERO && self.sealed_generation == sealed_generation
     }
 
+    /// What a successor without the exact state stays above.
+    pub fn floors(&self) -> Floors {
+        let Ceilings { slot, target, source } = self.ceilings;
+        Floors { slot: Some(slot), target: Some(target), source: Some(source) }
+    }
+
     /// Its bytes for a store.
     pub fn encode(&self, place: &Place) -> Vec<u8> {
-        let Self { version, holder, generation, ceilings, sealed_generation, clean } = *self;
-        let (group, network) = (place.group.clone(), place.network);
+        let Self { version, holder, generation, ceilings, sealed_generation, clean, closed } = *self;
+        let (format, group, network) = (FORMAT, place.group.clone(), place.network);
         let stored =
-            Stored { format: FORMAT, group, network, version, holder, generation, ceilings, sealed_generation, clean };
+            Stored { format, group, network, version, holder, generation, ceilings, sealed_generation, clean, closed };
         let mut out = Vec::new();
         // Writing to memory cannot fail, and a record has nothing that CBOR cannot say.
         let written = cbor::encode(&stored, Form::Named, &mut out);
@@ -103,8 +134,12 @@ impl Record {
         if stored.version == 0 {
             return Err(RecordError::Version);
         }
-        let Stored { version, holder, generation, ceilings, sealed_generation, clean, .. } = stored;
-        Ok(Self { version, holder, generation, ceilings, sealed_generation, clean })
+        // Generation 0 would be free of floors by its number.
+        if !(1..=MAX_GENERATION).contains(&stored.generation) {
+            return Err(RecordError::Generation(stored.generation));
+        }
+        let Stored { version, holder, generation, ceilings, sealed_generation, clean, closed, .. } = stored;
+        Ok(Self { version, holder, generation, ceilings, sealed_generation, clean, closed })
     }
 }
 
@@ -117,10 +152,11 @@ mod tests {
     #[test]
     fn records_are_read_as_they_were_written_and_of_their_group_alone() {
         let place = Place { group: "alpha".into(), network: Bytes([5; 32]) };
-        for clean in [None, Some(Bytes([9; 32]))] {
+        for (clean, closed) in [(None, false), (Some(Bytes([9; 32])), false), (Some(Bytes([9; 32])), true)] {
             let ceilings = Ceilings { slot: Slot(u64::MAX), target: Epoch(2), source: Epoch(1) };
             let (version, generation) = (7, 3);
-            let record = Record { version, holder: Bytes([1; 32]), generation, ceilings, sealed_generation: 4, clean };
+            let (holder, sealed_generation) = (Bytes([1; 32]), 4);
+            let record = Record { version, holder, generation, ceilings, sealed_generation, clean, closed };
             let bytes = record.encode(&place);
             assert!(bytes.len() < MAX_RECORD_LEN / 2);
             assert_eq!(Record::decode(&bytes, &place), Ok(record));
@@ -133,6 +169,10 @@ mod tests {
             }
             let none = Record { version: 0, ..record }.encode(&place);
             assert_eq!(Record::decode(&none, &place), Err(RecordError::Version));
+            for generation in [0, MAX_GENERATION + 1, u64::MAX] {
+                let bytes = Record { generation, ..record }.encode(&place);
+                assert_eq!(Record::decode(&bytes, &place), Err(RecordError::Generation(generation)));
+            }
         }
         let long = [0; MAX_RECORD_LEN + 1];
         assert_eq!(Record::decode(&long, &place), Err(RecordError::Size { len: MAX_RECORD_LEN + 1 }));
