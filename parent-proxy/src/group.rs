@@ -241,6 +241,8 @@ fn standing(why: NotHolder) -> FenceStanding {
         NotHolder::NoRecord => FenceStanding::NoRecord,
         NotHolder::Standby { .. } => FenceStanding::Standby,
         NotHolder::OldState { .. } => FenceStanding::OldState,
+        NotHolder::Closed { .. } => FenceStanding::Closed,
+        NotHolder::FromFuture { .. } => FenceStanding::Standby,
         NotHolder::HandingOver => FenceStanding::HandingOver,
         NotHolder::WentBack { .. } => FenceStanding::WentBack,
     }

@@ -53,6 +53,8 @@ pub enum Command {
     CommandFile(CommandFile),
     /// The record in the fence's store
     Fence(Fence),
+    /// Copies of the sealed states
+    Backup(Backup),
     /// Have the holder of the fence leave in order: it signs no more, and a standby goes on without a gap
     #[command(after_help = COMMAND_EXIT_CODES)]
     HandOver(Box<Order>),
@@ -102,6 +104,34 @@ pub enum FenceCommand {
     /// Make the record: once for each group, before anything is signed. It also brings the credentials of the store
     #[command(after_help = COMMAND_EXIT_CODES)]
     Init(Box<FenceInit>),
+    /// End the record for good, so that the next one can be made: in another store, account or region, or of another kind. Nothing is
+    /// signed until then
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Close(Box<Order>),
+}
+
+#[derive(Args)]
+pub struct Backup {
+    #[command(subcommand)]
+    pub command: BackupCommand,
+}
+
+#[derive(Subcommand)]
+pub enum BackupCommand {
+    /// Say which of the copies is the state in force, as the enclave's document proves it, and what a restore from it would lose
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<BackupVerify>),
+}
+
+#[derive(Args)]
+pub struct BackupVerify {
+    /// The copies: the proxy's --blobs folder, or one group's folder in it
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[command(flatten)]
+    pub pins: PinOptions,
 }
 
 #[derive(Args)]
@@ -117,13 +147,26 @@ pub struct FenceInit {
     /// DynamoDB: the access key, as aws iam create-access-key writes it (JSON)
     #[arg(long, value_name = "FILE")]
     pub access_key: Option<PathBuf>,
-    /// The store has lost the record: make it anew. End every other enclave of the group first; two to three epochs are not signed
-    /// for
-    #[arg(long, conflicts_with = "credentials_only")]
+    /// The store has lost the record: make it anew, from the last state that was sealed under it. End every other enclave of the
+    /// group first; two to three epochs are not signed for
+    #[arg(long, conflicts_with_all = ["credentials_only", "after"], requires_all = ["expect_keys", "expect_version"])]
     pub record_lost: bool,
-    /// Leave the record as it is, and exchange the credentials of its store alone
+    /// With --record-lost: root of the public keys, as the last holder has stated it (casemate attest, casemate status). An older
+    /// state, which would bring deleted keys back, has another one
+    #[arg(long, value_name = "0xROOT", requires = "record_lost")]
+    pub expect_keys: Option<String>,
+    /// With --record-lost: the version of the fence's record that the last holder's sealed state had seen, as it has stated it
+    /// (casemate status, line «state»). Later ones are taken too
+    #[arg(long, value_name = "N", requires = "record_lost")]
+    pub expect_version: Option<u64>,
+    /// Exchange the credentials of the store alone: also where the old ones do not work any more, and nobody holds the fence. The new
+    /// ones must show the record that is there
     #[arg(long)]
     pub credentials_only: bool,
+    /// The record before has ended (casemate fence close): make the next one above it. The file has the line that told of its end, or
+    /// what casemate status --json said after it
+    #[arg(long, value_name = "FILE", conflicts_with = "credentials_only")]
+    pub after: Option<PathBuf>,
     #[command(flatten)]
     pub signing: Signing,
     #[command(flatten)]
@@ -407,7 +450,8 @@ pub struct SlashingExport {
     /// The EIP-3076 file to write; an existing one is not overwritten
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Only these keys: a file with one in hex a line, or a JSON array
+    /// Only these keys: a file with one in hex a line, or a JSON array. Of one that the enclave does not know, the most that it can
+    /// have signed here is written
     #[arg(long, value_name = "FILE")]
     pub public_keys: Option<PathBuf>,
     #[command(flatten)]

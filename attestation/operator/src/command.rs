@@ -315,11 +315,37 @@ impl Report {
             }
             (Action::FenceInit { record, .. }, Outcome::FenceReady) => self.line(match record {
                 RecordOrder::New => "the fence has its record; the enclave claims it now",
-                RecordOrder::Lost => {
+                RecordOrder::Lost { .. } => {
                     "the fence has a new record; the enclave claims it now and signs in two to three epochs"
                 }
                 RecordOrder::Keep => "the store's new credentials are sealed",
+                RecordOrder::After { closed } if closed.clean.is_some() => {
+                    "the fence has its next record; an enclave with the state that the closed one names signs at once, and nobody \
+                     else without floors"
+                }
+                RecordOrder::After { .. } => {
+                    "the fence has its next record; its holder stays above the closed one's ceilings, which end in this epoch"
+                }
             }),
+            (Action::FenceInit { .. }, Outcome::CredentialsTaken) => self.line(
+                "the store takes the new credentials, and they are used from now on. This enclave does not hold the fence: it seals \
+                 them as soon as it does. Should it start anew before that, bring them in again",
+            ),
+            (Action::FenceClose, Outcome::FenceClosed { record }) => {
+                self.line(
+                    "the fence's record has ended: nobody claims or extends it any more. Keep this line for casemate fence init --after:",
+                );
+                self.line(&crate::fence::closed_json(&record).to_string());
+                let up_to = format!("slot {} and target epoch {}", record.slot_ceiling, record.target_ceiling);
+                self.line(&match record.clean {
+                    Some(_) => format!(
+                        "its holder has left in order and signs no more; nothing above {up_to} was signed under it"
+                    ),
+                    None => format!(
+                        "its last holder may sign up to {up_to} yet, if it lives: casemate status shows when that has passed"
+                    ),
+                });
+            }
             (Action::Exit { last_epoch, .. }, Outcome::ExitsSigned { exits }) => {
                 for exit in &exits {
                     let SignedExit { public_key, epoch, validator_index, .. } = exit;
@@ -474,11 +500,32 @@ fn summary(commands: &[Command]) -> Result<String> {
                     RecordOrder::New => {
                         "MAKE THE FENCE'S FIRST RECORD: no key of the group has signed under a fence before"
                     }
-                    RecordOrder::Lost => "MAKE THE FENCE'S RECORD ANEW, because its store has lost it",
+                    RecordOrder::Lost { .. } => "MAKE THE FENCE'S RECORD ANEW, because its store has lost it",
                     RecordOrder::Keep => "EXCHANGE THE CREDENTIALS of the fence's store",
+                    RecordOrder::After { .. } => "MAKE THE FENCE'S NEXT RECORD, after one that has ended",
                 };
                 let with = if credentials.is_some() { ", with credentials for its store" } else { "" };
                 let _ = writeln!(out, "{what}{with}");
+                match record {
+                    RecordOrder::Lost { last } => {
+                        let _ = writeln!(
+                            out,
+                            "  only from a state whose keys have the root {}, and that has seen version {} of the record\n  \
+                             every other enclave of the group must have ended: one that still holds the lost record signs up to its ceilings",
+                            last.keys_root, last.fence_version
+                        );
+                    }
+                    RecordOrder::After { closed } => {
+                        let _ = writeln!(out, "  {}", crate::fence::closed_json(closed));
+                    }
+                    RecordOrder::New | RecordOrder::Keep => {}
+                }
+            }
+            Action::FenceClose => {
+                let _ = writeln!(
+                    out,
+                    "END THE FENCE'S RECORD for good: nothing is signed until the next one is made (casemate fence init --after)"
+                );
             }
             Action::Exit { exits, last_epoch } => {
                 let _ = writeln!(

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::command::{Action, EncryptedSecrets, FENCE_HPKE_INFO, RecordOrder, StoreCredentials};
-use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedNetwork, StatedRecord};
+use casemate_protocol::command::{
+    Action, ClosedRecord, EncryptedSecrets, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials,
+};
+use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedNetwork, StatedRecord, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -15,21 +17,28 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{FenceCommand, FenceInit, FencePolicy, Order, Status};
 use crate::command::{self, Answer};
-use crate::session::Session;
+use crate::session::{Session, ToldRecord};
 use crate::{Exit, import, input, kms_policy, report};
 
 /// `casemate fence`.
 pub fn run(command: FenceCommand) -> Result<Answer> {
     match command {
         FenceCommand::Init(options) => init(*options),
+        FenceCommand::Close(options) => order(*options, Action::FenceClose),
     }
 }
 
 fn init(options: FenceInit) -> Result<Answer> {
     let credentials = credentials(&options)?;
-    let record = match (options.record_lost, options.credentials_only) {
-        (true, _) => RecordOrder::Lost,
-        (_, true) => RecordOrder::Keep,
+    let record = match (&options.after, options.record_lost, options.credentials_only) {
+        (Some(path), ..) => RecordOrder::After { closed: closed(path)? },
+        (_, true, _) => {
+            let keys_root = options.expect_keys.as_deref().context("--expect-keys")?;
+            let keys_root = crate::session::hex(keys_root, "--expect-keys")?;
+            let fence_version = options.expect_version.context("--expect-version")?;
+            RecordOrder::Lost { last: LastState { keys_root, fence_version } }
+        }
+        (_, _, true) => RecordOrder::Keep,
         _ => RecordOrder::New,
     };
     let mut session = Session::open(options.connection, options.pins)?;
@@ -42,6 +51,38 @@ fn init(options: FenceInit) -> Result<Answer> {
     let credentials = credentials.map(|credentials| encrypted(&session, &credentials)).transpose()?;
     let commands = [session.command(0, Action::FenceInit { record, credentials })?];
     command::give(&mut session, &commands, &options.signing, None)
+}
+
+/// A record that has ended, from a file: the line of `casemate fence close`, or the answer of `casemate status --json`.
+fn closed(path: &Path) -> Result<ClosedRecord> {
+    let text = input::read(path)?;
+    let read = || -> Result<ClosedRecord> {
+        // People paste what stood around it too.
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| line.first() == Some(&b'{'));
+        let whole = std::iter::once(text.as_slice()).chain(lines);
+        let value = whole.filter_map(|text| serde_json::from_slice::<Value>(text).ok()).find(Value::is_object);
+        let value = value.context("there is no JSON object in it")?;
+        let record = value.pointer("/fence/record").unwrap_or(&value);
+        if record.get("closed") != Some(&Value::Bool(true)) {
+            bail!("the record in it has not ended: casemate fence close");
+        }
+        serde_json::from_value::<ToldRecord>(record.clone())?.record()
+    };
+    read().with_context(|| format!("in {}", path.display()))
+}
+
+/// A record that has ended, for people who keep it and for [`closed`].
+pub fn closed_json(record: &ClosedRecord) -> Value {
+    json!({
+        "closed": true,
+        "version": record.version,
+        "generation": record.generation,
+        "slot_ceiling": record.slot_ceiling.0,
+        "target_ceiling": record.target_ceiling.0,
+        "source_ceiling": record.source_ceiling.0,
+        "sealed_generation": record.sealed_generation,
+        "left_state": record.clean.map(|state| state.to_string()),
+    })
 }
 
 /// `casemate hand-over` and `casemate take-over`.
@@ -171,6 +212,9 @@ fn standing(fence: &Fence) -> &'static str {
         FenceStanding::WentBack => {
             "THE STORE SHOWS AN OLDER RECORD than before: somebody has restored it; nothing is signed in this boot any more"
         }
+        FenceStanding::Closed => {
+            "the record HAS ENDED (casemate fence close); nothing is signed until the next one is made (casemate fence init --after)"
+        }
     }
 }
 
@@ -192,16 +236,34 @@ fn text_of(statement: &Statement) -> String {
         } else {
             holder.to_string()
         };
-        let left = if record.clean { ", left in order" } else { "" };
-        line("record", format!("version {version}, generation {generation}, holder {whose}{left}"));
+        // Of a first record it is the state that was sealed with it.
+        let left = if record.clean.is_some() && *holder != Bytes::ZERO { ", left in order" } else { "" };
+        let ended = if record.closed { ", ended" } else { "" };
+        line("record", format!("version {version}, generation {generation}, holder {whose}{left}{ended}"));
+        if record.closed {
+            let passed = fence.time_ms.is_some_and(|now| chain.slot(now) > *slot_ceiling);
+            let until = chain.until(Slot(slot_ceiling.0.saturating_add(1)), fence.time_ms.unwrap_or(0)).div_ceil(1000);
+            line(
+                "ended",
+                match (record.clean, passed) {
+                    (Some(_), _) => "its holder had left in order: nothing is signed under it any more".to_owned(),
+                    (None, true) => "its ceilings have passed: nobody signs blocks under it any more".to_owned(),
+                    (None, false) => format!("its last holder may sign for {until} s yet, if it lives"),
+                },
+            );
+        }
         line(
             "ceilings",
             format!(
                 "blocks up to slot {slot_ceiling}; attestations up to target {target_ceiling}, source {source_ceiling}"
             ),
         );
-        line("sealed", format!("states older than generation {} are refused", record.sealed_generation));
+        line("sealed", format!("states with a number below {} are refused", record.sealed_generation));
     }
+    if let Some(StatedState { number, sha256, fence_version }) = &statement.state {
+        line("state", format!("number {number}, SHA-256 {sha256}, has seen version {fence_version} of the record"));
+    }
+    line("keys", format!("{} sign, root {}", statement.public_keys.count, statement.public_keys.root));
     let floors = &fence.floors;
     let mut parts = Vec::new();
     parts.extend(floors.slot.map(|slot| format!("blocks above slot {slot}")));
@@ -239,6 +301,8 @@ fn json_of(statement: &Statement) -> Value {
         "group": group,
         "network": network.name,
         "fence": report::fence_json(fence),
+        "state": report::state_json(statement.state.as_ref()),
+        "public_keys": { "count": statement.public_keys.count, "root": statement.public_keys.root.to_string() },
         "signs_blocks_in_ms": blocks_ms,
         "signs_attestations_in_ms": attestations_ms,
     })

@@ -8,6 +8,7 @@
 
 mod address;
 mod attest;
+mod backup;
 mod cli;
 mod command;
 mod deposit;
@@ -129,6 +130,7 @@ fn carry_out(command: Command) -> Result<(String, Exit)> {
         Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
         Command::CommandFile(file) => command::run(file.command),
         Command::Fence(options) => fence::run(options.command),
+        Command::Backup(options) => backup::run(options.command),
         Command::HandOver(options) => fence::order(*options, Action::HandOver),
         Command::TakeOver(options) => fence::order(*options, Action::TakeOver),
         Command::Status(options) => fence::status(options),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
-use casemate_protocol::statement::{Fence, FenceKind, FenceStanding};
+use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedState};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
@@ -319,6 +319,13 @@ fn fence(fence: Fence) -> String {
     }
 }
 
+/// The sealed state in force, for programs.
+pub fn state_json(state: Option<&StatedState>) -> Value {
+    state.map_or(Value::Null, |state| {
+        json!({ "number": state.number, "sha256": state.sha256.to_string(), "fence_version": state.fence_version })
+    })
+}
+
 /// The fence, for programs.
 pub fn fence_json(fence: &Fence) -> Value {
     json!({
@@ -333,7 +340,9 @@ pub fn fence_json(fence: &Fence) -> Value {
             "target_ceiling": record.target_ceiling.0,
             "source_ceiling": record.source_ceiling.0,
             "sealed_generation": record.sealed_generation,
-            "left_in_order": record.clean,
+            "left_in_order": record.clean.is_some(),
+            "left_state": record.clean.map(|state| state.to_string()),
+            "closed": record.closed,
         })),
         "floors": {
             "slot": fence.floors.slot.map(|slot| slot.0),

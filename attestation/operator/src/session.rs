@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use casemate_protocol::command::{Command, GeneratedKey, KeyOutcome, Outcome, SignedCommand, SignedExit};
+use casemate_protocol::command::{ClosedRecord, Command, GeneratedKey, KeyOutcome, Outcome, SignedCommand, SignedExit};
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::log::LogHead;
 use casemate_protocol::statement::CommandResult;
-use casemate_protocol::{Bytes, Epoch, PublicKey, Root, Statement};
+use casemate_protocol::{Bytes, Epoch, PublicKey, Root, Slot, Statement};
 use serde::Deserialize;
 
 use crate::cli::{Connection, ExpectedOptions, Fetch, PinOptions};
@@ -55,6 +55,10 @@ pub enum Told {
     Deleted { keys: Vec<String> },
     /// The fence has a record.
     FenceReady,
+    /// The store takes the credentials.
+    CredentialsTaken,
+    /// The record has ended.
+    FenceClosed { record: ToldRecord },
     /// It signs no more.
     HandedOver,
     /// It holds the fence.
@@ -65,6 +69,35 @@ pub enum Told {
     FeeRecipientsSet { keys: Vec<String> },
     /// One word for each key.
     PastsRaised { keys: Vec<String> },
+}
+
+/// A record that has ended.
+#[derive(Deserialize)]
+pub struct ToldRecord {
+    pub version: u64,
+    pub generation: u64,
+    pub slot_ceiling: u64,
+    pub target_ceiling: u64,
+    pub source_ceiling: u64,
+    pub sealed_generation: u64,
+    /// SHA-256 of the state that was left behind.
+    pub left_state: Option<String>,
+}
+
+impl ToldRecord {
+    /// As the enclave has put it.
+    pub fn record(&self) -> Result<ClosedRecord> {
+        let clean = self.left_state.as_deref().map(|text| hex(text, "left_state")).transpose()?;
+        Ok(ClosedRecord {
+            version: self.version,
+            generation: self.generation,
+            slot_ceiling: Slot(self.slot_ceiling),
+            target_ceiling: Epoch(self.target_ceiling),
+            source_ceiling: Epoch(self.source_ceiling),
+            sealed_generation: self.sealed_generation,
+            clean,
+        })
+    }
 }
 
 /// An exit that was signed.
@@ -210,6 +243,8 @@ impl Told {
             Self::Generated { keys } => Outcome::Generated { keys: deposits(keys)? },
             Self::Deposited { keys } => Outcome::Deposited { keys: deposits(keys)? },
             Self::FenceReady => Outcome::FenceReady,
+            Self::CredentialsTaken => Outcome::CredentialsTaken,
+            Self::FenceClosed { record } => Outcome::FenceClosed { record: record.record().ok()? },
             Self::HandedOver => Outcome::HandedOver,
             Self::TookOver { generation } => Outcome::TookOver { generation: *generation },
             Self::FeeRecipientsSet { keys } => Outcome::FeeRecipientsSet { keys: words(keys)? },

@@ -37,13 +37,9 @@ fn export(options: SlashingExport) -> Result<Answer> {
         .map(|path| public_keys(path).map(|keys| keys.into_iter().collect()))
         .transpose()?;
     let session = Session::open(options.connection, options.pins)?;
-    let all = pasts(&session)?;
-    let unknown = wanted.iter().flatten().find(|key| all.iter().all(|told| told.public_key != **key));
-    if let Some(key) = unknown {
-        return Err(
-            Refused(format!("the enclave neither holds the key {key} nor remembers it; nothing was written")).into()
-        );
-    }
+    let (all, floor) = pasts(&session)?;
+    let known: BTreeSet<PublicKey> = all.iter().map(|told| told.public_key).collect();
+    let unknown: Vec<PublicKey> = wanted.iter().flatten().filter(|key| !known.contains(key)).copied().collect();
     let chosen = |told: &&ToldPast| wanted.as_ref().is_none_or(|wanted| wanted.contains(&told.public_key));
     let (mut histories, mut held, mut without) = (Histories::new(), 0_usize, 0_usize);
     for told in all.iter().filter(chosen) {
@@ -55,6 +51,8 @@ fn export(options: SlashingExport) -> Result<Answer> {
             None => without = without.saturating_add(1),
         }
     }
+    // An import that was rolled back, or never confirmed, may have had them sign here all the same.
+    histories.extend(unknown.iter().map(|key| (*key, floor.into())));
     write(&options.out, &histories, &session)?;
     let mut text = format!(
         "{} written to {}, each page signed by the enclave's own key: of each key the highest block and attestation\n",
@@ -66,6 +64,14 @@ fn export(options: SlashingExport) -> Result<Answer> {
             text,
             "{} of them sign on here. Before they sign anywhere else: casemate delete, and export again",
             plural(held, "key")
+        );
+    }
+    if !unknown.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} not known to the enclave: what stands for them is the group's floor, the most that any key can have signed here \
+             before it was known",
+            plural(unknown.len(), "key")
         );
     }
     if without > 0 {
@@ -103,8 +109,8 @@ fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
     fs::rename(new, path).with_context(context)
 }
 
-/// What the enclave says of all keys that it holds or has held, each page under its signature and a nonce of ours.
-fn pasts(session: &Session) -> Result<Vec<ToldPast>> {
+/// What the enclave says of all keys that it holds or has held, and of every other; each page under its signature and a nonce of ours.
+fn pasts(session: &Session) -> Result<(Vec<ToldPast>, Past)> {
     let nonce = fresh_nonce()?;
     let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
     let bar = progress::bar(0, "the enclave tells what its keys have signed");
@@ -130,7 +136,7 @@ fn pasts(session: &Session) -> Result<Vec<ToldPast>> {
         all.extend(page.keys);
         if all.len() >= total {
             bar.finish_and_clear();
-            return Ok(all);
+            return Ok((all, page.floor));
         }
         if empty {
             return Err(Refused(format!("the enclave told {} of {total} keys", all.len())).into());

@@ -10,7 +10,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::history::Past;
-use crate::{Bytes, Epoch, ExecutionAddress, PublicKey, Root, Signature};
+use crate::{Bytes, Epoch, ExecutionAddress, PublicKey, Root, Signature, Slot};
 
 /// The one version.
 pub const VERSION: u64 = 1;
@@ -100,6 +100,8 @@ pub enum Action {
     },
     /// Leave in order: sign no more, and leave the exact state for a successor.
     HandOver,
+    /// End the fence's record for good: nobody claims or extends it any more, so that the next one can be made in another store.
+    FenceClose,
     /// Claim the fence at once, without waiting for the holder's ceilings to pass.
     TakeOver,
     /// Sign voluntary exits, and let validator clients have them signed too.
@@ -145,14 +147,52 @@ pub struct KeyPast {
 
 /// What is to become of the fence's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum RecordOrder {
     /// Make the first one: no key of the group has signed under a fence before.
     New,
     /// Make it anew, because the store has lost it. The first holder stays above what can have been signed until now.
-    Lost,
+    Lost {
+        /// What the enclave's state must be: an older one would bring deleted keys back.
+        last: LastState,
+    },
     /// Leave it as it is: only the credentials are new.
     Keep,
+    /// Make the next one after a record that has ended: in another store, or in the same.
+    After {
+        /// That record.
+        closed: ClosedRecord,
+    },
+}
+
+/// The last state that was sealed under a record that is lost, as its last holder has stated it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastState {
+    /// Root of the public keys that sign.
+    pub keys_root: Root,
+    /// Version of the fence's record that the state had seen, at least.
+    pub fence_version: u64,
+}
+
+/// A record that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClosedRecord {
+    /// Its version.
+    pub version: u64,
+    /// Its generation.
+    pub generation: u64,
+    /// No block above this slot was signed under it.
+    pub slot_ceiling: Slot,
+    /// No attestation with a target above this epoch.
+    pub target_ceiling: Epoch,
+    /// No attestation with a source above this epoch.
+    pub source_ceiling: Epoch,
+    /// The oldest sealed state that may be loaded.
+    pub sealed_generation: u64,
+    /// SHA-256 of the exact state that its last holder has left behind; nothing where it left none.
+    pub clean: Option<Root>,
 }
 
 /// What opens the fence's store.
@@ -306,12 +346,12 @@ impl Command {
             Action::Deposit { keys, .. } | Action::Delete { keys } | Action::FeeRecipient { keys, .. } => keys.len(),
             Action::Exit { exits, .. } => exits.len(),
             Action::RaisePasts { keys } => keys.len(),
-            Action::FenceInit { .. } | Action::HandOver | Action::TakeOver => 0,
+            Action::FenceInit { .. } | Action::FenceClose | Action::HandOver | Action::TakeOver => 0,
         }
     }
 
     fn is_about_keys(&self) -> bool {
-        !matches!(self.action, Action::FenceInit { .. } | Action::HandOver | Action::TakeOver)
+        !matches!(self.action, Action::FenceInit { .. } | Action::FenceClose | Action::HandOver | Action::TakeOver)
     }
 
     fn check(&self) -> Result<(), CommandError> {
@@ -423,6 +463,14 @@ pub enum Outcome {
         /// One for each.
         keys: Vec<KeyOutcome>,
     },
+    /// The store takes the credentials, and they are used from now on. They are sealed as soon as this enclave holds the fence: one that
+    /// does not hold it must not seal.
+    CredentialsTaken,
+    /// The fence's record has ended.
+    FenceClosed {
+        /// As it ended: the next one is made above it.
+        record: ClosedRecord,
+    },
 }
 
 /// A `SignedVoluntaryExit` of the consensus specification.
@@ -532,6 +580,13 @@ mod tests {
         Command::new("alpha".into(), Bytes([5; 32]), Bytes([6; 32]), 7, action)
     }
 
+    fn closed() -> ClosedRecord {
+        let (slot_ceiling, target_ceiling, source_ceiling) = (Slot(9), Epoch(2), Epoch(1));
+        let (version, generation, sealed_generation) = (7, 3, 3 << 32);
+        let clean = Some(Bytes([1; 32]));
+        ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
+    }
+
     fn secrets(len: usize) -> EncryptedSecrets {
         EncryptedSecrets { enc: Bytes([1; 32]), ciphertext: BoundedBytes::new(vec![2; len]).unwrap() }
     }
@@ -544,7 +599,13 @@ mod tests {
             Action::Generate { count: 1000, withdrawal_credentials: Bytes([1; 32]), amount: 32_000_000_000 },
             Action::Deposit { keys: vec![Bytes([9; 48])], withdrawal_credentials: Bytes([1; 32]), amount: 1 },
             Action::Delete { keys: vec![Bytes([9; 48])] },
-            Action::FenceInit { record: RecordOrder::Lost, credentials: Some(secrets(80)) },
+            Action::FenceInit {
+                record: RecordOrder::Lost { last: LastState { keys_root: Bytes([1; 32]), fence_version: 7 } },
+                credentials: Some(secrets(80)),
+            },
+            Action::FenceInit { record: RecordOrder::After { closed: closed() }, credentials: None },
+            Action::FenceInit { record: RecordOrder::Keep, credentials: Some(secrets(80)) },
+            Action::FenceClose,
             Action::FenceInit { record: RecordOrder::New, credentials: None },
             Action::HandOver,
             Action::TakeOver,

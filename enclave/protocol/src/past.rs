@@ -32,6 +32,8 @@ pub struct Pasts {
     pub total: u32,
     /// By the enclave's clock, in Unix milliseconds; nothing where it does not trust it.
     pub time_ms: Option<u64>,
+    /// What a key that is not listed on any page may have signed here at most.
+    pub floor: Past,
     /// The keys.
     pub keys: Vec<ToldPast>,
 }

@@ -144,7 +144,9 @@ pub enum Refusal {
         "it is not known whether the fence's record was changed: {0}; look with casemate status, and count it as done"
     )]
     FenceUnclear(StoreTrouble),
-    #[error("the fence's record was lost: `casemate fence init --record-lost` makes it anew")]
+    #[error(
+        "the fence's record was lost: `casemate fence init --record-lost` makes it anew, from the state of the last holder"
+    )]
     RecordLost,
     #[error("the fees go to {asked}; policy wants {allowed} for this key")]
     FeeRecipientNotAllowed { asked: ExecutionAddress, allowed: ExecutionAddress },
@@ -157,13 +159,27 @@ pub enum Refusal {
     #[error("the history of {0} lies in the future, or has a source above its target; nothing was changed")]
     ImpossiblePast(PublicKey),
     #[error(
-        "keystores are not taken from here: this host would see the secret keys. `casemate import` encrypts them to the enclave; what it          writes with --command-out is taken here too. The measured policy key_manager_import allows it all the same"
+        "keystores are not taken from here: this host would see the secret keys. `casemate import` encrypts them to the enclave; what it writes with --command-out is taken here too. The measured policy key_manager_import allows it all the same"
     )]
     KeyManagerImportOff,
     #[error(
         "keys are deleted by operators' command (`casemate delete`); the measured policy key_manager_delete allows it from here"
     )]
     KeyManagerDeleteOff,
+    #[error(
+        "the host asked for a hand-over without an operator's signature, and there was one less than {slots} slots ago; operators order it with `casemate hand-over`"
+    )]
+    HandOverTooSoon { slots: u64 },
+    #[error(
+        "the state of this enclave is not the one that the command names: its keys have the root {keys_root}, and it has seen version {fence_version} of the fence's record. With an older state deleted keys would come back: bring the newest blobs to the parent"
+    )]
+    OtherLastState { keys_root: Root, fence_version: u64 },
+    #[error(
+        "the sealed state of this enclave has number {found}; the closed record refuses all before {oldest}: bring the newest blobs to the parent, and start the enclave anew"
+    )]
+    StateBeforeClosed { found: u64, oldest: u64 },
+    #[error("the fence's record has ended; the next one is made with `casemate fence init --after`")]
+    FenceClosed,
 }
 
 /// Why an enclave does not hold the fence.
@@ -185,6 +201,14 @@ pub enum NotHolder {
     HandingOver,
     #[error("the store shows the record's version {found}, after version {seen}: somebody has restored an older one")]
     WentBack { seen: u64, found: u64 },
+    #[error(
+        "its record has ended for good (`casemate fence close`); its last holder signed blocks up to slot {slot_ceiling}. The next record is made with `casemate fence init --after`"
+    )]
+    Closed { slot_ceiling: Slot },
+    #[error(
+        "the record's ceiling, slot {slot_ceiling}, lies further ahead than any holder can ask for at slot {now}: somebody else has written it, or a clock is wrong"
+    )]
+    FromFuture { slot_ceiling: Slot, now: Slot },
 }
 
 /// Why the fence's store has given no answer.
@@ -291,12 +315,17 @@ impl Refusal {
             | Self::Starting(_)
             | Self::NotSealed(_)
             | Self::MaybeSealed(_) => Kind::Unavailable,
-            Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy => Kind::TooMany,
+            Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy | Self::HandOverTooSoon { .. } => {
+                Kind::TooMany
+            }
             Self::NoOperators
             | Self::NoFenceRecord(_)
             | Self::FenceExists
             | Self::StoreCredentials
             | Self::RecordLost
+            | Self::OtherLastState { .. }
+            | Self::StateBeforeClosed { .. }
+            | Self::FenceClosed
             | Self::CommandForAnother
             | Self::CommandCounter { .. }
             | Self::CommandSignature { .. }

@@ -40,6 +40,20 @@ pub struct Statement {
     pub record_key: Bytes<32>,
     /// The last operators' command of this boot, and what became of it.
     pub last_command: Option<StatedCommand>,
+    /// The sealed state in force; nothing where none was sealed yet.
+    pub state: Option<StatedState>,
+}
+
+/// A sealed state, by what tells it from every other: whoever keeps copies of the parent's blobs can say which one it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatedState {
+    /// Its number, which rises with every sealing.
+    pub number: u64,
+    /// SHA-256 of its blob.
+    pub sha256: Root,
+    /// Version of the fence's record when it was sealed; 0 where there was none.
+    pub fence_version: u64,
 }
 
 /// A command, by what identifies it.
@@ -143,8 +157,11 @@ pub struct StatedRecord {
     pub source_ceiling: Epoch,
     /// The oldest sealed state that may be loaded.
     pub sealed_generation: u64,
-    /// Whether a holder has left in order, or leaves each signature behind before it is out.
-    pub clean: bool,
+    /// The exact state that its last holder has left behind, or that was sealed with a first record, by its SHA-256: whoever has that
+    /// one needs no floors.
+    pub clean: Option<Root>,
+    /// It has ended for good: nobody claims it any more.
+    pub closed: bool,
 }
 
 /// Floors; nothing where none are needed.
@@ -180,6 +197,8 @@ pub enum FenceStanding {
     HandingOver,
     /// The store shows an older record than before: nothing is signed in this boot any more.
     WentBack,
+    /// The record has ended for good; operators make the next one, here or in another store.
+    Closed,
 }
 
 impl FenceStanding {
@@ -252,7 +271,15 @@ impl Statement {
             boot_nonce,
             record_key,
             last_command: None,
+            state: None,
         }
+    }
+
+    /// With a sealed state in force.
+    #[must_use]
+    pub fn with_state(mut self, state: Option<StatedState>) -> Self {
+        self.state = state;
+        self
     }
 
     /// After a command.

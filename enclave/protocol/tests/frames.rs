@@ -1,7 +1,7 @@
 //! Frames: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_protocol::command::{GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit};
+use casemate_protocol::command::{ClosedRecord, GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit};
 use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
@@ -129,7 +129,8 @@ fn log_page() -> impl Strategy<Value = LogPage> {
 fn pasts_page() -> impl Strategy<Value = PastsPage> {
     (any::<u32>(), vec((bytes(), any::<bool>()), 0..4), bytes()).prop_map(|(start, keys, signature)| {
         let one = |(public_key, held)| ToldPast { public_key, held, past: Some(Past::default()) };
-        let page = Pasts { start, total: start, time_ms: None, keys: keys.into_iter().map(one).collect() };
+        let keys = keys.into_iter().map(one).collect();
+        let page = Pasts { start, total: start, time_ms: None, floor: Past::default(), keys };
         PastsPage { page, signature }
     })
 }
@@ -364,6 +365,7 @@ fn lists_of_requests_have_their_limits() {
         start: u32::MAX,
         total: u32::MAX,
         time_ms: Some(u64::MAX),
+        floor: past,
         keys: vec![told(Some(past)); MAX_PASTS_PER_PAGE],
     };
     assert_eq!(Pasts::decode(&page.encode()).as_ref(), Some(&page));
@@ -704,11 +706,24 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     }));
     replies.push(Reply::Command(Outcome::FeeRecipientsSet { keys: vec![KeyOutcome::Changed, KeyOutcome::NotFound] }));
     replies.push(Reply::Command(Outcome::PastsRaised { keys: vec![KeyOutcome::Changed] }));
+    replies.push(Reply::Command(Outcome::CredentialsTaken));
+    replies.push(Reply::Command(Outcome::FenceClosed {
+        record: ClosedRecord {
+            version: 9,
+            generation: 7,
+            slot_ceiling: s,
+            target_ceiling: e,
+            source_ceiling: e,
+            sealed_generation: 7 << 32,
+            clean: Some(Bytes([0xcc; 32])),
+        },
+    }));
     replies.push(Reply::Pasts(PastsPage {
         page: Pasts {
             start: 0,
             total: 1,
             time_ms: Some(1_790_000_000_000),
+            floor: Past::default(),
             keys: vec![ToldPast { public_key, held: true, past: Some(Past::default()) }],
         },
         signature: Bytes([0xdd; 64]),

@@ -3,7 +3,7 @@
 
 use casemate_protocol::statement::{
     CommandResult, Fence, FenceKind, FenceStanding, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
-    StatedNetwork, StatedRecord, Statement, StatementError,
+    StatedNetwork, StatedRecord, StatedState, Statement, StatementError,
 };
 use casemate_protocol::{Bytes, Epoch, Slot, cbor};
 use proptest::prelude::*;
@@ -33,7 +33,8 @@ fn statement() -> Statement {
                 target_ceiling: Epoch(3),
                 source_ceiling: Epoch(2),
                 sealed_generation: 7 << 32,
-                clean: false,
+                clean: Some(Bytes([8; 32])),
+                closed: false,
             }),
             floors: StatedFloors { slot: Some(Slot(90)), target: Some(Epoch(2)), source: Some(Epoch(1)) },
             time_ms: Some(1_790_000_000_000),
@@ -41,6 +42,7 @@ fn statement() -> Statement {
         Bytes([4; 32]),
         Bytes([5; 32]),
     )
+    .with_state(Some(StatedState { number: (7 << 32) + 1, sha256: Bytes([6; 32]), fence_version: 11 }))
 }
 
 /// Byte for byte: archived statements must stay readable. docs/PROTOCOL.md names the fields.
@@ -57,7 +59,7 @@ fn the_encoding_is_what_it_was() {
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
-    expected.push(0xaa);
+    expected.push(0xab);
     text(&mut expected, "version");
     expected.push(1);
     text(&mut expected, "product_version");
@@ -93,7 +95,7 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "standing");
     text(&mut expected, "holding");
     text(&mut expected, "record");
-    expected.push(0xa8);
+    expected.push(0xa9);
     text(&mut expected, "version");
     expected.push(12);
     text(&mut expected, "holder");
@@ -109,6 +111,8 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "sealed_generation");
     expected.extend([0x1b, 0, 0, 0, 7, 0, 0, 0, 0]);
     text(&mut expected, "clean");
+    root(&mut expected, 8);
+    text(&mut expected, "closed");
     expected.push(0xf4);
     text(&mut expected, "floors");
     expected.push(0xa3);
@@ -126,6 +130,14 @@ fn the_encoding_is_what_it_was() {
     root(&mut expected, 5);
     text(&mut expected, "last_command");
     expected.push(0xf6);
+    text(&mut expected, "state");
+    expected.push(0xa3);
+    text(&mut expected, "number");
+    expected.extend([0x1b, 0, 0, 0, 7, 0, 0, 0, 1]);
+    text(&mut expected, "sha256");
+    root(&mut expected, 6);
+    text(&mut expected, "fence_version");
+    expected.push(11);
     assert_eq!(const_hex::encode(statement().encode()), const_hex::encode(&expected));
     assert_eq!(Statement::decode(&expected), Ok(statement()));
 }

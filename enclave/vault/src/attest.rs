@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::EncryptedSecrets;
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork};
+use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
@@ -92,7 +92,13 @@ impl Attestor {
         change(&mut self.stated.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn statement(&self, fence: Fence) -> Vec<u8> {
+    /// The root of the public keys that sign, as the statement has it.
+    pub(crate) fn keys_root(&self) -> Root {
+        let stated = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
+        stated.keys.map_or(Root::ZERO, |keys| keys.root)
+    }
+
+    fn statement(&self, fence: Fence, state: Option<StatedState>) -> Vec<u8> {
         let Stated { keys, last_command } = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
         Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,6 +111,7 @@ impl Attestor {
             self.record_key(),
         )
         .after(last_command)
+        .with_state(state)
         .encode()
     }
 
@@ -143,7 +150,7 @@ impl Attestor {
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
-    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence) -> Result<Reply, Refusal> {
+    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence, state: Option<StatedState>) -> Result<Reply, Refusal> {
         // No second worker waits for the NSM: it would not sign meanwhile. The proxy asks one at a time anyway.
         let _making = match self.making.try_lock() {
             Ok(guard) => guard,
@@ -151,7 +158,7 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let statement = self.statement(fence);
+        let statement = self.statement(fence, state);
         let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm

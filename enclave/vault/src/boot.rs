@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use casemate_protocol::Configuration;
 use casemate_protocol::configuration::MAX_CONFIGURATION_LEN;
 use casemate_protocol::refusal::Waiting;
-use casemate_slashing::{Ceilings, Floors, Limits};
+use casemate_slashing::{Ceilings, Limits};
 
 use crate::calls::{Calls, Outside};
-use crate::clock::{KernelClocks, Sources, TOLERANCE_MS};
+use crate::clock::{KernelClocks, Sources};
 use crate::command::waiting_for;
 use crate::custody::{self, Custody, CustodyError};
-use crate::fence::latest;
 use crate::journal::Forgetful;
 use crate::kms::Endpoint;
+use crate::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
 use crate::nsm::NsmError;
 use crate::seal::{Contents, Place};
 use crate::server::Link;
@@ -84,7 +84,7 @@ impl Start {
                     let digest = found.as_ref().map(|found| found.digest);
                     let custody::Unsealed { generation, contents, .. } = found.unwrap_or_default();
                     let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-                    let loaded = Loaded { generation, digest, store, fence_version };
+                    let loaded = Loaded { generation, digest, store, store_unsealed: false, fence_version };
                     return Ok(Unsealed { configuration, nsm, custody, loaded, calls, contents });
                 }
             }
@@ -110,8 +110,7 @@ impl Unsealed {
         let Some(mut store) = store else {
             // No store stands for the past: whatever an earlier boot may have signed lies at or below what the window has allowed
             // until now.
-            let Ceilings { slot, target, source } = latest(network, network.slot_at(clock.unix_ms()?));
-            let floors = Floors { slot: Some(slot), target: Some(target), source: Some(source) };
+            let floors = margins::floors(latest_signed(network, network.slot_at(clock.unix_ms()?)));
             return Some((Fencing::fixed(fence.kind(), Limits { floors, ceilings: Ceilings::NONE }), None));
         };
         if let Some(credentials) = &self.loaded.store {
@@ -160,7 +159,9 @@ pub fn program(
     clock.check(trusted);
     if clock.unix_ms().is_none() {
         let wall = KernelClocks::default().wall_ms();
-        return Err(format!("the clock says {wall} ms, the NSM {trusted} ms; {TOLERANCE_MS} ms are allowed").into());
+        return Err(
+            format!("the clock says {wall} ms, the NSM {trusted} ms; {CLOCK_TOLERANCE_MS} ms are allowed").into()
+        );
     }
     let clock: Arc<dyn Clock> = Arc::new(clock);
     let arn = &configuration.kms_key_arn;
@@ -211,7 +212,14 @@ pub fn serve(
 ) -> io::Result<()> {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| Keeper::new(vault, store, seen).run(|| ended.load(Ordering::Relaxed)));
+        scope.spawn(|| {
+            let kept = Keeper::new(vault, store, seen).run(|| ended.load(Ordering::Relaxed));
+            if let Err(error) = kept {
+                // Nothing can be signed any more. Whoever starts this process anew gives it another chance.
+                eprintln!("casemate-vault: {error}");
+                std::process::exit(1);
+            }
+        });
         let served = link.serve(vault, workers);
         ended.store(true, Ordering::Relaxed);
         served

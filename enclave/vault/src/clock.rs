@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How far two clocks may be apart.
-pub const TOLERANCE_MS: u64 = 2000;
+use crate::margins::CLOCK_TOLERANCE_MS as TOLERANCE_MS;
+
 /// Longest time without a check.
 pub const MAX_UNCHECKED: Duration = Duration::from_mins(10);
 

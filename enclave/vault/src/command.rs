@@ -9,25 +9,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO, ImportedKey,
-    KeyOutcome, KeyPast, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand, SignedExit, StoreCredentials,
-    max_deposit, withdrawal_address,
+    Action, ClosedRecord, Command, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO,
+    ImportedKey, KeyOutcome, KeyPast, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand,
+    SignedExit, StoreCredentials, max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::frame::KeystoreToImport;
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::{NotHolder, StoreTrouble, Waiting};
-use casemate_protocol::statement::{CommandResult, StatedCommand};
+use casemate_protocol::statement::{CommandResult, StatedCommand, StatedState};
 use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::{Ceilings, Floors, History, Watermarks};
+use casemate_slashing::fence::{Beginning, Record};
+use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Watermarks, group};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey};
 use crate::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
-use crate::fence::{Done, Errand, Fencing, latest, latest_held};
+use crate::fence::{Done, Errand, Fencing};
 use crate::keys::Key;
 use crate::log::SigningLog;
+use crate::margins::{self, latest_granted, latest_signed};
 use crate::policy::Exits;
 use crate::seal::Contents;
 use crate::{Clock, Journal, Keys, Nsm, keystore, signing_root};
@@ -55,8 +57,18 @@ pub struct Loaded {
     pub digest: Option<Root>,
     /// What opens the fence's store.
     pub store: Option<StoreCredentials>,
+    /// The store has taken these credentials, and no state has them yet: one that does not hold the fence must not seal.
+    pub store_unsealed: bool,
     /// Version of the fence's record that it has seen.
     pub fence_version: u64,
+}
+
+impl Loaded {
+    /// For the statement; nothing where no state was sealed yet.
+    pub(crate) fn stated(&self) -> Option<StatedState> {
+        let Self { generation: number, fence_version, .. } = *self;
+        self.digest.map(|sha256| StatedState { number, sha256, fence_version })
+    }
 }
 
 /// One command at a time.
@@ -122,16 +134,22 @@ impl Office {
             return None;
         }
         let Unsealed { generation, digest, contents } = self.custody.unseal(oldest).ok()??;
-        let (store, fence_version) = (contents.store.clone(), contents.fence_version);
+        let fence_version = contents.fence_version;
+        let at_hand = self.loaded();
+        // Those that the store has taken here, and that no state has yet, are newer than any state's.
+        let unsealed = at_hand.store.filter(|_| at_hand.store_unsealed);
+        let store_unsealed = unsealed.is_some();
+        let store = unsealed.or_else(|| contents.store.clone());
         // Nobody signs while pasts go from the old keys to the new ones: what was signed in between would be forgotten.
         let _closed = desk.fencing.closed()?;
         let before = desk.keys();
-        // What this enclave has signed itself, in an earlier generation, is not forgotten.
-        let past = |key: &PublicKey, history: History| match before.past(key).map(Key::history) {
-            Some(History::Known(known)) => history.with(known),
-            _ => history,
+        // What this enclave has signed itself, in an earlier generation, is not forgotten: neither of keys that the newer state lists,
+        // nor of those that it does not.
+        let past = |key: &PublicKey, history: History| {
+            group::reloaded(before.past(key).map(Key::history), Some(history)).unwrap_or(history)
         };
         let keys = Keys::unsealed(contents, |_, key, history| past(key, history)).ok()?;
+        let keys = keys.remembering(&before, MAX_KNOWN_KEYS, desk.journal).ok()?;
         // A journal must know each key, and may know more of it.
         let signing: Vec<_> = keys.pasts().collect();
         let starts = desk.journal.admit(&signing).ok()?;
@@ -143,7 +161,7 @@ impl Office {
         }
         desk.publish(&Arc::new(keys));
         book.tried = book.tried.max(generation);
-        let loaded = Loaded { generation, digest: Some(digest), store, fence_version };
+        let loaded = Loaded { generation, digest: Some(digest), store, store_unsealed, fence_version };
         self.is_loaded(|now| *now = loaded.clone());
         Some(loaded)
     }
@@ -173,11 +191,21 @@ impl Office {
     /// What the exact state is known by, once it is on the disk. Nothing is signed any more.
     fn leave_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
         // The state stands for the generations before too, also of keys that came later: the floors have held for them as well.
-        desk.keys().raise(floors.watermarks(), desk.journal).map_err(|_| Refusal::NotSaved)?;
-        if let Some(state) = desk.journal.leaves() {
-            return Ok(state);
+        desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
+        match desk.journal.leaves() {
+            Some(state) => Ok(state),
+            None => self.seal_exact(desk, book, generation),
         }
-        let next = next_generation(book, generation)?;
+    }
+
+    /// The same for one who does not come back to a journal of this machine's: another image, with another store.
+    fn seal_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
+        desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
+        self.seal_exact(desk, book, generation)
+    }
+
+    fn seal_exact(&self, desk: &Desk<'_>, book: &mut Book, generation: u64) -> Result<Root, Refusal> {
+        let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &desk.keys(), next);
         sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))
     }
@@ -200,67 +228,163 @@ impl Office {
             }
             None => None,
         };
-        let before = self.loaded().store;
+        let before = self.loaded();
+        if record == RecordOrder::Keep {
+            let credentials = credentials.ok_or(Refusal::StoreCredentials)?;
+            return self.replace_credentials(desk, book, credentials, before);
+        }
         let Done::Record(found) = fencing.errand(Errand::Probe(credentials.clone()))? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
-        let changed = self.change_fence(desk, book, record, credentials, found.is_some());
-        if let (Err(_), Some(before)) = (&changed, before) {
-            // What was refused changes nothing, the keeper's credentials neither.
-            let _ = fencing.errand(Errand::Probe(Some(before)));
-        }
-        changed
-    }
-
-    fn change_fence(
-        &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
-        record: RecordOrder,
-        credentials: Option<StoreCredentials>,
-        exists: bool,
-    ) -> Result<Outcome, Refusal> {
-        let fencing = desk.fencing;
-        if record == RecordOrder::Keep {
-            // Only the holder seals: of two that do, one would lose the other's changes.
-            let (generation, _) = fencing.held()?;
-            let next = next_generation(book, generation)?;
-            let before = self.loaded().store;
-            self.is_loaded(|loaded| loaded.store = credentials.or(loaded.store.take()));
-            let sealed = self.seal_in_force(desk, book, &desk.keys(), next);
-            if sealed.is_err() {
-                self.is_loaded(|loaded| loaded.store = before);
-            }
-            sealed?;
-            desk.enforce(next, generation)?;
-            return Ok(Outcome::FenceReady);
-        }
-        if exists {
-            return Err(Refusal::FenceExists);
-        }
-        let before = self.loaded();
         self.is_loaded(|loaded| loaded.store = credentials.or(loaded.store.take()));
-        // Keys that are there have a past elsewhere: under a record that was lost, or without a store.
-        let fresh = record == RecordOrder::New && desk.keys().pasts().next().is_none();
-        let made = self.make_record(desk, book, fresh);
+        let made = self.make_record(desk, book, record, found);
         if made.is_err() {
-            self.is_loaded(|loaded| loaded.store = before.store);
+            // What was refused changes nothing, the keeper's credentials neither.
+            self.is_loaded(|loaded| loaded.store.clone_from(&before.store));
+            if before.store.is_some() {
+                let _ = fencing.errand(Errand::Probe(before.store));
+            }
         }
         made.map(|()| Outcome::FenceReady)
     }
 
-    fn make_record(&self, desk: &Desk<'_>, book: &mut Book, fresh: bool) -> Result<(), Refusal> {
-        // Above every generation that there can have been: so are the numbers of the states that are sealed from now on.
-        let seconds = |desk: &Desk<'_>| Ok::<_, Refusal>(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)? / 1000);
-        let generation = if fresh { 0 } else { seconds(desk)? };
-        let next = next_generation(book, generation)?;
-        let sealed = self.seal_as(desk, book, &desk.keys(), next);
-        sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
-        // Sealing takes its time: it is what may be signed somewhere now that counts.
+    /// Exchanges the store's credentials, also where the old ones are dead and nobody holds the fence: the new ones must show the record
+    /// that this enclave knows. Sealed at once where it holds the fence, and otherwise as soon as it does: of two that seal, one would
+    /// lose the other's changes.
+    fn replace_credentials(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        credentials: StoreCredentials,
+        before: Loaded,
+    ) -> Result<Outcome, Refusal> {
+        let fencing = desk.fencing;
+        fencing.errand(Errand::Credentials(credentials.clone()))?;
+        self.is_loaded(|loaded| (loaded.store, loaded.store_unsealed) = (Some(credentials), true));
+        if fencing.held().is_err() {
+            return Ok(Outcome::CredentialsTaken);
+        }
+        match self.seal_credentials(desk, book) {
+            Ok(()) => Ok(Outcome::FenceReady),
+            // The state with them is sealed, and they work.
+            Err(unclear @ Refusal::MaybeSealed(Waiting::Fence)) => Err(unclear),
+            Err(refusal) => {
+                self.is_loaded(|loaded| {
+                    (loaded.store, loaded.store_unsealed) = (before.store.clone(), before.store_unsealed);
+                });
+                if matches!(refusal, Refusal::MaybeSealed(_)) {
+                    // Should the parent have kept the state with the new ones, the old ones are sealed over it.
+                    let _ = self.seal_now(desk, book);
+                }
+                if let Some(old) = before.store {
+                    let _ = fencing.errand(Errand::Probe(Some(old)));
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Seals credentials that no state has yet, where this enclave holds the fence by now.
+    pub(crate) fn settle_credentials(&self, desk: &Desk<'_>) {
+        if self.loaded().store_unsealed
+            && desk.fencing.held().is_ok()
+            && let Ok(mut book) = self.book()
+        {
+            // Where it does not work now it is tried again.
+            let _ = self.seal_credentials(desk, &mut book);
+        }
+    }
+
+    fn seal_credentials(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(), Refusal> {
+        let (sealed, generation) = self.seal_now(desk, book)?;
+        self.is_loaded(|loaded| loaded.store_unsealed = false);
+        desk.enforce(sealed, generation)
+    }
+
+    /// Seals what is in force.
+    fn seal_now(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(u64, u64), Refusal> {
+        let (generation, _) = desk.fencing.held()?;
+        let next = next_state(book, generation)?;
+        self.seal_in_force(desk, book, &desk.keys(), next)?;
+        Ok((next, generation))
+    }
+
+    /// Seals the state that a record begins with, and has the record made.
+    fn make_record(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        order: RecordOrder,
+        found: Option<Record>,
+    ) -> Result<(), Refusal> {
+        match (order, found) {
+            (RecordOrder::After { .. }, Some(Record { closed: true, .. })) | (_, None) => {}
+            (_, Some(Record { closed: true, .. })) => return Err(Refusal::FenceClosed),
+            (_, Some(_)) => return Err(Refusal::FenceExists),
+        }
+        let at_hand = self.loaded();
+        if let RecordOrder::Lost { last } = order {
+            check_last(desk, &at_hand, last)?;
+        }
+        let keys = desk.keys();
+        // Of a group that has no keys, and has never had any, the state says all that there is to say.
+        let untouched = keys.known() == 0 && keys.floor() == GroupFloor::NONE && at_hand.fence_version == 0;
+        let (closed, exact) = match order {
+            RecordOrder::After { closed } if at_hand.generation < closed.sealed_generation => {
+                let (found, oldest) = (at_hand.generation, closed.sealed_generation);
+                return Err(Refusal::StateBeforeClosed { found, oldest });
+            }
+            // Nothing was signed since the closed record's last holder has left this very state behind.
+            RecordOrder::After { closed } => (Some(closed), closed.clean.is_some() && closed.clean == at_hand.digest),
+            RecordOrder::New => (None, untouched),
+            RecordOrder::Lost { .. } | RecordOrder::Keep => (None, false),
+        };
+        // Above every generation that there can have been, under whatever record: so are the numbers of the states that are sealed from
+        // now on, and no older state is loaded any more. One generation a second is more than there ever are.
+        let seconds = desk.clock.unix_ms().ok_or(Refusal::ClockStopped)? / 1000;
+        let after = closed.map_or(0, |closed| closed.generation.saturating_add(1));
+        let generation = seconds.max(after).max(1);
+        let next = next_state(book, generation)?;
+        let sealed = self.seal_as(desk, book, &keys, next);
+        let digest = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        // Sealing takes its time: it is what may be signed somewhere now that counts. After a record that has ended it is what could be
+        // signed under that.
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
-        // The ceilings stand for the past of whoever comes after the first holder, should that die at once.
-        let after = Some((latest_held(desk.network, now), generation));
-        desk.fencing.errand(Errand::Create { after, sealed_generation: next }).map(drop)
+        let ceilings = closed.map_or_else(|| latest_granted(desk.network, now), |closed| ceilings_of(&closed));
+        let beginning = Beginning {
+            above_version: closed.map_or(0, |closed| closed.version),
+            generation,
+            ceilings,
+            sealed_generation: next,
+            exact: exact.then_some(digest),
+            lost: matches!(order, RecordOrder::Lost { .. }),
+        };
+        desk.fencing.errand(Errand::Create(beginning)).map(drop)
+    }
+
+    /// Ends the record for good; as it ended. A holder leaves its exact state behind.
+    fn fence_close(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
+        let fencing = desk.fencing;
+        if !fencing.has_record() {
+            return Err(Refusal::NoFenceRecord(fencing.kind()));
+        }
+        let done = match fencing.held() {
+            Ok((generation, floors)) => {
+                fencing.close()?;
+                let done = self
+                    .seal_behind(desk, book, generation, floors)
+                    .and_then(|state| fencing.errand(Errand::Close(Some((state, generation)))));
+                if done.is_err() {
+                    fencing.reopen();
+                }
+                done
+            }
+            Err(_) => fencing.errand(Errand::Close(None)),
+        };
+        match done? {
+            Done::Record(Some(record)) => Ok(Outcome::FenceClosed { record: closed_record(&record) }),
+            _ => Err(Refusal::StoreAway(StoreTrouble::NotAsked)),
+        }
     }
 
     fn take_over(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
@@ -329,6 +453,7 @@ impl Office {
                 }
             }
             Action::FenceInit { record, credentials } => self.fence_init(desk, book, record, credentials.as_ref()),
+            Action::FenceClose => self.fence_close(desk, book),
             Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
             Action::TakeOver => self.take_over(desk, book),
             Action::Exit { exits, last_epoch } => exit(desk, &exits, last_epoch),
@@ -347,9 +472,7 @@ impl Office {
         let before = desk.keys();
         let changed = before.with_fee_recipient(public_keys, fee_recipient).map_err(|_| Refusal::MalformedCommand)?;
         let changed = Arc::new(changed);
-        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
-        desk.publish(&changed);
-        desk.enforce(sealed, generation)?;
+        self.put_in_force(desk, book, &changed, &before)?;
         let outcome = |key| if before.find(key).is_some() { KeyOutcome::Changed } else { KeyOutcome::NotFound };
         Ok(Outcome::FeeRecipientsSet { keys: public_keys.iter().map(outcome).collect() })
     }
@@ -378,9 +501,7 @@ impl Office {
         }
         let changed = Arc::new(before.again().map_err(|_| Refusal::MalformedCommand)?);
         // What was raised stays raised whatever comes of this; it is on the disk before it is answered.
-        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
-        desk.publish(&changed);
-        desk.enforce(sealed, generation)?;
+        self.put_in_force(desk, book, &changed, &before)?;
         Ok(Outcome::PastsRaised { keys: outcomes })
     }
 
@@ -501,7 +622,7 @@ impl Office {
                 }
                 (None, None) => {
                     // Where nobody knows the past, it ends now: what may have been signed until here lies at or below that.
-                    added.push((key.public_key, secret, History::Known(past.unwrap_or_else(|| now(desk)))));
+                    added.push((key.public_key, secret, History::Known(past.unwrap_or_else(|| until_now(desk)))));
                     outcomes.push(KeyOutcome::Imported);
                 }
             }
@@ -586,13 +707,12 @@ impl Office {
             let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(max) });
         }
-        // What the vault remembers of a deleted key, and what the journal remembers of any.
+        // What the vault remembers of a deleted key, what any key may have signed that it does not remember, and what the journal
+        // remembers.
         let (_, floors) = desk.fencing.held()?;
         for (public_key, _, history) in &mut added {
-            *history = history.with(floors.watermarks());
-            if let Some(History::Known(past)) = before.past(public_key).map(Key::history) {
-                *history = history.with(past);
-            }
+            let brought = history.with(floors.watermarks()).watermarks()?;
+            *history = History::Known(before.entering(public_key, brought));
         }
         let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
         let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;
@@ -601,10 +721,23 @@ impl Office {
             *history = history.with(start);
         }
         let changed = Arc::new(before.with(added).map_err(|_| Refusal::MalformedCommand)?);
-        let (sealed, generation) = self.seal(desk, book, &changed, &before)?;
-        // What is sealed is in force, also where the fence has not confirmed that older states are refused.
-        desk.publish(&changed);
-        desk.enforce(sealed, generation)
+        self.put_in_force(desk, book, &changed, &before)
+    }
+
+    /// Seals a change, has every state without it refused, and only then puts it in force: a key that signs is in every state that may be
+    /// loaded. Where the fence does not confirm that, the change is not in force here; it may come with the sealed state, at the next
+    /// start or in a successor.
+    fn put_in_force(
+        &self,
+        desk: &Desk<'_>,
+        book: &mut Book,
+        changed: &Arc<Keys>,
+        before: &Keys,
+    ) -> Result<(), Refusal> {
+        let (sealed, generation) = self.seal(desk, book, changed, before)?;
+        desk.enforce(sealed, generation)?;
+        desk.publish(changed);
+        Ok(())
     }
 
     fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
@@ -617,7 +750,7 @@ impl Office {
     /// Seals a state; its number, and the generation in which it was sealed. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
     fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(u64, u64), Refusal> {
         let (generation, _) = desk.fencing.held()?;
-        let next = next_generation(book, generation)?;
+        let next = next_state(book, generation)?;
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
@@ -680,16 +813,34 @@ impl Desk<'_> {
     }
 }
 
-fn now(desk: &Desk<'_>) -> Watermarks {
-    let Ceilings { slot, target, source } = latest(desk.network, desk.now);
-    Floors { slot: Some(slot), target: Some(target), source: Some(source) }.watermarks()
+/// Of a key of which nobody knows what it has signed: the most that it can have.
+fn until_now(desk: &Desk<'_>) -> Watermarks {
+    margins::floors(latest_signed(desk.network, desk.now)).watermarks()
 }
 
-/// Numbers of sealed states begin with the fence's generation: of states that two enclaves have sealed, the later holder's is the
-/// newer, whatever the numbers that each has used.
-fn next_generation(book: &Book, fence: u64) -> Result<u64, Refusal> {
-    let first = fence.checked_mul(1 << 32).ok_or(Refusal::MalformedCommand)?;
-    Ok(book.tried.max(first).saturating_add(1))
+fn next_state(book: &Book, generation: u64) -> Result<u64, Refusal> {
+    group::next_state(book.tried, generation).ok_or(Refusal::MalformedCommand)
+}
+
+/// Whether the state at hand is the last that was sealed under a record that is lost, by what operators say of it.
+fn check_last(desk: &Desk<'_>, at_hand: &Loaded, last: LastState) -> Result<(), Refusal> {
+    let (keys_root, fence_version) = (desk.attestor.keys_root(), at_hand.fence_version);
+    if keys_root == last.keys_root && fence_version >= last.fence_version {
+        Ok(())
+    } else {
+        Err(Refusal::OtherLastState { keys_root, fence_version })
+    }
+}
+
+fn closed_record(record: &Record) -> ClosedRecord {
+    let Record { version, generation, ceilings, sealed_generation, clean, .. } = *record;
+    let Ceilings { slot: slot_ceiling, target: target_ceiling, source: source_ceiling } = ceilings;
+    ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
+}
+
+fn ceilings_of(closed: &ClosedRecord) -> Ceilings {
+    let ClosedRecord { slot_ceiling: slot, target_ceiling: target, source_ceiling: source, .. } = *closed;
+    Ceilings { slot, target, source }
 }
 
 /// A key's signature over its deposit message.

@@ -5,23 +5,21 @@
 //! closed, nothing is under way any more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{self, FenceKind, FenceStanding, StatedFloors, StatedRecord};
-use casemate_protocol::{Network, Refusal, Root, Slot};
-use casemate_slashing::fence::{Ask, Heard, Question, Record, Standing};
+use casemate_protocol::{Refusal, Root, Slot};
+use casemate_slashing::fence::{Ask, Beginning, Heard, Holder, Question, Record, Standing};
 use casemate_slashing::{Ceilings, Fence, Floors, Limits};
 
 use crate::Vault;
+use crate::margins::{self, AHEAD, HAND_OVER_REST};
+use crate::runtime::{Bell, Kernel, Runtime};
 use crate::store::Store;
 
-/// How many slots ahead of the clock ceilings are kept: the store may be away for two slots before a block is missed, and a
-/// successor waits for so long after a holder that died.
-pub const AHEAD: u64 = 3;
 /// How often the keeper looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
 /// How often one that stands by looks at the record.
@@ -42,6 +40,9 @@ const RETURN: Duration = Duration::from_secs(5);
 const CLOCK_CHECK: Duration = Duration::from_mins(2);
 /// The same while it is not trusted.
 const CLOCK_RECHECK: Duration = Duration::from_secs(1);
+/// After so many checks in a row that have failed, it will not agree again by itself: the process ends, and whoever starts it anew gives
+/// it another chance.
+const MAX_FAILED_CHECKS: u32 = 120;
 
 /// What the fence lets this enclave sign, for everybody who has to know.
 pub struct Fencing {
@@ -49,8 +50,9 @@ pub struct Fencing {
     gate: RwLock<Gate>,
     view: RwLock<View>,
     orders: Mutex<Orders>,
+    runtime: Arc<dyn Runtime>,
     /// Wakes the keeper.
-    woken: Condvar,
+    woken: Arc<dyn Bell>,
     changes: AtomicU64,
     waiting: Mutex<()>,
     /// Wakes those who wait for the limits to change.
@@ -74,14 +76,32 @@ struct View {
 
 #[derive(Default)]
 struct Orders {
-    woken: bool,
     /// What requests that wait would need.
     wanted: Option<Ceilings>,
     /// The gate stays closed, whatever the record says.
     handing_over: bool,
-    errand: Option<(Errand, SyncSender<Result<Done, Refusal>>)>,
+    errand: Option<(Errand, Arc<Answer>)>,
     /// No keeper will come any more.
     closed: bool,
+    /// When the host was last granted a hand-over that no operator has signed.
+    unsigned_hand_over: Option<Slot>,
+}
+
+/// Where the keeper puts what came of an errand.
+struct Answer {
+    done: Mutex<Option<Result<Done, Refusal>>>,
+    bell: Arc<dyn Bell>,
+}
+
+impl Answer {
+    fn give(&self, done: Result<Done, Refusal>) {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        self.bell.ring();
+    }
+
+    fn take(&self) -> Option<Result<Done, Refusal>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What the keeper is sent for.
@@ -91,7 +111,11 @@ pub(crate) enum Errand {
     /// Read the record, and learn whether it is still held.
     Look,
     /// Make the record.
-    Create { after: Option<(Ceilings, u64)>, sealed_generation: u64 },
+    Create(Beginning),
+    /// Ask the store for its record with these credentials, and keep them where it shows the record that is known.
+    Credentials(StoreCredentials),
+    /// End the record; with the state that is left behind, where this enclave holds it in this generation.
+    Close(Option<(Root, u64)>),
     /// Have older sealed states refused, in the generation in which this one was sealed.
     Raise { sealed: u64, generation: u64 },
     /// Leave, with this state behind: it stands for what was signed until the gate was closed in this generation, and for no other.
@@ -130,16 +154,27 @@ impl Fencing {
     }
 
     fn new(kind: FenceKind, gate: Gate, view: View) -> Self {
+        let runtime = Kernel::default();
+        let woken = runtime.bell();
         Self {
             kind,
             gate: RwLock::new(gate),
             view: RwLock::new(view),
             orders: Mutex::default(),
-            woken: Condvar::new(),
+            runtime: Arc::new(runtime),
+            woken,
             changes: AtomicU64::new(0),
             waiting: Mutex::default(),
             changed: Condvar::new(),
         }
+    }
+
+    /// On another's time than the kernel's: a simulator's.
+    #[must_use]
+    pub fn running_on(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.woken = runtime.bell();
+        self.runtime = runtime;
+        self
     }
 
     /// Whether there is a record.
@@ -177,7 +212,8 @@ impl Fencing {
             target_ceiling: record.ceilings.target,
             source_ceiling: record.ceilings.source,
             sealed_generation: record.sealed_generation,
-            clean: record.clean.is_some(),
+            clean: record.clean,
+            closed: record.closed,
         });
         let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
         statement::Fence { kind: self.kind, generation, standing, record, floors, time_ms }
@@ -209,8 +245,22 @@ impl Fencing {
     pub(crate) fn want(&self, ceilings: Ceilings) {
         let mut orders = self.orders();
         orders.wanted = Some(orders.wanted.map_or(ceilings, |wanted| wanted.max(ceilings)));
-        orders.woken = true;
-        self.woken.notify_one();
+        drop(orders);
+        self.woken.ring();
+    }
+
+    /// Whether the host may have a hand-over now that no operator has signed: it costs seconds without a signature each time.
+    pub(crate) fn may_hand_over_unsigned(&self, now: Slot) -> Result<(), Refusal> {
+        let mut orders = self.orders();
+        match orders.unsigned_hand_over {
+            Some(last) if now < last.saturating_add(HAND_OVER_REST) => {
+                Err(Refusal::HandOverTooSoon { slots: HAND_OVER_REST })
+            }
+            _ => {
+                orders.unsigned_hand_over = Some(now);
+                Ok(())
+            }
+        }
     }
 
     /// Closes the gate: what is being signed is signed, and then nothing more. It stays closed until [`Self::reopen`], or until
@@ -232,13 +282,13 @@ impl Fencing {
     pub(crate) fn reopen(&self) {
         let mut orders = self.orders();
         orders.handing_over = false;
-        orders.woken = true;
-        self.woken.notify_one();
+        drop(orders);
+        self.woken.ring();
     }
 
     /// Sends the keeper for something and waits for it.
     pub(crate) fn errand(&self, errand: Errand) -> Result<Done, Refusal> {
-        let (reply, answer) = sync_channel(1);
+        let answer = Arc::new(Answer { done: Mutex::default(), bell: self.runtime.bell() });
         {
             let mut orders = self.orders();
             if orders.closed || !self.has_record() {
@@ -247,16 +297,23 @@ impl Fencing {
             if orders.errand.is_some() {
                 return Err(Refusal::CommandBusy);
             }
-            orders.errand = Some((errand, reply));
-            orders.woken = true;
-            self.woken.notify_one();
+            orders.errand = Some((errand, Arc::clone(&answer)));
         }
-        answer.recv_timeout(ERRAND_TIMEOUT).unwrap_or_else(|_| {
-            // What the keeper has not begun it must not begin later, when nobody waits any more.
-            let begun = self.orders().errand.take().is_none();
-            let trouble = StoreTrouble::NotAsked;
-            Err(if begun { Refusal::FenceUnclear(trouble) } else { Refusal::StoreAway(trouble) })
-        })
+        self.woken.ring();
+        let until = self.runtime.now().saturating_add(ERRAND_TIMEOUT);
+        loop {
+            if let Some(done) = answer.take() {
+                return done;
+            }
+            let rest = until.saturating_sub(self.runtime.now());
+            if rest.is_zero() {
+                // What the keeper has not begun it must not begin later, when nobody waits any more.
+                let begun = self.orders().errand.take().is_none();
+                let trouble = StoreTrouble::NotAsked;
+                return Err(if begun { Refusal::FenceUnclear(trouble) } else { Refusal::StoreAway(trouble) });
+            }
+            answer.bell.wait(rest);
+        }
     }
 
     /// Waits until the limits have changed since `seen`, at most so long; the count of changes.
@@ -287,31 +344,46 @@ pub struct Keeper<'a> {
     /// Nothing where the kind has no record: then only the clock is kept.
     store: Option<Box<dyn Store>>,
     fence: Fence,
+    runtime: Arc<dyn Runtime>,
     /// A question that was not answered clearly, and when it is put again.
-    pending: Option<(Ask, Instant)>,
+    pending: Option<(Ask, Duration)>,
     backoff: Duration,
     trouble: StoreTrouble,
-    looked: Option<Instant>,
-    reloaded: Option<Instant>,
-    left: Option<Instant>,
+    looked: Option<Duration>,
+    reloaded: Option<Duration>,
+    left: Option<Duration>,
     take_over: bool,
     /// Version of the record that was seen last, and since when it is the same.
-    steady: Option<(u64, Instant)>,
+    steady: Option<(u64, Duration)>,
     /// The generation whose floors were added to every key's past.
     floored: u64,
-    old_state: Option<NotHolder>,
-    checked: Option<Instant>,
+    /// Why the record that was seen cannot be claimed.
+    unfit: Option<NotHolder>,
+    checked: Duration,
+    failed_checks: u32,
+}
+
+/// The keeper cannot go on, and nor can the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentence says it")]
+pub enum KeeperError {
+    #[error("the clock has not agreed with the NSM's in {checks} checks: nothing can be signed by it")]
+    Clock { checks: u32 },
 }
 
 impl<'a> Keeper<'a> {
     /// Of this vault. `seen`: the version of the record that its sealed state has seen.
     pub fn new(vault: &'a Vault, store: Option<Box<dyn Store>>, seen: u64) -> Self {
         let fence = Fence::new(vault.holder(), seen);
+        let runtime = Arc::clone(&vault.fencing().runtime);
         Self {
             vault,
             fencing: vault.fencing(),
             store,
             fence,
+            checked: runtime.now(),
+            failed_checks: 0,
+            runtime,
             pending: None,
             backoff: MIN_BACKOFF,
             trouble: StoreTrouble::NotAsked,
@@ -321,51 +393,63 @@ impl<'a> Keeper<'a> {
             take_over: false,
             steady: None,
             floored: 0,
-            old_state: None,
-            checked: Some(Instant::now()),
+            unfit: None,
         }
     }
 
     /// Runs until `ended`.
-    pub fn run(&mut self, ended: impl Fn() -> bool) {
+    pub fn run(&mut self, ended: impl Fn() -> bool) -> Result<(), KeeperError> {
         let _closing = Closing(self.fencing);
         while !ended() {
-            self.check_clock();
+            self.check_clock()?;
             if self.store.is_some() {
                 self.step();
-                if let Some((errand, reply)) = self.wait() {
-                    let done = self.carry_out(errand);
-                    // Whoever asked may have gone.
-                    let _ = reply.send(done);
+                if let Some((errand, answer)) = self.wait() {
+                    answer.give(self.carry_out(errand));
                 }
             } else {
-                std::thread::sleep(TICK);
+                self.runtime.sleep(TICK);
             }
         }
+        Ok(())
     }
 
     /// Sleeps until the next tick, or until somebody wants something.
-    fn wait(&self) -> Option<(Errand, SyncSender<Result<Done, Refusal>>)> {
-        let waited = self.fencing.woken.wait_timeout_while(self.fencing.orders(), TICK, |orders| !orders.woken);
-        let mut orders = waited.unwrap_or_else(PoisonError::into_inner).0;
-        orders.woken = false;
-        orders.errand.take()
+    fn wait(&self) -> Option<(Errand, Arc<Answer>)> {
+        self.fencing.woken.wait(TICK);
+        self.fencing.orders().errand.take()
     }
 
-    fn check_clock(&mut self) {
+    fn since(&self, then: Duration) -> Duration {
+        self.runtime.now().saturating_sub(then)
+    }
+
+    /// Whether something was done so long ago, or never.
+    fn rested(&self, then: Option<Duration>, length: Duration) -> bool {
+        then.is_none_or(|then| self.since(then) >= length)
+    }
+
+    fn check_clock(&mut self) -> Result<(), KeeperError> {
         let every = if self.vault.clock().unix_ms().is_some() { CLOCK_CHECK } else { CLOCK_RECHECK };
-        if self.checked.is_none_or(|checked| checked.elapsed() >= every) {
-            self.checked = Some(Instant::now());
-            if let Some(trusted) = self.vault.nsm_time() {
-                self.vault.clock().check(trusted);
-            }
+        if self.since(self.checked) < every {
+            return Ok(());
+        }
+        self.checked = self.runtime.now();
+        if let Some(trusted) = self.vault.nsm_time() {
+            self.vault.clock().check(trusted);
+        }
+        let trusted = self.vault.clock().unix_ms().is_some();
+        self.failed_checks = if trusted { 0 } else { self.failed_checks.saturating_add(1) };
+        match self.failed_checks {
+            MAX_FAILED_CHECKS.. => Err(KeeperError::Clock { checks: self.failed_checks }),
+            _ => Ok(()),
         }
     }
 
     /// One question at most, and what follows from its answer.
     fn step(&mut self) {
         let ask = match self.pending {
-            Some((_, again)) if Instant::now() < again => return,
+            Some((_, again)) if self.runtime.now() < again => return,
             Some((ask, _)) => Some(ask),
             None => self.next(),
         };
@@ -384,13 +468,13 @@ impl<'a> Keeper<'a> {
             let before = self.fence.standing();
             next = self.fence.hear(ask.number, heard);
             if matches!(ask.question, Question::Read) {
-                self.looked = Some(Instant::now());
+                self.looked = Some(self.runtime.now());
             }
             if before != self.fence.standing() {
                 self.publish();
             }
             if heard == Heard::Unclear {
-                self.pending = next.and_then(|next| Some((next, Instant::now().checked_add(self.backoff)?)));
+                self.pending = next.map(|next| (next, self.runtime.now().saturating_add(self.backoff)));
                 self.backoff = self.backoff.saturating_mul(2).min(MAX_BACKOFF);
                 return;
             }
@@ -405,19 +489,27 @@ impl<'a> Keeper<'a> {
             self.trouble = StoreTrouble::NoCredentials;
             return None;
         }
-        let rested = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK);
+        let rested = self.rested(self.looked, LOOK);
         match self.fence.standing() {
             // A state that was loaded just now may have seen a newer record than the one at hand: then it is read again.
             Standing::Seen(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
                 let (state, leaves) = self.vault.exact_state(&record);
                 // What is said to be left behind from now on must stand for the past from now on too.
                 let exact = state.is_some() && state == record.clean;
-                if leaves.is_some() && !exact && !self.vault.raise(floors_of(&record).watermarks()) {
+                if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
                     return None;
                 }
-                self.fence.claim(state, leaves)
+                self.fence.claim(state, self.vault.sealed_generation(), leaves)
             }
-            Standing::Apart | Standing::NoRecord | Standing::Seen(_) | Standing::Lost | Standing::Left(_) if rested => {
+            Standing::Apart
+            | Standing::NoRecord
+            | Standing::Seen(_)
+            | Standing::Lost
+            | Standing::Left(_)
+            | Standing::Closed(_)
+            | Standing::Implausible { .. }
+                if rested =>
+            {
                 self.fence.look()
             }
             // One whose keys could not be raised to the floors signs nothing: it must not keep others from it.
@@ -444,29 +536,33 @@ impl<'a> Keeper<'a> {
     /// Whether it is this enclave's turn, and its state is new enough.
     fn may_claim(&mut self, record: &Record) -> bool {
         let Some(now_ms) = self.vault.clock().unix_ms() else { return false };
+        let now = self.vault.network().slot_at(now_ms);
         if !self.is_ready(record) {
             return false;
         }
-        if self.left.is_some_and(|left| left.elapsed() < RETURN) && !self.take_over {
+        // Its ceilings would become floors, in every key's past and for good.
+        if !margins::is_plausible(self.vault.network(), record, now) {
+            self.unfit = Some(NotHolder::FromFuture { slot_ceiling: record.ceilings.slot, now });
+            return false;
+        }
+        if !self.rested(self.left, RETURN) && !self.take_over {
             return false;
         }
         let exact = self.vault.exact_state(record).0;
         let left_behind = exact.is_some() && exact == record.clean;
-        let passed = self.vault.network().slot_at(now_ms) > record.ceilings.slot;
+        let passed = now > record.ceilings.slot;
         let since = match self.steady {
             Some((version, since)) if version == record.version => since,
             _ => {
-                let now = Instant::now();
+                let now = self.runtime.now();
                 self.steady = Some((record.version, now));
                 now
             }
         };
-        let steady = since.elapsed() >= STEADY.min(Duration::from_millis(self.vault.network().slot_duration_ms()));
-        // The first record has no floors, for an enclave with the very state that was sealed with it: one without keys.
-        let first = record.generation == 0;
-        if first && self.vault.sealed_generation() != record.sealed_generation {
-            return false;
-        }
+        let slot = Duration::from_millis(self.vault.network().slot_duration_ms());
+        let steady = self.since(since) >= STEADY.min(slot);
+        // A record that was just made: nobody holds it. Floors hold for whoever claims it, as for any other.
+        let first = record.holder == Holder::ZERO;
         self.take_over || first || left_behind || (passed && steady)
     }
 
@@ -476,20 +572,19 @@ impl<'a> Keeper<'a> {
         let (state, _) = self.vault.exact_state(record);
         let old = self.vault.sealed_generation() < record.sealed_generation;
         let other = record.clean.is_some() && record.clean != state;
-        let rested = self.reloaded.is_none_or(|reloaded| reloaded.elapsed() >= LOOK);
-        if (old || other) && rested {
+        if (old || other) && self.rested(self.reloaded, LOOK) {
             if let Some(loaded) = self.vault.reload(record.sealed_generation) {
                 self.fence.has_seen(loaded.fence_version);
                 if let (Some(credentials), Some(store)) = (&loaded.store, self.store.as_mut()) {
                     store.open(credentials);
                 }
             }
-            self.reloaded = Some(Instant::now());
+            self.reloaded = Some(self.runtime.now());
         }
         let found = self.vault.sealed_generation();
-        self.old_state = (found < record.sealed_generation)
+        self.unfit = (found < record.sealed_generation)
             .then_some(NotHolder::OldState { found, oldest: record.sealed_generation });
-        self.old_state.is_none()
+        self.unfit.is_none()
     }
 
     /// Puts in force what the record says.
@@ -501,7 +596,7 @@ impl<'a> Keeper<'a> {
         {
             // Before anything is signed in this generation: every key's past ends no lower than the floors, so that the state
             // that is sealed next stands for the generations before this one too.
-            if !self.vault.raise(limits.floors.watermarks()) {
+            if !self.vault.raise(&limits.floors) {
                 return;
             }
             self.floored = record.generation;
@@ -515,8 +610,9 @@ impl<'a> Keeper<'a> {
         let (stated, record, closed) = match standing {
             Standing::Apart | Standing::Creating => (FenceStanding::Apart, None, NotHolder::Apart(self.trouble)),
             Standing::NoRecord => (FenceStanding::NoRecord, None, NotHolder::NoRecord),
-            Standing::Seen(record) => match self.old_state {
-                Some(old) => (FenceStanding::OldState, Some(record), old),
+            Standing::Seen(record) => match self.unfit {
+                Some(old @ NotHolder::OldState { .. }) => (FenceStanding::OldState, Some(record), old),
+                Some(other) => (FenceStanding::Standby, Some(record), other),
                 None => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
             },
             Standing::Holding(record) if handing_over => {
@@ -527,6 +623,10 @@ impl<'a> Keeper<'a> {
             Standing::Claiming | Standing::Lost => (FenceStanding::Standby, None, NotHolder::Apart(self.trouble)),
             Standing::Left(record) => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
             Standing::WentBack { seen, found } => (FenceStanding::WentBack, None, NotHolder::WentBack { seen, found }),
+            Standing::Closed(record) => {
+                (FenceStanding::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
+            }
+            Standing::Implausible { .. } => (FenceStanding::Apart, None, NotHolder::Apart(StoreTrouble::Record)),
         };
         {
             let mut view = self.fencing.view.write().unwrap_or_else(PoisonError::into_inner);
@@ -554,32 +654,40 @@ impl<'a> Keeper<'a> {
             Errand::Look => {
                 self.look_again();
                 self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::Holding(record) | Standing::Seen(record) | Standing::Left(record) => {
-                        Progress::Ended(Ok(Done::Record(Some(record))))
-                    }
+                    Standing::Holding(record)
+                    | Standing::Seen(record)
+                    | Standing::Left(record)
+                    | Standing::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
                     Standing::NoRecord => Progress::Ended(Ok(Done::Record(None))),
+                    Standing::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
                     Standing::WentBack { seen, found } => {
                         Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
                     }
                     _ => keeper.fence.look().map_or(Progress::Wait, Progress::Ask),
                 })
             }
-            Errand::Create { after, sealed_generation } => {
+            Errand::Create(beginning) => {
                 self.look_again();
                 let mut asked = false;
                 self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::NoRecord | Standing::WentBack { found: 0, .. } if !asked => {
+                    Standing::NoRecord | Standing::WentBack { found: 0, .. } | Standing::Closed(_) if !asked => {
                         asked = true;
-                        let ask = keeper.fence.create(after, sealed_generation);
-                        ask.map_or(Progress::Ended(Err(Refusal::RecordLost)), Progress::Ask)
+                        let ask = keeper.fence.create(&beginning);
+                        let refused = match keeper.fence.standing() {
+                            Standing::Closed(_) => Refusal::FenceClosed,
+                            _ => Refusal::RecordLost,
+                        };
+                        ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
                     }
-                    Standing::Seen(record) if asked && record.is_new(sealed_generation) => {
+                    Standing::Seen(record) if asked && record.is_new(beginning.sealed_generation) => {
                         Progress::Ended(Ok(Done::Yes))
                     }
                     Standing::Creating | Standing::Apart => Progress::Wait,
                     _ => Progress::Ended(Err(Refusal::FenceExists)),
                 })
             }
+            Errand::Credentials(credentials) => self.try_credentials(&credentials),
+            Errand::Close(left) => self.close(left),
             Errand::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.standing() {
                 Standing::Holding(record) if record.generation != generation => {
                     Progress::Ended(Err(other_generation()))
@@ -604,7 +712,7 @@ impl<'a> Keeper<'a> {
                     Standing::Leaving => Progress::Wait,
                     _ => Progress::Ended(Err(other_generation())),
                 });
-                self.left = Some(Instant::now());
+                self.left = Some(self.runtime.now());
                 left
             }
             Errand::TakeOver => {
@@ -613,14 +721,81 @@ impl<'a> Keeper<'a> {
                 let claimed = self.drive(|keeper| match keeper.fence.standing() {
                     Standing::Holding(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
                     Standing::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
+                    Standing::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
                     Standing::WentBack { seen, found } => {
                         Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
+                    }
+                    Standing::Seen(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
+                        let unfit = keeper.unfit.unwrap_or(NotHolder::NoRecord);
+                        Progress::Ended(Err(Refusal::NotHolder(unfit)))
                     }
                     _ => keeper.next().map_or(Progress::Wait, Progress::Ask),
                 });
                 self.take_over = false;
                 claimed
             }
+        }
+    }
+
+    /// Ends the record.
+    fn close(&mut self, left: Option<(Root, u64)>) -> Result<Done, Refusal> {
+        self.look_again();
+        let closed = self.drive(|keeper| match keeper.fence.standing() {
+            Standing::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+            Standing::Holding(record) => match left {
+                // The state stands for what was signed until the gate was closed: it must be closed still.
+                Some((state, generation))
+                    if generation == record.generation && keeper.fencing.orders().handing_over =>
+                {
+                    keeper.fence.close(Some(state)).map_or(Progress::Wait, Progress::Ask)
+                }
+                _ => Progress::Ended(Err(other_generation())),
+            },
+            // The holder has lost it meanwhile: what it left behind is not what the record's end would name.
+            Standing::Seen(_) | Standing::Left(_) if left.is_none() => {
+                keeper.fence.close(None).map_or(Progress::Wait, Progress::Ask)
+            }
+            Standing::Seen(_) | Standing::Left(_) => Progress::Ended(Err(other_generation())),
+            Standing::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
+            Standing::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
+            Standing::WentBack { seen, found } => {
+                Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
+            }
+            Standing::Apart | Standing::Lost => keeper.fence.look().map_or(Progress::Wait, Progress::Ask),
+            Standing::Leaving | Standing::Claiming | Standing::Creating => Progress::Wait,
+        });
+        self.left = Some(self.runtime.now());
+        closed
+    }
+
+    /// Whether the store shows the group's record to these credentials: not an older one than was seen, and not none. From then on they
+    /// are used. Otherwise the ones before are.
+    fn try_credentials(&mut self, credentials: &StoreCredentials) -> Result<Done, Refusal> {
+        let tried = self.probe(Some(credentials));
+        let seen = self.fence.seen();
+        let kept = tried.and_then(|done| match done {
+            Done::Record(Some(record)) if record.version >= seen => Ok(done),
+            Done::Record(Some(Record { version: found, .. })) => {
+                Err(Refusal::NotHolder(NotHolder::WentBack { seen, found }))
+            }
+            _ => Err(Refusal::NotHolder(NotHolder::NoRecord)),
+        });
+        if kept.is_err() {
+            self.open_as_before();
+        } else {
+            // What was not answered under the old ones is asked again under these, at once.
+            self.backoff = MIN_BACKOFF;
+            if let Some((_, again)) = &mut self.pending {
+                *again = self.runtime.now();
+            }
+        }
+        kept
+    }
+
+    /// With the credentials that are in force.
+    fn open_as_before(&mut self) {
+        if let (Some(old), Some(store)) = (self.vault.store_credentials(), self.store.as_mut()) {
+            store.open(&old);
         }
     }
 
@@ -635,9 +810,7 @@ impl<'a> Keeper<'a> {
             (Heard::Record(record), _) => Ok(Done::Record(record)),
             (_, trouble) => {
                 // The old ones again; where there are none, these are no worse.
-                if let Some(old) = self.vault.store_credentials() {
-                    store.open(&old);
-                }
+                self.open_as_before();
                 Err(Refusal::StoreAway(trouble.unwrap_or_default()))
             }
         }
@@ -654,7 +827,7 @@ impl<'a> Keeper<'a> {
 
     /// Puts questions until `step` says that it has ended.
     fn drive(&mut self, mut step: impl FnMut(&mut Self) -> Progress) -> Result<Done, Refusal> {
-        let begun = Instant::now();
+        let begun = self.runtime.now();
         loop {
             let ask = match self.pending {
                 Some((ask, _)) => Some(ask),
@@ -672,7 +845,7 @@ impl<'a> Keeper<'a> {
                 self.publish();
                 self.put(ask);
             }
-            if begun.elapsed() > ORDER_TIMEOUT {
+            if self.since(begun) > ORDER_TIMEOUT {
                 self.publish();
                 // What was asked for and not answered clearly may yet take place.
                 let unclear = self.pending.is_some() || self.fence.asked().is_some();
@@ -680,7 +853,7 @@ impl<'a> Keeper<'a> {
                 return Err(if unclear { unclear_is } else { away });
             }
             if self.pending.is_some() || ask.is_none() {
-                std::thread::sleep(MIN_BACKOFF);
+                self.runtime.sleep(MIN_BACKOFF);
             }
         }
     }
@@ -693,7 +866,9 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         let mut orders = self.0.orders();
         orders.closed = true;
-        orders.errand = None;
+        if let Some((_, answer)) = orders.errand.take() {
+            answer.give(Err(Refusal::StoreAway(StoreTrouble::NotAsked)));
+        }
     }
 }
 
@@ -710,29 +885,4 @@ fn other_generation() -> Refusal {
 
 fn standby(slot_ceiling: Slot) -> NotHolder {
     NotHolder::Standby { slot_ceiling }
-}
-
-/// What a successor of this record's holder stays above.
-fn floors_of(record: &Record) -> Floors {
-    if record.generation == 0 {
-        return Floors::default();
-    }
-    let Ceilings { slot, target, source } = record.ceilings;
-    Floors { slot: Some(slot), target: Some(target), source: Some(source) }
-}
-
-/// Above everything that a holder somewhere may sign yet, though its record is lost: its ceilings lay [`AHEAD`] slots ahead of a clock
-/// that may differ from this one.
-pub fn latest_held(network: &Network, now: Slot) -> Ceilings {
-    let slot = now.saturating_add(AHEAD).saturating_add(2);
-    let epoch = network.epoch_of(slot);
-    Ceilings { slot, target: epoch, source: epoch }
-}
-
-/// Above everything that the window has allowed until now (docs/ARCHITECTURE.md, «The floor after an unclean end»): the latest
-/// slot and epoch that can have been signed.
-pub fn latest(network: &Network, now: Slot) -> Ceilings {
-    let slot = now.saturating_add(1);
-    let epoch = network.epoch_of(slot);
-    Ceilings { slot, target: epoch, source: epoch }
 }

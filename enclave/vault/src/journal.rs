@@ -1,7 +1,7 @@
 //! Where watermarks go before a signature is computed.
 
 use casemate_protocol::{PublicKey, Root};
-use casemate_slashing::Watermarks;
+use casemate_slashing::{GroupFloor, Watermarks};
 
 /// The watermarks could not be saved; the duty is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,12 @@ pub trait Journal: Send + Sync {
     /// next start with this journal needs no floors. Nothing for an enclave, which has no disk to trust.
     fn leaves(&self) -> Option<Root> {
         None
+    }
+
+    /// Saves the group's floor. Where a journal stands for the past ([`Self::leaves`]), it must know that too.
+    fn raise_floor(&self, floor: GroupFloor) -> Result<(), NotSaved> {
+        let _ = floor;
+        Ok(())
     }
 
     /// Makes room for keys that are about to be added, and tells what they start from: what they bring, and whatever is

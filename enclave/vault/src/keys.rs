@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use casemate_protocol::past::ToldPast;
 use casemate_protocol::{ExecutionAddress, PublicKey};
-use casemate_slashing::{History, Watermarks};
+use casemate_slashing::{Floors, GroupFloor, History, Watermarks, group};
 
 use crate::bls::SecretKey;
 use crate::journal::{Journal, NotSaved};
@@ -30,12 +30,16 @@ pub enum KeyError {
     Duplicate(PublicKey),
     /// More keys than a `u32` can count.
     TooMany,
+    /// The journal did not take the group's floor.
+    NotSaved,
 }
 
 /// All keys of a group, found by public key. A change makes another `Keys`, which shares the keys and their histories.
 #[derive(Default)]
 pub struct Keys {
     all: Vec<Arc<Key>>,
+    /// What keys that are not listed may have signed at most. It only rises.
+    floor: Arc<Mutex<GroupFloor>>,
     /// Numbers of four bytes: there may be a hundred thousand keys, and the enclave's memory is bounded.
     by_public_key: HashMap<PublicKey, u32>,
     /// Those that sign, in the order of loading.
@@ -69,7 +73,7 @@ impl Keys {
             let history = Arc::new(Mutex::new(history(number, &public_key)));
             all.push(Arc::new(Key { public: public_key, secret: Some(secret), history, fee_recipient: None }));
         }
-        Self::of(all)
+        Self::new(all, Arc::default())
     }
 
     /// Takes in what was unsealed; unsealing has compared the public keys. `history` may add to what a key brings.
@@ -78,20 +82,22 @@ impl Keys {
         mut history: impl FnMut(usize, &PublicKey, History) -> History,
     ) -> Result<Self, KeyError> {
         let mut all = Vec::with_capacity(contents.keys.len());
+        let floor = Arc::new(Mutex::new(contents.floor));
         for (number, key) in contents.keys.into_iter().enumerate() {
             let secret = key.secret.map(|mut secret| SecretKey::from_be_bytes(&mut secret.0));
             let secret = secret.transpose().map_err(|_| KeyError::Invalid(number))?;
             let history = Arc::new(Mutex::new(history(number, &key.public_key, key.history)));
             all.push(Arc::new(Key { public: key.public_key, secret, history, fee_recipient: key.fee_recipient }));
         }
-        Self::of(all)
+        Self::new(all, floor)
     }
 
-    fn of(all: Vec<Arc<Key>>) -> Result<Self, KeyError> {
+    fn new(all: Vec<Arc<Key>>, floor: Arc<Mutex<GroupFloor>>) -> Result<Self, KeyError> {
         if u32::try_from(all.len()).is_err() {
             return Err(KeyError::TooMany);
         }
-        let mut keys = Self { by_public_key: HashMap::with_capacity(all.len()), ..Self::default() };
+        let by_public_key = HashMap::with_capacity(all.len());
+        let mut keys = Self { by_public_key, floor, ..Self::default() };
         for (number, key) in (0..).zip(&all) {
             if keys.by_public_key.insert(key.public, number).is_some() {
                 return Err(KeyError::Duplicate(key.public));
@@ -152,11 +158,47 @@ impl Keys {
             let (history, fee_recipient) = (Arc::clone(&known.history), known.fee_recipient);
             *known = Arc::new(Key { public: public_key, secret: Some(secret), history, fee_recipient });
         }
-        Self::of(all)
+        Self::new(all, Arc::clone(&self.floor))
     }
 
-    /// Adds to the past of every key whose past is known, deleted ones too.
-    pub(crate) fn raise(&self, past: Watermarks, journal: &dyn Journal) -> Result<(), NotSaved> {
+    /// What a key that is not listed here may have signed at most.
+    pub(crate) fn floor(&self) -> GroupFloor {
+        *self.floor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises the group's floor to that of another state too.
+    fn raise_floor(&self, other: GroupFloor, journal: &dyn Journal) -> Result<(), NotSaved> {
+        let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised = floor.merge(other);
+        if raised != *floor {
+            journal.raise_floor(raised)?;
+            *floor = raised;
+        }
+        Ok(())
+    }
+
+    /// These keys, and the deleted ones' like pasts of those that only `before` knows: what was signed is not forgotten because a
+    /// newer state does not list it. Nothing of `before` is held.
+    pub(crate) fn remembering(self, before: &Self, most: usize, journal: &dyn Journal) -> Result<Self, KeyError> {
+        let Self { mut all, floor, by_public_key, .. } = self;
+        let mut forgotten = before.floor();
+        for key in before.all.iter().filter(|key| !by_public_key.contains_key(&key.public)) {
+            if all.len() < most {
+                all.push(Arc::new(Key::past_of(key)));
+            } else if let History::Known(known) = key.history() {
+                // No room for it by its name: the floor stands for it.
+                forgotten = forgotten.merge(GroupFloor::from_watermarks(known));
+            }
+        }
+        let keys = Self::new(all, floor)?;
+        keys.raise_floor(forgotten, journal).map_err(|NotSaved| KeyError::NotSaved)?;
+        Ok(keys)
+    }
+
+    /// Raises the group's floor, and the past of every key whose past is known, deleted ones too, to the floors of a generation.
+    pub(crate) fn raise(&self, floors: &Floors, journal: &dyn Journal) -> Result<(), NotSaved> {
+        self.raise_floor(GroupFloor::NONE.with_floors(floors), journal)?;
+        let past = floors.watermarks();
         for key in &self.all {
             let mut history = key.lock();
             let History::Known(known) = *history else { continue };
@@ -186,7 +228,7 @@ impl Keys {
                 *key = Arc::new(Key { public: key.public, secret: None, ..Key::past_of(key) });
             }
         }
-        Self::of(all)
+        Self::new(all, Arc::clone(&self.floor))
     }
 
     /// These keys, the fees of some of which go elsewhere from now on.
@@ -205,12 +247,12 @@ impl Keys {
                 *key = Arc::new(Key { secret: Some(secret), fee_recipient, ..Key::past_of(key) });
             }
         }
-        Self::of(all)
+        Self::new(all, Arc::clone(&self.floor))
     }
 
     /// The same keys, where what is known of some has changed.
     pub(crate) fn again(&self) -> Result<Self, KeyError> {
-        Self::of(self.all.clone())
+        Self::new(self.all.clone(), Arc::clone(&self.floor))
     }
 
     /// How many there are, with deleted ones.
@@ -227,6 +269,11 @@ impl Keys {
         self.all.iter().skip(start).take(count).map(one).collect()
     }
 
+    /// What a key starts from that comes in, whatever door it takes.
+    pub(crate) fn entering(&self, public_key: &PublicKey, brought: Watermarks) -> Watermarks {
+        group::entering(brought, self.past(public_key).map(Key::history), self.floor())
+    }
+
     /// Everything, to be sealed.
     pub(crate) fn contents(&self) -> Contents {
         let sealed = |key: &Arc<Key>| SealedKey {
@@ -235,7 +282,8 @@ impl Keys {
             history: key.history(),
             fee_recipient: key.fee_recipient,
         };
-        Contents { keys: self.all.iter().map(sealed).collect(), ..Contents::default() }
+        let keys = self.all.iter().map(sealed).collect();
+        Contents { keys, floor: self.floor(), ..Contents::default() }
     }
 
     /// The public keys that sign: those with a history.
@@ -269,7 +317,7 @@ impl Key {
         self.fee_recipient
     }
 
-    /// The same key without its secret.
+    /// The same key without its secret; its past is shared.
     fn past_of(key: &Self) -> Self {
         Self { public: key.public, secret: None, history: Arc::clone(&key.history), fee_recipient: key.fee_recipient }
     }

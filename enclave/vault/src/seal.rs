@@ -1,4 +1,4 @@
-//! Sealed blobs, format version 1: a group's keys and what they have signed, under a data key that KMS hands out to
+//! Sealed blobs, format version 2: a group's keys and what they have signed, under a data key that KMS hands out to
 //! these PCRs alone (docs/PROTOCOL.md, «Sealed blobs»).
 //!
 //! The parent keeps blobs and is only a disk. The header says under which KMS key, for which group, chain and generation a
@@ -11,14 +11,14 @@ use casemate_protocol::cbor::{self, Form};
 use casemate_protocol::command::{MAX_CREDENTIALS_LEN, StoreCredentials};
 use casemate_protocol::history::Past;
 use casemate_protocol::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root};
-use casemate_slashing::History;
+use casemate_slashing::{GroupFloor, History};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::bls::SecretKey;
 
 /// The one format version.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Longest blob, in bytes: about two hundred thousand keys.
 pub const MAX_BLOB_LEN: usize = 64 * 1024 * 1024;
 /// Longest wrapped data key, in bytes: KMS's `CiphertextBlob` is at most 6,144.
@@ -100,6 +100,8 @@ pub enum SealError {
 pub struct Contents {
     /// Every key that is held, or was.
     pub keys: Vec<SealedKey>,
+    /// What keys that are not listed may have signed at most.
+    pub floor: GroupFloor,
     /// What opens the fence's store.
     pub store: Option<StoreCredentials>,
     /// Version of the fence's record when this was sealed: the store must not show an older one. 0 where there was none.
@@ -227,6 +229,7 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 #[serde(deny_unknown_fields)]
 struct Content {
     keys: Vec<WrittenKey>,
+    floor: Past,
     store: Option<StoreCredentials>,
     fence_version: u64,
 }
@@ -244,7 +247,7 @@ impl Content {
     /// At least as many bytes as the encoding takes, with room for the tag.
     fn max_len(&self) -> usize {
         let keys = self.keys.len().saturating_mul(256);
-        keys.saturating_add(64).saturating_add(MAX_CREDENTIALS_LEN).saturating_add(TAG_LEN)
+        keys.saturating_add(256).saturating_add(MAX_CREDENTIALS_LEN).saturating_add(TAG_LEN)
     }
 
     /// Derives every public key anew.
@@ -271,7 +274,8 @@ impl Content {
             return Err(SealError::OtherPublicKey { number: at.saturating_mul(share).saturating_add(within) });
         }
         let keys = self.keys.into_iter().map(SealedKey::from).collect();
-        Ok(Contents { keys, store: self.store, fence_version: self.fence_version })
+        let floor = GroupFloor::from_watermarks(self.floor.into());
+        Ok(Contents { keys, floor, store: self.store, fence_version: self.fence_version })
     }
 }
 
@@ -297,7 +301,8 @@ impl From<&Contents> for Content {
             fee_recipient: key.fee_recipient,
         };
         let keys = contents.keys.iter().map(written).collect();
-        Self { keys, store: contents.store.clone(), fence_version: contents.fence_version }
+        let floor = contents.floor.watermarks().into();
+        Self { keys, floor, store: contents.store.clone(), fence_version: contents.fence_version }
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 const TICK: Duration = Duration::from_millis(50);
 /// Longest time that a request waits for the fence to grant a higher ceiling: the store's answer, and one more try.
 const PARKED: Duration = Duration::from_secs(3);
+/// How often it is looked whether anything is due that nobody has ordered.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Requests that may wait for it; more are refused at once.
 const MAX_PARKED: usize = 4096;
 /// Bytes that are read at once: the longest frame and some.
@@ -322,9 +324,17 @@ fn work(vault: &Vault, queue: &Queue, output: &Mutex<UnixStream>, workers: usize
     }
 }
 
-/// Carries out commands, one after the other.
+/// Carries out commands, one after the other; and what is due without one.
 fn carry_out(vault: &Vault, ordered: &Receiver<Ordered>, output: &Mutex<UnixStream>) {
-    while let Ok((channel, asked)) = ordered.recv() {
+    loop {
+        let (channel, asked) = match ordered.recv_timeout(SETTLE) {
+            Ok(ordered) => ordered,
+            Err(RecvTimeoutError::Timeout) => {
+                vault.settle();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let mut bytes = Vec::new();
         let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));
         frame::encode_channel_reply(channel, &reply, &mut bytes);

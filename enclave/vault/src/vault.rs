@@ -10,7 +10,7 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::FenceKind;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::fence::{Holder, Record};
-use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks, rules};
+use casemate_slashing::{Ceilings, Floors, History, Limits, rules};
 
 use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey, sign_batch};
@@ -128,7 +128,8 @@ impl Vault {
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
                 let fence = self.fencing.stated(self.clock.unix_ms());
-                attestor.and_then(|attestor| attestor.attest(nonce, fence)).unwrap_or_else(Reply::Refused)
+                let state = self.office.as_ref().and_then(|office| office.loaded().stated());
+                attestor.and_then(|attestor| attestor.attest(nonce, fence, state)).unwrap_or_else(Reply::Refused)
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
             Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
@@ -171,6 +172,7 @@ impl Vault {
             start,
             total: count(keys.known()),
             time_ms: self.clock.unix_ms(),
+            floor: keys.floor().watermarks().merge(floors).into(),
             keys: keys.told(first, MAX_PASTS_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.
@@ -268,9 +270,16 @@ impl Vault {
         office.reload(&desk, oldest)
     }
 
-    /// Adds to every key's past. `false` where it could not be saved.
-    pub(crate) fn raise(&self, past: Watermarks) -> bool {
-        current(&self.keys).raise(past, self.journal.as_ref()).is_ok()
+    /// Adds a generation's floors to every key's past, and to the group's floor. `false` where that could not be saved.
+    pub(crate) fn raise(&self, floors: &Floors) -> bool {
+        current(&self.keys).raise(floors, self.journal.as_ref()).is_ok()
+    }
+
+    /// What is due without anybody asking. It waits for KMS and the disk.
+    pub fn settle(&self) {
+        if let Ok((desk, office)) = self.desk() {
+            office.settle_credentials(&desk);
+        }
     }
 
     fn desk(&self) -> Result<(Desk<'_>, &Office), Refusal> {
@@ -283,8 +292,11 @@ impl Vault {
         Ok((Desk { attestor, network, journal, keys, fencing, clock, exits, log, now }, office))
     }
 
+    /// Asked for by the host, when it is about to end this enclave; or to keep it from signing, so not too often.
     fn hand_over(&self) -> Result<(), Refusal> {
         let (desk, office) = self.desk()?;
+        self.fencing.held()?;
+        self.fencing.may_hand_over_unsigned(desk.now)?;
         office.hand_over(&desk)
     }
 

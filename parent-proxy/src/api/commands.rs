@@ -10,7 +10,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::Reply;
-use casemate_protocol::command::{Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome, SignedExit};
+use casemate_protocol::command::{
+    ClosedRecord, Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome, SignedExit,
+};
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -75,7 +77,11 @@ fn count(outcome: &Outcome) -> usize {
         | Outcome::PastsRaised { keys } => keys.len(),
         Outcome::ExitsSigned { exits } => exits.len(),
         Outcome::Generated { keys } | Outcome::Deposited { keys } => keys.len(),
-        Outcome::FenceReady | Outcome::HandedOver | Outcome::TookOver { .. } => 0,
+        Outcome::FenceReady
+        | Outcome::CredentialsTaken
+        | Outcome::FenceClosed { .. }
+        | Outcome::HandedOver
+        | Outcome::TookOver { .. } => 0,
     }
 }
 
@@ -90,9 +96,24 @@ fn shown(outcome: &Outcome) -> Value {
         Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
         Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),
         Outcome::FenceReady => json!({ "outcome": "fence_ready" }),
+        Outcome::CredentialsTaken => json!({ "outcome": "credentials_taken" }),
+        Outcome::FenceClosed { record } => json!({ "outcome": "fence_closed", "record": closed(record) }),
         Outcome::HandedOver => json!({ "outcome": "handed_over" }),
         Outcome::TookOver { generation } => json!({ "outcome": "took_over", "generation": generation }),
     }
+}
+
+fn closed(record: &ClosedRecord) -> Value {
+    json!({
+        "closed": true,
+        "version": record.version,
+        "generation": record.generation,
+        "slot_ceiling": record.slot_ceiling.0,
+        "target_ceiling": record.target_ceiling.0,
+        "source_ceiling": record.source_ceiling.0,
+        "sealed_generation": record.sealed_generation,
+        "left_state": record.clean.map(|state| state.to_string()),
+    })
 }
 
 fn deposits(keys: &[GeneratedKey]) -> Vec<Value> {

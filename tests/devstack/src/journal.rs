@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Epoch, PublicKey, Root, Slot};
-use casemate_slashing::{AttestationMark, BlockMark, Watermarks};
+use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, Watermarks};
 use casemate_vault::{Journal, NotSaved};
 use sha2::{Digest, Sha256};
 
@@ -70,7 +70,7 @@ pub struct Marks {
     keys: RwLock<HashMap<PublicKey, (u64, Mutex<Last>)>>,
     /// Keys that the vault does not hold, and the first place that nobody has.
     others: Mutex<(HashMap<PublicKey, Place>, u64)>,
-    floor: Watermarks,
+    floor: Mutex<Watermarks>,
     id: Root,
 }
 
@@ -191,7 +191,7 @@ impl FileJournal {
         }
         self.file.sync_all().context("syncing the watermarks")?;
         let (keys, others) = (RwLock::new(places), Mutex::new((self.places, next)));
-        Ok(Marks { file: Arc::new(self.file), keys, others, floor: self.floor, id: self.id })
+        Ok(Marks { file: Arc::new(self.file), keys, others, floor: Mutex::new(self.floor), id: self.id })
     }
 }
 
@@ -234,9 +234,18 @@ impl Journal for Marks {
         Some(self.id)
     }
 
+    fn raise_floor(&self, floor: GroupFloor) -> Result<(), NotSaved> {
+        let mut held = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised = held.merge(floor.watermarks());
+        self.file.write_all_at(&encode_floor(&raised), FLOOR_AT).map_err(|_| NotSaved)?;
+        *held = raised;
+        Ok(())
+    }
+
     fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let (others, next) = &mut *others;
+        let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let mut starts = Vec::with_capacity(keys.len());
         for (key, brought) in keys {
@@ -250,7 +259,7 @@ impl Journal for Marks {
                 }
             };
             // Whatever is remembered of it, in the vault or not: a sealing that failed does not make it forgotten.
-            let start = brought.merge(self.floor).merge(known.watermarks.unwrap_or(Watermarks::NONE));
+            let start = brought.merge(floor).merge(known.watermarks.unwrap_or(Watermarks::NONE));
             let number = write_both(&self.file, key, index, known.number, &start).map_err(|_| NotSaved)?;
             held.insert(*key, (index, Mutex::new(Last { number, watermarks: Some(start) })));
             starts.push(start);
@@ -477,6 +486,20 @@ mod tests {
         assert_eq!(open(&path).unwrap().watermarks(&key(1)), Some(marks(5, 5)));
         damage(3);
         assert!(format!("{:#}", open(&path).err().unwrap()).contains("damaged"));
+    }
+
+    #[test]
+    fn the_groups_floor_outlives_a_kill_and_holds_for_keys_that_come_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks");
+        let marked = open(&path).unwrap().start(&[(key(1), Some(Watermarks::NONE))]).unwrap();
+        let floor = floor_at(Slot(70), Epoch(2), Epoch(3));
+        marked.raise_floor(GroupFloor::from_watermarks(floor)).unwrap();
+        // It never falls.
+        marked.raise_floor(GroupFloor::from_watermarks(floor_at(Slot(60), Epoch(1), Epoch(1)))).unwrap();
+        assert_eq!(marked.admit(&[(key(2), Watermarks::NONE)]).unwrap(), [floor]);
+        drop(marked);
+        assert_eq!(open(&path).unwrap().floor(), floor);
     }
 
     #[test]

@@ -305,6 +305,7 @@ impl Stack {
                 ),
                 FenceStanding::WentBack => bail!("the fence's record is older than the sealed state has seen it"),
                 FenceStanding::NoRecord => bail!("the fence's record is gone: casemate fence init --record-lost"),
+                FenceStanding::Closed => bail!("the fence's record has ended: casemate fence init --after"),
                 _ => {}
             }
             if self.stop.asked() {

@@ -156,6 +156,7 @@ fn told(error: KeyError) -> anyhow::Error {
         KeyError::Invalid(number) => anyhow::anyhow!("key number {number} is no BLS secret key"),
         KeyError::Duplicate(key) => anyhow::anyhow!("key {key} occurs twice"),
         KeyError::TooMany => anyhow::anyhow!("too many keys"),
+        KeyError::NotSaved => anyhow::anyhow!("the group's floor could not be written"),
     }
 }
 

@@ -54,10 +54,11 @@ pub fn first_record() -> Record {
     Record {
         version: 1,
         holder: Bytes::ZERO,
-        generation: 0,
+        generation: 1,
         ceilings: Ceilings::ZERO,
         sealed_generation: 0,
         clean: None,
+        closed: false,
     }
 }
 
@@ -160,8 +161,9 @@ impl Member {
     pub fn run(vault: Vault, store: Box<dyn Store>) -> Self {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
-        let keeper =
-            std::thread::spawn(move || Keeper::new(&kept, Some(store), 0).run(|| until.load(Ordering::SeqCst)));
+        let keeper = std::thread::spawn(move || {
+            Keeper::new(&kept, Some(store), 0).run(|| until.load(Ordering::SeqCst)).unwrap()
+        });
         Self { vault, ended, keeper: Some(keeper) }
     }
 

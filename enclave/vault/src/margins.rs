@@ -1,0 +1,54 @@
+//! How far from the clock anything may be: each distance once, with its name.
+//!
+//! All that may be signed is bounded by a clock that is trusted to [`CLOCK_TOLERANCE_MS`]. Whoever has to lie above what another may have
+//! signed, or may sign yet, allows for two such clocks that are off in opposite ways ([`clock_margin`]).
+
+use casemate_protocol::{Network, Slot};
+use casemate_slashing::fence::Record;
+use casemate_slashing::{Ceilings, Floors};
+
+/// How far two clocks may be apart.
+pub const CLOCK_TOLERANCE_MS: u64 = 2000;
+/// How many slots ahead of the clock ceilings are kept: the store may be away for two slots before a block is missed, and a
+/// successor waits for so long after a holder that died.
+pub const AHEAD: u64 = 3;
+/// How many slots ahead of the clock the window lets blocks and targets lie.
+pub const WINDOW_AHEAD: u64 = 1;
+/// What the parent asks for without a signature, a hand-over, is carried out once in so many slots at most.
+pub const HAND_OVER_REST: u64 = 8;
+
+/// In slots: as much as two clocks can differ that are each off by the tolerance.
+pub fn clock_margin(network: &Network) -> u64 {
+    let slot_ms = network.slot_duration_ms().max(1);
+    CLOCK_TOLERANCE_MS.saturating_mul(2).div_ceil(slot_ms)
+}
+
+/// Above everything that the window has allowed anywhere until now: the latest slot and epoch that can have been signed.
+pub fn latest_signed(network: &Network, now: Slot) -> Ceilings {
+    all_up_to(network, now.saturating_add(WINDOW_AHEAD).saturating_add(clock_margin(network)))
+}
+
+/// Above everything that a holder somewhere may sign yet, though its record is lost: its ceilings lay [`AHEAD`] slots ahead of its clock.
+pub fn latest_granted(network: &Network, now: Slot) -> Ceilings {
+    all_up_to(network, now.saturating_add(AHEAD).saturating_add(clock_margin(network)))
+}
+
+/// Whether a record's ceilings are such as a holder can have asked for by now. Others would silence every key that takes them for
+/// floors, for as long as they lie ahead.
+pub fn is_plausible(network: &Network, record: &Record, now: Slot) -> bool {
+    // A record that was made anew stands above what is granted, by a clock that may differ from ours once more.
+    let most = latest_granted(network, now.saturating_add(clock_margin(network)));
+    let Ceilings { slot, target, source } = record.ceilings;
+    slot <= most.slot && target <= most.target && source <= most.source
+}
+
+/// The same as floors.
+pub fn floors(ceilings: Ceilings) -> Floors {
+    let Ceilings { slot, target, source } = ceilings;
+    Floors { slot: Some(slot), target: Some(target), source: Some(source) }
+}
+
+fn all_up_to(network: &Network, slot: Slot) -> Ceilings {
+    let epoch = network.epoch_of(slot);
+    Ceilings { slot, target: epoch, source: epoch }
+}
