@@ -46,7 +46,7 @@ mod vault;
 pub use attest::{Attestor, Identity};
 pub use clock::{Clock, SystemClock, TrustedClock};
 pub use command::{Loaded, Office};
-pub use fence::{Fencing, Keeper};
+pub use fence::{FenceParts, Fencing, Keeper, Keeping};
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
 pub use nsm::{Nsm, NsmDevice, NsmError};
