@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::command::{Action, EncryptedSecrets, FENCE_HPKE_INFO, RecordOrder, StoreCredentials};
+use casemate_protocol::command::{Action, FENCE_HPKE_INFO, RecordOrder, StoreCredentials};
 use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedNetwork, StatedRecord};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{FenceCommand, FenceInit, FencePolicy, Order, Status};
 use crate::command::{self, Answer};
-use crate::session::Session;
+use crate::session::{Session, sha256};
 use crate::{Exit, import, input, kms_policy, report};
 
 /// `casemate fence`.
@@ -39,8 +39,7 @@ fn init(options: FenceInit) -> Result<Answer> {
             "the fence's store needs credentials: --client-certificate and --client-key for etcd, --access-key for DynamoDB"
         );
     }
-    let credentials = credentials.map(|credentials| encrypted(&session, &credentials)).transpose()?;
-    let commands = [session.command(0, Action::FenceInit { record, credentials })?];
+    let commands = [session.command(0, init_action(&session, record, credentials.as_ref())?)?];
     command::give(&mut session, &commands, &options.signing, None)
 }
 
@@ -53,15 +52,17 @@ pub fn order(options: Order, action: Action) -> Result<Answer> {
 
 /// Makes the first record of an enclave of this machine, if it has none yet.
 pub fn begin(session: &mut Session, operator_key: &Path, credentials: Option<&StoreCredentials>) -> Result<bool> {
-    let credentials = credentials.map(|credentials| encrypted(session, credentials)).transpose()?;
-    let commands = [session.command(0, Action::FenceInit { record: RecordOrder::New, credentials })?];
+    let commands = [session.command(0, init_action(session, RecordOrder::New, credentials)?)?];
     let signing = crate::cli::Signing { operator_key: vec![operator_key.to_owned()], command_out: None };
     let (text, exit) = command::give(session, &commands, &signing, None)?;
     if exit == Exit::Accepted { Ok(true) } else { bail!("the fence was not made:\n{text}") }
 }
 
-fn encrypted(session: &Session, credentials: &StoreCredentials) -> Result<EncryptedSecrets> {
-    import::encrypt(session, FENCE_HPKE_INFO, &credentials.encode())
+/// With the credentials encrypted, and beside them in clear which they are: the other operators sign for these and for no others.
+fn init_action(session: &Session, record: RecordOrder, credentials: Option<&StoreCredentials>) -> Result<Action> {
+    let encrypted = credentials.map(|credentials| import::encrypt(session, FENCE_HPKE_INFO, &credentials.encode()));
+    let credentials_id = credentials.and_then(|credentials| credentials.id(sha256));
+    Ok(Action::FenceInit { record, credentials: encrypted.transpose()?, credentials_id })
 }
 
 fn credentials(options: &FenceInit) -> Result<Option<StoreCredentials>> {
