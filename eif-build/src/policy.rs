@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::configuration::FenceStore;
+use casemate_protocol::configuration::{FenceConfig, RecordStore};
 use serde_json::json;
 
 use crate::build::Measured;
@@ -27,13 +27,11 @@ pub type File = (&'static str, String);
 pub fn policies(measured: &Measured, measurements: &Path, whose: &Whose<'_>) -> Result<Vec<File>> {
     let configuration = &measured.configuration;
     let arn = &configuration.kms_key_arn;
-    let account = arn.split(':').nth(4).filter(|account| !account.is_empty());
-    let account = account.with_context(|| format!("kms_key_arn {arn:?} names no account"))?;
     let Whose { parent_role, administrator, fence_writer } = *whose;
     let key = told(&[
         "kms-policy".as_ref(),
-        "--account".as_ref(),
-        account.as_ref(),
+        "--key-arn".as_ref(),
+        arn.as_ref(),
         "--parent-role".as_ref(),
         parent_role.as_ref(),
         "--administrator".as_ref(),
@@ -44,15 +42,14 @@ pub fn policies(measured: &Measured, measurements: &Path, whose: &Whose<'_>) -> 
         measurements.as_os_str(),
     ])?;
     let mut files = vec![("kms-key-policy.json", key), ("parent-role-policy.json", parent(arn)?)];
-    if let FenceStore::Dynamodb { region, table } = &configuration.fence {
+    if let FenceConfig::Record(RecordStore::Dynamodb { table }) = &configuration.fence {
         let Some(writer) = fence_writer else {
             bail!("the fence is in DynamoDB: --fence-writer names whose credentials the enclave gets for it")
         };
         let root = configuration.network.genesis_validators_root().to_string();
+        let table = table.to_string();
         let arguments = [
-            ("--account", account),
-            ("--region", region),
-            ("--table", table),
+            ("--table", table.as_str()),
             ("--group", &configuration.group),
             ("--genesis-validators-root", &root),
             ("--writer", writer),

@@ -20,8 +20,7 @@ threshold = 1
 keys = ["0x0101010101010101010101010101010101010101010101010101010101010101"]
 [fence]
 kind = "dynamodb"
-region = "eu-central-1"
-table = "casemate"
+table = "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate"
 "#;
 
 fn programs() -> Programs {

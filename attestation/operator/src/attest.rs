@@ -14,8 +14,9 @@ use casemate_protocol::{PublicKey, Statement};
 use crate::cli::{AtOption, AttestCommand, ExpectedOptions, Fetch, PinOptions, Verify};
 use crate::fetch::Proxy;
 use crate::input::{self, Input};
+use crate::pins::FencePin;
 use crate::report::{ProxysKeys, Report, Verdict};
-use crate::{Exit, keys, pins, report};
+use crate::{Exit, keys, pins};
 
 /// Bytes of a nonce of our own.
 const FRESH_NONCE_LEN: usize = 32;
@@ -235,7 +236,7 @@ struct Stated {
     public_keys: Option<Vec<PublicKey>>,
     group: Option<String>,
     network: Option<String>,
-    fence: Option<String>,
+    fence: Option<FencePin>,
 }
 
 impl Stated {
@@ -259,9 +260,8 @@ impl Stated {
         if let Some(expected) = self.group.as_ref().filter(|expected| **expected != statement.group) {
             return Err(format!("the group is {}; {expected} was expected", statement.group));
         }
-        let kind = report::kind(statement.fence.kind);
-        if let Some(expected) = self.fence.as_ref().filter(|expected| *expected != kind) {
-            return Err(format!("the fence is of kind {kind}; {expected} was expected"));
+        if let Some(expected) = &self.fence {
+            expected.compare(&statement.fence)?;
         }
         let Some(keys) = &self.public_keys else { return Ok(()) };
         let (root, stated) = (keys::root(keys), &statement.public_keys);

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use crate::command::DepositPlace;
+use crate::pins::FencePin;
 use casemate_document::Timestamp;
+use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::ExitOrder;
 use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
@@ -197,15 +199,9 @@ pub struct Status {
 
 #[derive(Args)]
 pub struct FencePolicy {
-    /// The AWS account of the table: 12 digits
-    #[arg(long, value_name = "DIGITS")]
-    pub account: String,
-    /// Its region
-    #[arg(long, value_name = "REGION")]
-    pub region: String,
-    /// Its name
-    #[arg(long, value_name = "NAME")]
-    pub table: String,
+    /// The table: arn:PARTITION:dynamodb:REGION:ACCOUNT:table/NAME, as the configuration has it
+    #[arg(long, value_name = "ARN", value_parser = TableArn::parse)]
+    pub table: TableArn,
     /// The enclave's group
     #[arg(long, value_name = "NAME")]
     pub group: String,
@@ -250,9 +246,10 @@ pub struct PinOptions {
     /// The chain that the statement must name, by its name or its genesis validators root
     #[arg(long, value_name = "NAME|0xROOT")]
     pub network: Option<String>,
-    /// The kind of fence that the statement must name
-    #[arg(long, value_name = "KIND", value_parser = ["none", "solo", "file", "etcd", "dynamodb"])]
-    pub fence: Option<String>,
+    /// The fence that the statement must name: its kind (none, solo, file, etcd, dynamodb), or kind and store: dynamodb: and the
+    /// table's ARN, etcd: and the cluster's id (16 hex digits) or all that casemate attest shows of it
+    #[arg(long, value_name = "KIND|KIND:STORE", value_parser = FencePin::parse)]
+    pub fence: Option<FencePin>,
     /// Accept an enclave in debug mode, whose memory its parent can read; expect zeros for PCR0, PCR1 and PCR2
     #[arg(long)]
     pub allow_debug: bool,
@@ -580,9 +577,12 @@ pub struct Send {
 
 #[derive(Args)]
 pub struct KmsPolicy {
-    /// The AWS account of the key: 12 digits
-    #[arg(long, value_name = "DIGITS")]
-    pub account: String,
+    /// The key, as the configuration has it: its account and partition are those of the roles too
+    #[arg(long, value_name = "ARN", conflicts_with = "account")]
+    pub key_arn: Option<String>,
+    /// The AWS account of a key that is not there yet: 12 digits
+    #[arg(long, value_name = "DIGITS", required_unless_present = "key_arn")]
+    pub account: Option<String>,
     /// Role of the parent instance: it may ask KMS for an enclave with these measurements, and nothing else
     #[arg(long, value_name = "ARN")]
     pub parent_role: String,

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
-    Action, Command, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome, RecordOrder,
-    SignedCommand, SignedExit, withdrawal_address,
+    Action, Command, CredentialsId, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome,
+    RecordOrder, SignedCommand, SignedExit, withdrawal_address,
 };
 use casemate_protocol::history::Past;
 use casemate_protocol::statement::CommandResult;
@@ -495,7 +495,7 @@ fn summary(commands: &[Command]) -> Result<String> {
                     let _ = writeln!(out, "  {key}");
                 }
             }
-            Action::FenceInit { record, credentials } => {
+            Action::FenceInit { record, credentials, credentials_id } => {
                 let what = match record {
                     RecordOrder::New => {
                         "MAKE THE FENCE'S FIRST RECORD: no key of the group has signed under a fence before"
@@ -504,7 +504,15 @@ fn summary(commands: &[Command]) -> Result<String> {
                     RecordOrder::Keep => "EXCHANGE THE CREDENTIALS of the fence's store",
                     RecordOrder::After { .. } => "MAKE THE FENCE'S NEXT RECORD, after one that has ended",
                 };
-                let with = if credentials.is_some() { ", with credentials for its store" } else { "" };
+                let with = match (credentials, credentials_id) {
+                    (None, None) => String::new(),
+                    (Some(_), Some(id)) => format!(", with credentials for its store: {}", credentials_shown(id)),
+                    // The enclave refuses both.
+                    (Some(_), None) => ", with CREDENTIALS THAT IT DOES NOT NAME: do not sign".to_owned(),
+                    (None, Some(id)) => {
+                        format!(", and NAMES CREDENTIALS WITHOUT BRINGING THEM ({})", credentials_shown(id))
+                    }
+                };
                 let _ = writeln!(out, "{what}{with}");
                 match record {
                     RecordOrder::Lost { last } => {
@@ -561,6 +569,14 @@ fn summary(commands: &[Command]) -> Result<String> {
         }
     }
     Ok(out)
+}
+
+/// Credentials as AWS and `openssl x509 -fingerprint -sha256` show them too.
+fn credentials_shown(id: &CredentialsId) -> String {
+    match id {
+        CredentialsId::AccessKey(id) => format!("access key {id}"),
+        CredentialsId::Certificate(sha256) => format!("client certificate SHA-256 {}", const_hex::encode(sha256.0)),
+    }
 }
 
 fn withdrawal(credentials: &Root, gwei: u64) -> String {
@@ -673,6 +689,7 @@ pub fn delete(session: &Session, keys: &[PublicKey]) -> Result<Vec<Command>> {
 #[cfg(test)]
 mod tests {
     use casemate_protocol::Bytes;
+    use casemate_protocol::command::EncryptedSecrets;
 
     use super::*;
 
@@ -740,5 +757,25 @@ mod tests {
         assert!(told(&|v| v["commands"][0]["command"] = "?".into()).contains("not base64"));
         assert!(told(&|v| v["commands"][0]["command"] = "oA==".into()).contains("not the one encoding"));
         assert!(told(&|v| v["commands"][0]["signatures"][0]["operator"] = "0x11".into()).contains("64 hex digits"));
+    }
+
+    #[test]
+    fn whoever_signs_sees_which_credentials_the_fences_store_gets() {
+        let secrets = || EncryptedSecrets { enc: Bytes([1; 32]), ciphertext: BoundedBytes::new(vec![2; 48]).unwrap() };
+        let told = |credentials: Option<EncryptedSecrets>, credentials_id: Option<CredentialsId>| {
+            let action = Action::FenceInit { record: RecordOrder::New, credentials, credentials_id };
+            let command = Command::new("main".into(), Bytes([5; 32]), Bytes([6; 32]), 7, action);
+            // As `casemate command show` and `sign` read it from a file.
+            let signed = SignedCommand::new(command.encode().unwrap(), Vec::new());
+            shown(&[signed]).unwrap().0
+        };
+        let access_key = || Some(CredentialsId::AccessKey("AKIDEXAMPLE".into()));
+        let text = told(Some(secrets()), access_key());
+        assert!(text.contains("with credentials for its store: access key AKIDEXAMPLE\n"), "{text}");
+        let text = told(Some(secrets()), Some(CredentialsId::Certificate(Bytes([0xab; 32]))));
+        assert!(text.contains(&format!("client certificate SHA-256 {}\n", "ab".repeat(32))), "{text}");
+        assert!(told(Some(secrets()), None).contains("do not sign"));
+        assert!(told(None, access_key()).contains("WITHOUT BRINGING THEM (access key AKIDEXAMPLE)"));
+        assert!(!told(None, None).contains("credentials"));
     }
 }

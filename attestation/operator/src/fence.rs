@@ -4,9 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::command::{
-    Action, ClosedRecord, EncryptedSecrets, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials,
-};
+use casemate_protocol::command::{Action, ClosedRecord, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials};
 use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedNetwork, StatedRecord, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
@@ -17,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{FenceCommand, FenceInit, FencePolicy, Order, Status};
 use crate::command::{self, Answer};
-use crate::session::{Session, ToldRecord};
+use crate::session::{Session, ToldRecord, sha256};
 use crate::{Exit, import, input, kms_policy, report};
 
 /// `casemate fence`.
@@ -48,8 +46,7 @@ fn init(options: FenceInit) -> Result<Answer> {
             "the fence's store needs credentials: --client-certificate and --client-key for etcd, --access-key for DynamoDB"
         );
     }
-    let credentials = credentials.map(|credentials| encrypted(&session, &credentials)).transpose()?;
-    let commands = [session.command(0, Action::FenceInit { record, credentials })?];
+    let commands = [session.command(0, init_action(&session, record, credentials.as_ref())?)?];
     command::give(&mut session, &commands, &options.signing, None)
 }
 
@@ -94,15 +91,17 @@ pub fn order(options: Order, action: Action) -> Result<Answer> {
 
 /// Makes the first record of an enclave of this machine, if it has none yet.
 pub fn begin(session: &mut Session, operator_key: &Path, credentials: Option<&StoreCredentials>) -> Result<bool> {
-    let credentials = credentials.map(|credentials| encrypted(session, credentials)).transpose()?;
-    let commands = [session.command(0, Action::FenceInit { record: RecordOrder::New, credentials })?];
+    let commands = [session.command(0, init_action(session, RecordOrder::New, credentials)?)?];
     let signing = crate::cli::Signing { operator_key: vec![operator_key.to_owned()], command_out: None };
     let (text, exit) = command::give(session, &commands, &signing, None)?;
     if exit == Exit::Accepted { Ok(true) } else { bail!("the fence was not made:\n{text}") }
 }
 
-fn encrypted(session: &Session, credentials: &StoreCredentials) -> Result<EncryptedSecrets> {
-    import::encrypt(session, FENCE_HPKE_INFO, &credentials.encode())
+/// With the credentials encrypted, and beside them in clear which they are: the other operators sign for these and for no others.
+fn init_action(session: &Session, record: RecordOrder, credentials: Option<&StoreCredentials>) -> Result<Action> {
+    let encrypted = credentials.map(|credentials| import::encrypt(session, FENCE_HPKE_INFO, &credentials.encode()));
+    let credentials_id = credentials.and_then(|credentials| credentials.id(sha256));
+    Ok(Action::FenceInit { record, credentials: encrypted.transpose()?, credentials_id })
 }
 
 fn credentials(options: &FenceInit) -> Result<Option<StoreCredentials>> {
@@ -227,6 +226,9 @@ fn text_of(statement: &Statement) -> String {
     };
     line("enclave", format!("{boot_nonce} (boot nonce), group {group}, {}", network.name));
     line("fence", format!("{}; {}", report::kind(fence.kind), standing(fence)));
+    if let Some(store) = &fence.store {
+        line("store", store.clone());
+    }
     if let Some(record) = &fence.record {
         let StatedRecord { version, holder, generation, slot_ceiling, target_ceiling, source_ceiling, .. } = record;
         let whose = if holder == boot_nonce {
@@ -310,11 +312,9 @@ fn json_of(statement: &Statement) -> Value {
 
 /// `casemate fence-policy`.
 pub fn policy(options: &FencePolicy) -> Result<String> {
-    let FencePolicy { account, region, table, group, genesis_validators_root, writer, administrator, parent_role } =
-        options;
-    kms_policy::check_account(account)?;
+    let FencePolicy { table, group, genesis_validators_root, writer, administrator, parent_role } = options;
     for (name, arn) in [("--writer", writer), ("--administrator", administrator), ("--parent-role", parent_role)] {
-        kms_policy::check_arn(name, arn, account)?;
+        kms_policy::check_arn(name, arn, table.partition(), table.account())?;
     }
     if parent_role == writer || parent_role == administrator || writer == administrator {
         bail!(
@@ -322,12 +322,11 @@ pub fn policy(options: &FencePolicy) -> Result<String> {
         );
     }
     let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-    if !plain(region) || !plain(table) || !plain(group) {
-        bail!("--region, --table and --group have letters, digits, _, . and - only");
+    if !plain(group) {
+        bail!("--group has letters, digits, _, . and - only");
     }
     let root: Bytes<32> = crate::session::hex(genesis_validators_root, "--genesis-validators-root")?;
-    let partition = if region.starts_with("cn-") { "aws-cn" } else { "aws" };
-    let arn = format!("arn:{partition}:dynamodb:{region}:{account}:table/{table}");
+    let arn = table.to_string();
     let all = json!([arn, format!("{arn}/*")]);
     let policy = json!({ "Version": "2012-10-17", "Id": "casemate-fence", "Statement": [
         {
@@ -397,16 +396,21 @@ pub fn policy(options: &FencePolicy) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use casemate_protocol::arn::TableArn;
+
     use super::*;
 
     const ACCOUNT: &str = "123456789012";
 
     fn options() -> FencePolicy {
-        let arn = |name: &str| format!("arn:aws:iam::{ACCOUNT}:{name}");
+        options_in("aws", "eu-central-1")
+    }
+
+    fn options_in(partition: &str, region: &str) -> FencePolicy {
+        let arn = |name: &str| format!("arn:{partition}:iam::{ACCOUNT}:{name}");
+        let table = format!("arn:{partition}:dynamodb:{region}:{ACCOUNT}:table/casemate-fence");
         FencePolicy {
-            account: ACCOUNT.into(),
-            region: "eu-central-1".into(),
-            table: "casemate-fence".into(),
+            table: TableArn::parse(&table).unwrap(),
             group: "main".into(),
             genesis_validators_root: format!("0x{}", "04".repeat(32)),
             writer: arn("user/fence"),
@@ -440,15 +444,32 @@ mod tests {
     }
 
     #[test]
+    fn in_china_and_for_the_government_all_arns_are_of_the_tables_partition() {
+        for (partition, region) in [("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")] {
+            let text = policy(&options_in(partition, region)).unwrap();
+            let written: Value = serde_json::from_str(&text).unwrap();
+            let arn = format!("arn:{partition}:dynamodb:{region}:{ACCOUNT}:table/casemate-fence");
+            assert_eq!(written["Statement"][0]["Resource"], arn.as_str());
+            assert!(!text.contains("arn:aws:"), "{text}");
+            // Principals of another partition do not exist there: AWS would refuse the policy, or name nobody.
+            let foreign = FencePolicy { table: options_in(partition, region).table, ..options() };
+            let error = format!("{:#}", policy(&foreign).unwrap_err());
+            assert!(error.contains(&format!("of the partition {partition}")), "{error}");
+        }
+    }
+
+    #[test]
     fn who_is_two_of_the_three_is_refused() {
         type Change = fn(&mut FencePolicy);
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 9] = [
             (|o| o.writer.clone_from(&o.parent_role), "must be three"),
             (|o| o.administrator.clone_from(&o.parent_role), "must be three"),
             (|o| o.administrator.clone_from(&o.writer), "must be three"),
             (|o| o.writer = "arn:aws:iam::123456789012:root".into(), "--writer"),
-            (|o| o.account = "1".into(), "12 digits"),
-            (|o| o.table = "a/b".into(), "--table"),
+            (|o| o.writer = "arn:aws:iam::999999999999:user/fence".into(), "in the account 123456789012"),
+            (|o| o.writer = "arn:aws-cn:iam::123456789012:user/fence".into(), "of the partition aws"),
+            (|o| o.table = TableArn::parse(&o.table.to_string().replace("arn:aws:", "arn:aws-cn:")).unwrap(), "aws-cn"),
+            (|o| o.group = "a/b".into(), "--group"),
             (|o| o.genesis_validators_root = "0x04".into(), "64 hex digits"),
         ];
         for (change, told) in changes {

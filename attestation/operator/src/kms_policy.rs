@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use casemate_document::Pcr;
+use casemate_protocol::arn::{KeyArn, Partition};
 use serde_json::{Map, Value, json};
 
 use crate::cli::KmsPolicy;
@@ -16,10 +17,19 @@ const NEEDED: [u8; 3] = [0, 1, 2];
 
 /// `casemate kms-policy`.
 pub fn run(options: &KmsPolicy) -> Result<String> {
-    let KmsPolicy { account, parent_role, administrator, group, .. } = options;
-    check_account(account)?;
+    let KmsPolicy { key_arn, account, parent_role, administrator, group, .. } = options;
+    let (partition, account) = match (key_arn, account) {
+        (Some(arn), _) => {
+            let arn = KeyArn::parse(arn).context("--key-arn")?;
+            (arn.partition(), arn.account().to_owned())
+        }
+        // Without the key's ARN the parent's role says which partition it is.
+        (None, Some(account)) => (partition_of(parent_role)?, account.clone()),
+        (None, None) => bail!("whose key? --key-arn, or --account before there is a key"),
+    };
+    check_account(&account)?;
     for (name, arn) in [("--parent-role", parent_role), ("--administrator", administrator)] {
-        check_arn(name, arn, account)?;
+        check_arn(name, arn, partition, &account)?;
     }
     if parent_role == administrator {
         bail!(
@@ -59,18 +69,24 @@ pub fn run(options: &KmsPolicy) -> Result<String> {
 }
 
 /// Twelve digits.
-pub fn check_account(account: &str) -> Result<()> {
+fn check_account(account: &str) -> Result<()> {
     if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
         bail!("--account {account:?} is not 12 digits");
     }
     Ok(())
 }
 
-/// A role or user of the account: not its root, and no pattern.
-pub fn check_arn(name: &str, arn: &str, account: &str) -> Result<()> {
-    let of_account = arn.starts_with("arn:aws") && arn.contains(&format!(":iam::{account}:"));
+fn partition_of(arn: &str) -> Result<Partition> {
+    let name = arn.split(':').nth(1).unwrap_or_default();
+    Partition::named(name)
+        .with_context(|| format!("--parent-role {arn:?} is no ARN of a role in aws, aws-cn or aws-us-gov"))
+}
+
+/// A role or user of the account and its partition: not its root, and no pattern.
+pub fn check_arn(name: &str, arn: &str, partition: Partition, account: &str) -> Result<()> {
+    let of_account = arn.starts_with(&format!("arn:{partition}:iam::{account}:"));
     if !of_account || arn.ends_with(":root") || arn.contains(['*', '"', ' ']) {
-        bail!("{name} {arn:?} is no ARN of a role in the account {account}");
+        bail!("{name} {arn:?} is no ARN of a role in the account {account} of the partition {partition}");
     }
     Ok(())
 }

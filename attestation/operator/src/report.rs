@@ -166,7 +166,10 @@ impl Report {
             }
         }
         line(out, "config", &format!("SHA-256 {}", statement.configuration_sha256));
-        line(out, "fence", &fence(statement.fence));
+        line(out, "fence", &fence(&statement.fence));
+        if let Some(store) = &statement.fence.store {
+            line(out, "", &format!("its record is in {store}"));
+        }
         line(out, "boot nonce", &statement.boot_nonce.to_string());
     }
 
@@ -303,7 +306,7 @@ pub fn kind(kind: FenceKind) -> &'static str {
     }
 }
 
-fn fence(fence: Fence) -> String {
+fn fence(fence: &Fence) -> String {
     let Fence { kind: of, generation, standing, .. } = fence;
     let holds = match standing {
         FenceStanding::Holding => format!("held by this enclave in generation {generation}"),
@@ -315,7 +318,7 @@ fn fence(fence: Fence) -> String {
         }
         FenceKind::Solo => "solo: trusted time after each start; a clone is NOT stopped".to_owned(),
         FenceKind::File => format!("file, {holds}: as good as the disk that keeps it"),
-        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind(of)),
+        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind(*of)),
     }
 }
 
@@ -330,6 +333,7 @@ pub fn state_json(state: Option<&StatedState>) -> Value {
 pub fn fence_json(fence: &Fence) -> Value {
     json!({
         "kind": kind(fence.kind),
+        "store": fence.store,
         "generation": fence.generation,
         "standing": fence.standing,
         "record": fence.record.map(|record| json!({

@@ -203,6 +203,8 @@ fn unusable_input_is_2_and_says_what_to_do() {
         (vec![file("root.der"), "--max-age=5".to_owned(), "--at=document".to_owned()], "--max-age says nothing"),
         (vec![file("root.der"), "--public-keys".to_owned(), file("blank")], "there is no key in it"),
         (vec![file("root.der"), "--fence".to_owned(), "wall".to_owned()], "wall"),
+        (vec![file("root.der"), "--fence".to_owned(), "dynamodb:casemate-fence".to_owned()], "dynamodb:ARN"),
+        (vec![file("root.der"), "--fence".to_owned(), "etcd:cdf8".to_owned()], "16 hex digits"),
         (vec![file("root.der"), "--unknown".to_owned()], "--unknown"),
         (vec![], "FILE"),
     ] {

@@ -3,8 +3,14 @@
 //! The vault never parses TOML: whoever starts it reads the file here and hands it [`Configuration`].
 #![forbid(unsafe_code)]
 
-use casemate_protocol::configuration::{ConfigurationError, FenceStore, Operators, Policy, StoreEndpoint};
+use std::net::Ipv6Addr;
+
+use casemate_protocol::arn::{ArnError, TableArn};
+use casemate_protocol::configuration::{
+    ConfigurationError, FenceConfig, Operators, Policy, RecordStore, StoreEndpoint,
+};
 use casemate_protocol::network::NetworkFields;
+use casemate_protocol::store::{ClusterId, KeyPrefix, StoreNameError};
 use casemate_protocol::{
     BoundedBytes, Bytes, Configuration, Epoch, Fork, ForkName, Network, NetworkError, Preset, Root,
 };
@@ -37,8 +43,19 @@ pub enum ConfigError {
         "the network {0:?} is not built in; known are mainnet, hoodi, sepolia, gnosis and chiado, or a [network] table"
     )]
     UnknownNetwork(String),
-    #[error("the fence's endpoint {0:?} is not of the form HOST:PORT")]
+    #[error(
+        "the fence's endpoint {0:?} is not of the form HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets"
+    )]
     Endpoint(String),
+    #[error("the fence's table: {0}")]
+    Table(#[from] ArnError),
+    #[error(
+        "the fence's table is named by its ARN alone: table = \"arn:aws:dynamodb:REGION:ACCOUNT:table/NAME\", and no region. A region and \
+         a bare name would let the credentials choose the account"
+    )]
+    TableWithoutAccount,
+    #[error("the fence's etcd: {0}")]
+    StoreName(#[from] StoreNameError),
     #[error("the graffiti has {0} bytes; 1 to 32 are allowed")]
     Graffiti(usize),
     #[error("the fence's root is no certificate in PEM of at most 4,096 bytes")]
@@ -92,7 +109,7 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         key_manager_import: file.policy.key_manager_import,
         key_manager_delete: file.policy.key_manager_delete,
     };
-    let fence = file.fence.store()?;
+    let fence = file.fence.read()?;
     Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?)
 }
 
@@ -108,7 +125,7 @@ struct ConfigurationFile {
     fence: FenceTable,
 }
 
-/// What stands for the past: said expressly, never a default.
+/// What covers what was signed before: said expressly, never a default.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
 enum FenceTable {
@@ -118,35 +135,54 @@ enum FenceTable {
         endpoints: Vec<String>,
         /// PEM.
         root: String,
+        /// 16 hex digits.
+        cluster: String,
+        prefix: Option<String>,
     },
     Dynamodb {
-        region: String,
+        /// Its ARN.
         table: String,
+        /// Not taken any more: it gets an error that says what to write.
+        region: Option<toml::Value>,
     },
 }
 
 impl FenceTable {
-    fn store(self) -> Result<FenceStore, ConfigError> {
-        Ok(match self {
-            Self::Solo {} => FenceStore::Solo,
-            Self::File {} => FenceStore::File,
-            Self::Dynamodb { region, table } => FenceStore::Dynamodb { region, table },
-            Self::Etcd { endpoints, root } => {
-                let endpoint = |text: &String| {
-                    let (host, port) = text.rsplit_once(':')?;
-                    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-                    Some(StoreEndpoint { host: host.to_owned(), port: port.parse().ok()? })
-                };
+    fn read(self) -> Result<FenceConfig, ConfigError> {
+        let store = match self {
+            Self::Solo {} => return Ok(FenceConfig::Solo),
+            Self::File {} => RecordStore::File,
+            Self::Dynamodb { table, region } => {
+                if region.is_some() || !table.starts_with("arn:") {
+                    return Err(ConfigError::TableWithoutAccount);
+                }
+                RecordStore::Dynamodb { table: TableArn::parse(&table)? }
+            }
+            Self::Etcd { endpoints, root, cluster, prefix } => {
                 let endpoints = endpoints
                     .iter()
                     .map(|text| endpoint(text).ok_or_else(|| ConfigError::Endpoint(text.chars().take(80).collect())))
                     .collect::<Result<_, _>>()?;
                 let root = CertificateDer::from_pem_slice(root.as_bytes()).map_err(|_| ConfigError::FenceRoot)?;
                 let root = BoundedBytes::new(root.to_vec()).ok_or(ConfigError::FenceRoot)?;
-                FenceStore::Etcd { endpoints, root }
+                let prefix = prefix.map_or_else(|| Ok(KeyPrefix::default()), |prefix| KeyPrefix::parse(&prefix))?;
+                RecordStore::Etcd { endpoints, root, cluster: ClusterId::parse(&cluster)?, prefix }
             }
-        })
+        };
+        Ok(FenceConfig::Record(store))
     }
+}
+
+/// `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6. Whether the host can be one, and the port, is judged with the whole configuration.
+fn endpoint(text: &str) -> Option<StoreEndpoint> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok().then_some(address)?,
+        // Without brackets nobody knows where the address ends.
+        None => (!host.contains(':')).then_some(host)?,
+    };
+    let digits = port.bytes().all(|b| b.is_ascii_digit());
+    Some(StoreEndpoint { host: host.to_owned(), port: port.parse().ok().filter(|_| digits)? })
 }
 
 /// A built-in network by its name, or all of its facts.

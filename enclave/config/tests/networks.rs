@@ -1,8 +1,8 @@
 //! The built-in networks against the collected facts, and files that must be refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_config::{NAMED, named, parse};
-use casemate_protocol::configuration::FenceStore;
+use casemate_config::{ConfigError, NAMED, named, parse};
+use casemate_protocol::configuration::{FenceConfig, RecordStore};
 use casemate_protocol::{Bytes, Configuration, Epoch, ForkName, Slot};
 
 #[test]
@@ -93,9 +93,17 @@ withdrawal_addresses = ["0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 
 [fence]
 kind = "dynamodb"
-region = "eu-central-1"
-table = "casemate-fence"
+table = "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate-fence"
 "#;
+
+/// The fence of a configuration with this table.
+fn fence(text: &str) -> Result<FenceConfig, ConfigError> {
+    let (start, _) = CONFIGURATION.split_once("[fence]").unwrap();
+    let read = casemate_config::configuration(&format!("{start}[fence]\n{text}"), Bytes([9; 32]))?;
+    // What is taken crosses the pipe.
+    assert_eq!(Configuration::decode(&read.encode()), Ok(read.clone()));
+    Ok(read.fence)
+}
 
 #[test]
 fn configurations_are_read_and_cross_the_pipe() {
@@ -103,37 +111,113 @@ fn configurations_are_read_and_cross_the_pipe() {
     assert_eq!((read.group.as_str(), read.network.name(), read.operators.threshold), ("main", "mainnet", 1));
     assert_eq!(read.operators.keys, [Bytes([0x11; 32]), Bytes([0x22; 32])]);
     assert_eq!(read.policy.withdrawal_addresses, [Bytes([0xaa; 20])]);
-    let FenceStore::Dynamodb { region, table } = &read.fence else { panic!("{:?}", read.fence) };
-    assert_eq!((region.as_str(), table.as_str()), ("eu-central-1", "casemate-fence"));
+    let FenceConfig::Record(RecordStore::Dynamodb { table }) = &read.fence else { panic!("{:?}", read.fence) };
+    assert_eq!(table.to_string(), "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate-fence");
     let bytes = read.encode();
     assert_eq!(Configuration::decode(&bytes), Ok(read.clone()));
     for len in 0..bytes.len() {
         assert!(Configuration::decode(&bytes[..len]).is_err());
     }
+    assert_eq!(fence("kind = \"solo\""), Ok(FenceConfig::Solo));
+    assert_eq!(fence("kind = \"file\""), Ok(FenceConfig::Record(RecordStore::File)));
     // The network as a table of its own.
-    let fence = |text: &str| {
-        let (start, _) = CONFIGURATION.split_once("[fence]").unwrap();
-        casemate_config::configuration(&format!("{start}[fence]\n{text}"), Bytes([9; 32])).map(|read| read.fence)
-    };
-    assert_eq!(fence("kind = \"solo\""), Ok(FenceStore::Solo));
-    assert_eq!(fence("kind = \"file\""), Ok(FenceStore::File));
-    let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
-    let etcd = |endpoints: &str, root: &str| {
-        fence(&format!("kind = \"etcd\"\nendpoints = {endpoints}\nroot = \"\"\"{root}\"\"\""))
-    };
-    let FenceStore::Etcd { endpoints, root } = etcd("[\"a.b:2379\", \"[::1]:1\"]", pem).unwrap() else { panic!() };
-    let shown: Vec<_> = endpoints.iter().map(|at| (at.host.as_str(), at.port)).collect();
-    assert_eq!((shown.as_slice(), root.as_ref()), ([("a.b", 2379), ("::1", 1)].as_slice(), [0x30, 0].as_slice()));
-    for (endpoints, root) in
-        [("[\"a.b\"]", pem), ("[\"a:x\"]", pem), ("[]", pem), ("[\"a/b:1\"]", pem), ("[\"a:1\"]", "no PEM")]
-    {
-        assert!(etcd(endpoints, root).is_err(), "{endpoints} {root}");
-    }
     let (_, hoodi) = NAMED.iter().find(|(name, _)| *name == "hoodi").unwrap();
     let mut table = format!("[network]\n{hoodi}").replace("[forks", "[network.forks");
     table = CONFIGURATION.replace("network = \"mainnet\"\n", "") + &table;
     let own = casemate_config::configuration(&table, Bytes([9; 32])).unwrap();
     assert_eq!(own.network, named("hoodi").unwrap().unwrap());
+}
+
+#[test]
+fn a_table_is_named_by_its_arn_and_by_nothing_less() {
+    let read = |table: &str| fence(&format!("kind = \"dynamodb\"\ntable = \"{table}\""));
+    let refused = |table: &str, told: &str| {
+        let error = read(table).unwrap_err().to_string();
+        assert!(error.contains(told), "{table}: {error}");
+    };
+    let long = format!("arn:aws:dynamodb:{}:123456789012:table/{}", "r".repeat(63), "t".repeat(255));
+    for good in [
+        "arn:aws:dynamodb:eu-central-1:123456789012:table/abc",
+        "arn:aws-cn:dynamodb:cn-north-1:123456789012:table/A_b.c-d",
+        "arn:aws-us-gov:dynamodb:us-gov-west-1:123456789012:table/casemate",
+        &long,
+    ] {
+        let Ok(FenceConfig::Record(RecordStore::Dynamodb { table })) = read(good) else { panic!("{good}") };
+        assert_eq!(table.to_string(), good);
+    }
+    for region in ["eu-central-1-", "EU-central-1", "-eu", "eu.central", "", &"r".repeat(64)] {
+        refused(&format!("arn:aws:dynamodb:{region}:123456789012:table/abc"), "is no region");
+    }
+    for account in ["12345678901", "1234567890123", "", "12345678901x"] {
+        refused(&format!("arn:aws:dynamodb:eu-central-1:{account}:table/abc"), "is not 12 digits");
+    }
+    for partition in ["aws-iso", "AWS", ""] {
+        refused(&format!("arn:{partition}:dynamodb:eu-central-1:123456789012:table/abc"), "none of aws, aws-cn");
+    }
+    for table in ["ab", "a/b", "", &"t".repeat(256)] {
+        refused(&format!("arn:aws:dynamodb:eu-central-1:123456789012:table/{table}"), "the table's name");
+    }
+    refused("arn:aws:s3:eu-central-1:123456789012:table/abc", "not of the form arn:PARTITION:dynamodb");
+    // The form of old, and a region beside the ARN.
+    refused("casemate-fence", "by its ARN alone");
+    let old = fence("kind = \"dynamodb\"\nregion = \"eu-central-1\"\ntable = \"casemate-fence\"");
+    assert!(old.unwrap_err().to_string().contains("would let the credentials choose the account"));
+    let both = "kind = \"dynamodb\"\nregion = 1\ntable = \"arn:aws:dynamodb:eu-1:123456789012:table/abc\"";
+    assert_eq!(fence(both), Err(ConfigError::TableWithoutAccount));
+}
+
+#[test]
+fn an_etcd_is_named_by_servers_that_can_be_some_its_cluster_and_its_root() {
+    let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let etcd = |endpoints: &str, root: &str, more: &str| {
+        fence(&format!("kind = \"etcd\"\nendpoints = {endpoints}\nroot = \"\"\"{root}\"\"\"\n{more}"))
+    };
+    let cluster = "cluster = \"cdf818194e3a8c32\"";
+    let read = etcd("[\"a.b:2379\", \"[::1]:1\", \"127.0.0.1:65535\"]", pem, cluster);
+    let Ok(FenceConfig::Record(RecordStore::Etcd { endpoints, root, cluster: id, prefix })) = read else { panic!() };
+    let shown: Vec<_> = endpoints.iter().map(|at| (at.host.as_str(), at.port)).collect();
+    assert_eq!(shown, [("a.b", 2379), ("::1", 1), ("127.0.0.1", 65535)]);
+    assert_eq!(root.as_ref(), [0x30, 0]);
+    assert_eq!((id.to_string(), prefix.to_string()), ("cdf818194e3a8c32".to_owned(), "casemate/".to_owned()));
+    let with = etcd("[\"a:1\"]", pem, &format!("{cluster}\nprefix = \"/validators/a_1/\""));
+    let Ok(FenceConfig::Record(RecordStore::Etcd { prefix, .. })) = with else { panic!() };
+    assert_eq!(prefix.to_string(), "/validators/a_1/");
+    for (endpoints, told) in [
+        ("[\"a.b\"]", "HOST:PORT"),
+        ("[\"a:x\"]", "HOST:PORT"),
+        ("[\"a:+1\"]", "HOST:PORT"),
+        ("[\"a:65536\"]", "HOST:PORT"),
+        ("[\"::1:2379\"]", "HOST:PORT"),
+        ("[\"[a.b]:1\"]", "HOST:PORT"),
+        ("[\"a:0\"]", "port of \"a\" is 0"),
+        ("[]", "0 endpoints"),
+        ("[\"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\", \"a:1\"]", "10 endpoints"),
+        ("[\"a/b:1\"]", "\"a/b\" is no host"),
+        ("[\"etcd_1.internal:1\"]", "\"etcd_1.internal\" is no host"),
+        ("[\"etcd-:1\"]", "is no host"),
+        ("[\"etcd-.internal:1\"]", "is no host"),
+        ("[\"a..b:1\"]", "is no host"),
+        ("[\".a:1\"]", "is no host"),
+        ("[\":1\"]", "is no host"),
+        ("[\"a.b:1\", \"1.2.3:1\"]", "is no host"),
+    ] {
+        let error = etcd(endpoints, pem, cluster).unwrap_err().to_string();
+        assert!(error.contains(told), "{endpoints}: {error}");
+    }
+    for (root, more, told) in [
+        ("no PEM", cluster, "no certificate in PEM"),
+        (pem, "", "missing field `cluster`"),
+        (pem, "cluster = \"cdf818194e3a8c3\"", "16 hex digits"),
+        (pem, "cluster = \"cdf818194e3a8c320\"", "16 hex digits"),
+        (pem, "cluster = \"14841639068965178418\"", "16 hex digits"),
+        (pem, "cluster = \"0000000000000000\"", "not all zero"),
+        (pem, "cluster = \"cdf818194e3a8c32\"\nprefix = \"casemate\"", "with / at its end"),
+        (pem, "cluster = \"cdf818194e3a8c32\"\nprefix = \"a\\n/\"", "with / at its end"),
+        (pem, "cluster = \"cdf818194e3a8c32\"\nprefix = \"\"", "with / at its end"),
+    ] {
+        let error = etcd("[\"a:1\"]", root, more).unwrap_err().to_string();
+        assert!(error.contains(told), "{more}: {error}");
+    }
 }
 
 #[test]
@@ -159,14 +243,9 @@ fn configurations_with_a_fault_are_refused_with_the_reason() {
         ("[policy]", "[policy]\nsigns_everything = true", "unknown field"),
         ("kms_key_arn = \"arn", "kms_key_arn = \"\"\n#", "kms_key_arn has 0 bytes"),
         // What stands for the past is said, never assumed.
-        (
-            "[fence]\nkind = \"dynamodb\"\nregion = \"eu-central-1\"\ntable = \"casemate-fence\"",
-            "",
-            "missing field `fence`",
-        ),
+        ("[fence]\nkind = \"dynamodb\"\ntable", "[fences]\ntable", "unknown field `fences`"),
         ("kind = \"dynamodb\"", "kind = \"none\"", "unknown variant `none`"),
-        ("table = \"casemate-fence\"", "", "missing field `table`"),
-        ("region = \"eu-central-1\"", "region = \"EU/1\"", "the fence's store"),
+        ("table = \"arn", "# table = \"arn", "missing field `table`"),
         ("kind = \"dynamodb\"", "kind = \"solo\"", "unknown field"),
     ] {
         let changed = CONFIGURATION.replacen(from, to, 1);

@@ -34,6 +34,8 @@ pub const HPKE_INFO: &[u8] = b"casemate import v1";
 pub const FENCE_HPKE_INFO: &[u8] = b"casemate fence v1";
 /// Longest credentials of the fence's store, in bytes.
 pub const MAX_CREDENTIALS_LEN: usize = 24 * 1024;
+/// Longest id of an access key, and longest secret, in bytes.
+pub const MAX_ACCESS_KEY_LEN: usize = 256;
 
 /// An Ed25519 public key.
 pub type OperatorKey = Bytes<32>;
@@ -97,6 +99,8 @@ pub enum Action {
         record: RecordOrder,
         /// [`StoreCredentials`], encrypted to the enclave; nothing where the store needs none.
         credentials: Option<EncryptedSecrets>,
+        /// Which credentials those are, for whoever signs the command: the enclave compares it with what it decrypts.
+        credentials_id: Option<CredentialsId>,
     },
     /// Leave in order: sign no more, and leave the exact state for a successor.
     HandOver,
@@ -215,7 +219,41 @@ pub enum StoreCredentials {
     },
 }
 
+/// What credentials are known by, without what they are worth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum CredentialsId {
+    /// Of an access key: its id, which AWS shows too.
+    AccessKey(String),
+    /// Of a client's certificate: SHA-256 of its DER.
+    Certificate(Root),
+}
+
+impl CredentialsId {
+    fn is_bounded(&self) -> bool {
+        match self {
+            Self::AccessKey(id) => is_plain(id),
+            Self::Certificate(_) => true,
+        }
+    }
+}
+
+/// What an access key has; it is shown on terminals and stands in a header.
+fn is_plain(text: &str) -> bool {
+    (1..=MAX_ACCESS_KEY_LEN).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
 impl StoreCredentials {
+    /// What they are known by. Nothing where there is no certificate, which [`Self::decode`] does not take.
+    pub fn id(&self, sha256: impl FnOnce(&[u8]) -> Root) -> Option<CredentialsId> {
+        match self {
+            Self::Etcd { certificates, .. } => {
+                certificates.first().map(|own| CredentialsId::Certificate(sha256(own.as_ref())))
+            }
+            Self::Dynamodb { access_key_id, .. } => Some(CredentialsId::AccessKey(access_key_id.clone())),
+        }
+    }
+
     /// Their bytes, to be encrypted.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut out = Zeroizing::new(Vec::with_capacity(MAX_CREDENTIALS_LEN));
@@ -236,8 +274,7 @@ impl StoreCredentials {
         match self {
             Self::Etcd { certificates, .. } => (1..=4).contains(&certificates.len()),
             Self::Dynamodb { access_key_id, secret_access_key } => {
-                let plain = |text: &str| (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-                plain(access_key_id) && plain(secret_access_key)
+                is_plain(access_key_id) && is_plain(secret_access_key)
             }
         }
     }
@@ -300,6 +337,8 @@ pub enum CommandError {
     Signatures { signatures: usize },
     #[error("the command has {bytes} bytes of encrypted secret keys for {keys} keys")]
     Secrets { bytes: usize, keys: usize },
+    #[error("the command's access key id is not 1 to {MAX_ACCESS_KEY_LEN} printable characters without spaces")]
+    CredentialsId,
 }
 
 impl Command {
@@ -364,6 +403,12 @@ impl Command {
             if bytes != keys.saturating_mul(SECRET_LEN).saturating_add(HPKE_TAG_LEN) {
                 return Err(CommandError::Secrets { bytes, keys });
             }
+        }
+        // It is shown to those who are to sign.
+        if let Action::FenceInit { credentials_id: Some(id), .. } = &self.action
+            && !id.is_bounded()
+        {
+            return Err(CommandError::CredentialsId);
         }
         Ok(())
     }
@@ -602,11 +647,20 @@ mod tests {
             Action::FenceInit {
                 record: RecordOrder::Lost { last: LastState { keys_root: Bytes([1; 32]), fence_version: 7 } },
                 credentials: Some(secrets(80)),
+                credentials_id: Some(CredentialsId::AccessKey("AKIDEXAMPLE".into())),
             },
-            Action::FenceInit { record: RecordOrder::After { closed: closed() }, credentials: None },
-            Action::FenceInit { record: RecordOrder::Keep, credentials: Some(secrets(80)) },
+            Action::FenceInit {
+                record: RecordOrder::After { closed: closed() },
+                credentials: None,
+                credentials_id: None,
+            },
+            Action::FenceInit {
+                record: RecordOrder::Keep,
+                credentials: Some(secrets(80)),
+                credentials_id: Some(CredentialsId::Certificate(Bytes([7; 32]))),
+            },
             Action::FenceClose,
-            Action::FenceInit { record: RecordOrder::New, credentials: None },
+            Action::FenceInit { record: RecordOrder::New, credentials: None, credentials_id: None },
             Action::HandOver,
             Action::TakeOver,
             Action::Exit {
@@ -648,6 +702,28 @@ mod tests {
         }
         for bad in [etcd(0), etcd(5), dynamodb(""), dynamodb("a b"), dynamodb(&"x".repeat(257)), dynamodb("a\r\nb")] {
             assert!(StoreCredentials::decode(&bad.encode()).is_none());
+        }
+    }
+
+    #[test]
+    fn credentials_are_known_by_what_is_no_secret() {
+        let dynamodb = StoreCredentials::Dynamodb { access_key_id: "AKID".into(), secret_access_key: "s".into() };
+        let none = |_: &[u8]| -> Root { panic!("nothing to hash") };
+        assert_eq!(dynamodb.id(none), Some(CredentialsId::AccessKey("AKID".into())));
+        let der = |byte: u8| BoundedBytes::new(vec![byte; 3]).unwrap();
+        let etcd = |certificates| StoreCredentials::Etcd { certificates, key: der(9) };
+        // The client's own certificate, whoever issued it.
+        let digest = |bytes: &[u8]| Bytes([bytes[0]; 32]);
+        assert_eq!(etcd(vec![der(1), der(2)]).id(digest), Some(CredentialsId::Certificate(Bytes([1; 32]))));
+        assert_eq!(etcd(Vec::new()).id(digest), None);
+        // What would be shown to those who sign is printable.
+        for bad in ["", "a b", "\u{1b}[2J", &"x".repeat(257)] {
+            let id = Some(CredentialsId::AccessKey(bad.into()));
+            let bad = command(Action::FenceInit { record: RecordOrder::New, credentials: None, credentials_id: id });
+            assert_eq!(bad.encode(), Err(CommandError::CredentialsId));
+            let mut bytes = Vec::new();
+            assert!(cbor::encode(&bad, Form::Named, &mut bytes));
+            assert_eq!(Command::decode(&bytes), Err(CommandError::CredentialsId));
         }
     }
 

@@ -4,9 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arn::TableArn;
 use crate::cbor::{self, Form};
 use crate::command::{MAX_OPERATORS, OperatorKey};
-use crate::statement::{FenceKind, MAX_TEXT_LEN};
+use crate::statement::{FenceKind, MAX_TEXT_LEN, RecordKind};
+use crate::store::{ClusterId, KeyPrefix, is_host};
 use crate::{BoundedBytes, ExecutionAddress, Network, Root};
 
 /// The one version.
@@ -37,18 +39,28 @@ pub struct Configuration {
     pub operators: Operators,
     /// What it allows.
     pub policy: Policy,
-    /// What stands for the past.
-    pub fence: FenceStore,
+    /// What covers what was signed before.
+    pub fence: FenceConfig,
     /// SHA-256 of the configuration as it was measured.
     pub sha256: Root,
+}
+
+/// What stands for what was signed before: a record in a store, or nothing but time.
+///
+/// The two are apart in the type, so that no program can take a store that could not be made for a fence that needs none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum FenceConfig {
+    /// No record: trusted time covers what was signed before. It does not stop clones.
+    Solo,
+    /// A record in this store.
+    Record(RecordStore),
 }
 
 /// Where the fence's record is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
-pub enum FenceStore {
-    /// Nowhere: trusted time stands for the past. It does not stop clones.
-    Solo,
+pub enum RecordStore {
     /// In a file on the parent's disk: for a disk that its owner trusts.
     File,
     /// In etcd.
@@ -57,40 +69,49 @@ pub enum FenceStore {
         endpoints: Vec<StoreEndpoint>,
         /// The certificate that its servers' certificates come from, DER.
         root: BoundedBytes<1, 4096>,
+        /// Which cluster it is: an answer of another counts for nothing.
+        cluster: ClusterId,
+        /// In front of the record's key.
+        prefix: KeyPrefix,
     },
     /// In DynamoDB.
     Dynamodb {
-        /// AWS region.
-        region: String,
-        /// Name of the table.
-        table: String,
+        /// The table. Its ARN says the account too, which the credentials would choose otherwise.
+        table: TableArn,
     },
 }
 
-impl FenceStore {
+impl FenceConfig {
     /// Its kind, as the statement names it.
     pub fn kind(&self) -> FenceKind {
         match self {
             Self::Solo => FenceKind::Solo,
-            Self::File => FenceKind::File,
-            Self::Etcd { .. } => FenceKind::Etcd,
-            Self::Dynamodb { .. } => FenceKind::Dynamodb,
+            Self::Record(store) => store.kind().into(),
         }
     }
 
-    fn is_right(&self) -> bool {
-        let name = |text: &str, others: &[u8]| {
-            (1..=253).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
-        };
+    fn check(&self) -> Result<(), ConfigurationError> {
         match self {
-            Self::Solo | Self::File => true,
-            Self::Etcd { endpoints, .. } => {
-                (1..=MAX_ENDPOINTS).contains(&endpoints.len())
-                    && endpoints.iter().all(|endpoint| name(&endpoint.host, b".-:") && endpoint.port != 0)
+            Self::Solo | Self::Record(RecordStore::File) => Ok(()),
+            // An ARN that was read is right.
+            Self::Record(RecordStore::Dynamodb { .. }) => Ok(()),
+            Self::Record(RecordStore::Etcd { endpoints, .. }) => {
+                if !(1..=MAX_ENDPOINTS).contains(&endpoints.len()) {
+                    return Err(ConfigurationError::Endpoints(endpoints.len()));
+                }
+                endpoints.iter().try_for_each(StoreEndpoint::check)
             }
-            Self::Dynamodb { region, table } => {
-                name(region, b"-") && region.bytes().all(|b| !b.is_ascii_uppercase()) && name(table, b"_.-")
-            }
+        }
+    }
+}
+
+impl RecordStore {
+    /// Its kind.
+    pub fn kind(&self) -> RecordKind {
+        match self {
+            Self::File => RecordKind::File,
+            Self::Etcd { .. } => RecordKind::Etcd,
+            Self::Dynamodb { .. } => RecordKind::Dynamodb,
         }
     }
 }
@@ -103,6 +124,18 @@ pub struct StoreEndpoint {
     pub host: String,
     /// Port.
     pub port: u16,
+}
+
+impl StoreEndpoint {
+    fn check(&self) -> Result<(), ConfigurationError> {
+        if !is_host(&self.host) {
+            return Err(ConfigurationError::Host(self.host.chars().take(80).collect()));
+        }
+        if self.port == 0 {
+            return Err(ConfigurationError::Port(self.host.clone()));
+        }
+        Ok(())
+    }
 }
 
 /// M of N operators.
@@ -163,10 +196,14 @@ pub enum ConfigurationError {
     OperatorTwice(OperatorKey),
     #[error("the threshold is {threshold} of {operators} operators")]
     Threshold { threshold: u32, operators: usize },
+    #[error("the fence's store has {0} endpoints; 1 to {MAX_ENDPOINTS} are allowed")]
+    Endpoints(usize),
     #[error(
-        "the fence's store: a host, port, region or table is not one, or there are not 1 to {MAX_ENDPOINTS} endpoints"
+        "the fence's store: {0:?} is no host. A DNS name is allowed (labels of letters, digits and inner hyphens), or an IP address"
     )]
-    Fence,
+    Host(String),
+    #[error("the fence's store: the port of {0:?} is 0; 1 to 65535 are allowed")]
+    Port(String),
     #[error(
         "the policy wants proofs of blocks (block_proofs), and names neither fee_recipient nor graffiti to be proved"
     )]
@@ -187,7 +224,7 @@ impl Configuration {
         kms_key_arn: String,
         operators: Operators,
         policy: Policy,
-        fence: FenceStore,
+        fence: FenceConfig,
         sha256: Root,
     ) -> Result<Self, ConfigurationError> {
         let configuration = Self { version: VERSION, group, network, kms_key_arn, operators, policy, fence, sha256 };
@@ -244,9 +281,7 @@ impl Configuration {
         if !reachable || (*threshold == 0) != keys.is_empty() {
             return Err(ConfigurationError::Threshold { threshold: *threshold, operators: keys.len() });
         }
-        if !self.fence.is_right() {
-            return Err(ConfigurationError::Fence);
-        }
+        self.fence.check()?;
         let Policy { fee_recipient, graffiti, block_proofs, .. } = &self.policy;
         if *block_proofs && fee_recipient.is_none() && graffiti.is_none() {
             return Err(ConfigurationError::NothingToProve);

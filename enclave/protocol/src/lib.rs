@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod arn;
 pub mod bytes;
 pub mod calls;
 pub mod cbor;
@@ -21,6 +22,7 @@ pub mod outward;
 pub mod past;
 pub mod refusal;
 pub mod statement;
+pub mod store;
 pub mod time;
 
 pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};

@@ -229,6 +229,11 @@ pub enum StoreTrouble {
     Status { status: u16 },
     #[error("what its store answers is no record of this group")]
     Record,
+    #[error(
+        "another etcd cluster answers than the configuration names: check where its endpoints lead, and that their cluster-id is the \
+         configured one; one that was made anew or restored is another"
+    )]
+    OtherStore,
 }
 
 /// What keys wait for.
@@ -354,5 +359,19 @@ impl Refusal {
             | Self::SourceBelowFloor { .. }
             | Self::DutyFromFuture { .. } => Kind::Refused,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cbor::{self, Form};
+
+    /// Its number crosses the wire: a variant that is put in front of it would be taken for it by an older proxy.
+    #[test]
+    fn the_last_trouble_of_a_store_has_the_last_number() {
+        let mut bytes = Vec::new();
+        assert!(cbor::encode(&StoreTrouble::OtherStore, Form::Numbered, &mut bytes));
+        assert_eq!(bytes, [6]);
     }
 }

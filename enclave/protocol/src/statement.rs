@@ -14,6 +14,8 @@ pub const VERSION: u64 = 1;
 pub const MAX_STATEMENT_LEN: usize = 4096;
 /// Longest text in a statement, in bytes.
 pub const MAX_TEXT_LEN: usize = 128;
+/// Longest name of a store, in bytes: a table's ARN is the longest.
+pub const MAX_STORE_LEN: usize = 512;
 /// Depth of the tree over the public keys: SSZ's `List[BLSPubkey, 2**40]`, as the registry of validators.
 pub const KEYS_DEPTH: u32 = 40;
 
@@ -122,11 +124,14 @@ pub struct StatedKeys {
 }
 
 /// The fence in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fence {
     /// Of which kind.
     pub kind: FenceKind,
+    /// Which store has its record, as this enclave asks it: a table's ARN, or an etcd as [`crate::store::etcd_identity`] names it.
+    /// Nothing where the kind has no store that could be another.
+    pub store: Option<String>,
     /// The generation that this enclave holds; 0 where it holds none, or the kind has none.
     pub generation: u64,
     /// What this enclave is to the record.
@@ -211,7 +216,8 @@ impl FenceStanding {
 impl Fence {
     /// A fence without a record.
     pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
-        Self { kind, generation: 0, standing: FenceStanding::NoStore, record: None, floors, time_ms: None }
+        let standing = FenceStanding::NoStore;
+        Self { kind, store: None, generation: 0, standing, record: None, floors, time_ms: None }
     }
 }
 
@@ -231,6 +237,27 @@ pub enum FenceKind {
     Dynamodb,
 }
 
+/// Kinds of fence that have a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// In a file on a disk that is trusted.
+    File,
+    /// In etcd.
+    Etcd,
+    /// In DynamoDB.
+    Dynamodb,
+}
+
+impl From<RecordKind> for FenceKind {
+    fn from(kind: RecordKind) -> Self {
+        match kind {
+            RecordKind::File => Self::File,
+            RecordKind::Etcd => Self::Etcd,
+            RecordKind::Dynamodb => Self::Dynamodb,
+        }
+    }
+}
+
 /// Why bytes are no statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences say it")]
@@ -242,7 +269,8 @@ pub enum StatementError {
     #[error("the statement is of version {0}; {VERSION} is understood here")]
     Version(u64),
     #[error(
-        "a text of the statement is longer than {MAX_TEXT_LEN} bytes or has a character that is not printable ASCII"
+        "a text of the statement is longer than {MAX_TEXT_LEN} bytes ({MAX_STORE_LEN} for the fence's store) or has a character that is \
+         not printable ASCII"
     )]
     Text,
 }
@@ -308,10 +336,12 @@ impl Statement {
             return Err(StatementError::Version(statement.version));
         }
         // They are shown on terminals.
-        let plain = |text: &String| {
-            text.len() <= MAX_TEXT_LEN && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        let plain = |text: &String, max: usize| {
+            text.len() <= max && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
         };
-        if [&statement.product_version, &statement.group, &statement.network.name].into_iter().all(plain) {
+        let texts = [&statement.product_version, &statement.group, &statement.network.name];
+        let store = statement.fence.store.as_ref().is_none_or(|store| plain(store, MAX_STORE_LEN));
+        if store && texts.into_iter().all(|text| plain(text, MAX_TEXT_LEN)) {
             Ok(statement)
         } else {
             Err(StatementError::Text)

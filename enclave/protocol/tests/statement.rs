@@ -23,6 +23,7 @@ fn statement() -> Statement {
         Bytes([3; 32]),
         Fence {
             kind: FenceKind::Etcd,
+            store: Some("cdf818194e3a8c32/casemate/#root-sha256=ab".into()),
             generation: 7,
             standing: FenceStanding::Holding,
             record: Some(StatedRecord {
@@ -87,9 +88,11 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "configuration_sha256");
     root(&mut expected, 3);
     text(&mut expected, "fence");
-    expected.push(0xa6);
+    expected.push(0xa7);
     text(&mut expected, "kind");
     text(&mut expected, "etcd");
+    text(&mut expected, "store");
+    text(&mut expected, "cdf818194e3a8c32/casemate/#root-sha256=ab");
     text(&mut expected, "generation");
     expected.push(7);
     text(&mut expected, "standing");
@@ -169,6 +172,16 @@ fn what_is_no_statement_is_refused() {
         let mut bad_text = statement();
         bad_text.group = bad.into();
         assert_eq!(Statement::decode(&bad_text.encode()), Err(StatementError::Text), "{bad:?}");
+    }
+    let with_store = |store: Option<String>| {
+        let mut stated = statement();
+        stated.fence.store = store;
+        Statement::decode(&stated.encode()).map(drop)
+    };
+    assert_eq!(with_store(None), Ok(()));
+    assert_eq!(with_store(Some("x".repeat(512))), Ok(()));
+    for bad in ["\u{1b}[2J".to_owned(), "x\n".to_owned(), "x".repeat(513)] {
+        assert_eq!(with_store(Some(bad)), Err(StatementError::Text));
     }
 }
 

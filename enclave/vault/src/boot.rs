@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use casemate_protocol::Configuration;
-use casemate_protocol::configuration::MAX_CONFIGURATION_LEN;
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::configuration::{FenceConfig, MAX_CONFIGURATION_LEN, RecordStore};
 use casemate_protocol::refusal::Waiting;
+use casemate_protocol::{Configuration, Network};
 use casemate_slashing::{Ceilings, Limits};
 
 use crate::calls::{Calls, Outside};
@@ -24,9 +25,10 @@ use crate::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
 use crate::nsm::NsmError;
 use crate::seal::{Contents, Place};
 use crate::server::Link;
-use crate::store::{self, DynamodbAt, Store};
+use crate::store::{self, DynamodbAt, StoreError};
 use crate::{
-    Attestor, Clock, Fencing, Identity, Journal, Keeper, Keys, Loaded, Nsm, NsmDevice, Office, TrustedClock, Vault,
+    Attestor, Clock, FenceParts, Fencing, Identity, Journal, Keeper, Keeping, Keys, Loaded, Nsm, NsmDevice, Office,
+    TrustedClock, Vault,
 };
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
@@ -92,6 +94,42 @@ impl Start {
     }
 }
 
+/// Why there is no fence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum FenceError {
+    #[error("the clock has stopped: without it nothing covers what an earlier boot has signed")]
+    ClockStopped,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// No store covers what was signed before: whatever an earlier boot may have signed lies at or below what the window has allowed
+/// until now.
+fn solo_limits(network: &Network, clock: &dyn Clock) -> Result<Limits, FenceError> {
+    let now = network.slot_at(clock.unix_ms().ok_or(FenceError::ClockStopped)?);
+    Ok(Limits { floors: margins::floors(latest_signed(network, now)), ceilings: Ceilings::NONE })
+}
+
+/// A fence with its record in this store, which is asked with `credentials` where some are sealed.
+fn record_fence(
+    configured: &RecordStore,
+    group: &str,
+    network: &Network,
+    calls: &Arc<Calls>,
+    clock: &Arc<dyn Clock>,
+    dynamodb: &DynamodbAt,
+    credentials: Option<&StoreCredentials>,
+) -> Result<FenceParts, FenceError> {
+    let place = casemate_slashing::fence::Place { group: group.to_owned(), network: network.genesis_validators_root() };
+    let mut store = store::open(configured, place, Arc::clone(calls), Arc::clone(clock), dynamodb)?;
+    if let Some(credentials) = credentials {
+        // Those that do not fit are told by the keeper, which goes without.
+        store.open(credentials);
+    }
+    Ok(FenceParts::with_record(store))
+}
+
 fn wait(link: &Link, duration: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < duration && !link.is_closed() {
@@ -100,23 +138,14 @@ fn wait(link: &Link, duration: Duration) {
 }
 
 impl Unsealed {
-    /// The fence that the configuration names: with its store, or with floors where there is none. Nothing while the clock is not
-    /// trusted.
-    pub fn fence(&self, clock: &Arc<dyn Clock>, dynamodb: &DynamodbAt) -> Option<(Fencing, Option<Box<dyn Store>>)> {
+    /// The fence that the configuration names, or why it cannot be had: then nothing starts.
+    pub fn fence(&self, clock: &Arc<dyn Clock>, dynamodb: &DynamodbAt) -> Result<FenceParts, FenceError> {
         let Configuration { fence, network, group, .. } = &self.configuration;
-        let place =
-            casemate_slashing::fence::Place { group: group.clone(), network: network.genesis_validators_root() };
-        let store = store::of(fence, place, Arc::clone(&self.calls), Arc::clone(clock), dynamodb);
-        let Some(mut store) = store else {
-            // No store stands for the past: whatever an earlier boot may have signed lies at or below what the window has allowed
-            // until now.
-            let floors = margins::floors(latest_signed(network, network.slot_at(clock.unix_ms()?)));
-            return Some((Fencing::fixed(fence.kind(), Limits { floors, ceilings: Ceilings::NONE }), None));
+        let store = match fence {
+            FenceConfig::Solo => return Ok(FenceParts::solo(solo_limits(network, clock.as_ref())?)),
+            FenceConfig::Record(store) => store,
         };
-        if let Some(credentials) = &self.loaded.store {
-            store.open(credentials);
-        }
-        Some((Fencing::kept(fence.kind()), Some(store)))
+        record_fence(store, group, network, &self.calls, clock, dynamodb, self.loaded.store.as_ref())
     }
 
     /// The vault, with keys that were made of the contents.
@@ -172,10 +201,9 @@ pub fn program(
     let contents = std::mem::take(&mut unsealed.contents);
     let seen = contents.fence_version;
     let keys = Keys::unsealed(contents, |_, _, history| history).map_err(|e| format!("the sealed keys: {e:?}"))?;
-    let fence = unsealed.fence(&clock, &DynamodbAt::aws());
-    let (fencing, store) = fence.ok_or("the clock has stopped")?;
+    let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
     let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful))?;
-    Ok(serve(link, &vault, store, seen, cores())?)
+    Ok(serve(link, &vault, keeping, seen, cores())?)
 }
 
 /// How many threads run at once. Counting them reads files: once, before the sandbox.
@@ -201,19 +229,13 @@ pub fn prepare() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Serves until the broker closes its end, with the record kept meanwhile. `seen`: the version of the record that the sealed state
-/// has seen.
-pub fn serve(
-    link: Link,
-    vault: &Vault,
-    store: Option<Box<dyn Store>>,
-    seen: u64,
-    workers: NonZeroUsize,
-) -> io::Result<()> {
+/// Serves until the broker closes its end, with the record kept meanwhile. `keeping` came with the vault's fence; `seen`: the version
+/// of the record that the sealed state has seen.
+pub fn serve(link: Link, vault: &Vault, keeping: Keeping, seen: u64, workers: NonZeroUsize) -> io::Result<()> {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let kept = Keeper::new(vault, store, seen).run(|| ended.load(Ordering::Relaxed));
+            let kept = Keeper::new(vault, keeping, seen).run(|| ended.load(Ordering::Relaxed));
             if let Err(error) = kept {
                 // Nothing can be signed any more. Whoever starts this process anew gives it another chance.
                 eprintln!("casemate-vault: {error}");
@@ -224,4 +246,130 @@ pub fn serve(
         ended.store(true, Ordering::Relaxed);
         served
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use casemate_protocol::arn::TableArn;
+    use casemate_protocol::configuration::StoreEndpoint;
+    use casemate_protocol::network::NetworkFields;
+    use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
+    use casemate_protocol::store::{ClusterId, KeyPrefix};
+    use casemate_protocol::{BoundedBytes, Bytes, Epoch, Fork, ForkName, Preset, Refusal};
+    use rustls::RootCertStore;
+
+    use super::*;
+
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn unix_ms(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    fn network() -> Network {
+        NetworkFields {
+            name: "test".into(),
+            preset: Preset::Mainnet,
+            genesis_time: 0,
+            genesis_validators_root: Bytes([5; 32]),
+            slot_duration_ms: 12_000,
+            slots_per_epoch: 32,
+            forks: vec![Fork { name: ForkName::Phase0, version: Bytes([0; 4]), epoch: Some(Epoch(0)) }],
+        }
+        .try_into()
+        .unwrap()
+    }
+
+    /// What a start does with this store.
+    fn fence(store: &RecordStore, dynamodb: &DynamodbAt) -> Result<FenceParts, FenceError> {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let calls = Arc::new(Calls::new(Arc::new(Mutex::new(ours))));
+        let clock: Arc<dyn Clock> = Arc::new(crate::SystemClock);
+        record_fence(store, "alpha", &network(), &calls, &clock, dynamodb, None)
+    }
+
+    fn etcd(hosts: &[&str], root: &[u8]) -> RecordStore {
+        RecordStore::Etcd {
+            endpoints: hosts.iter().map(|host| StoreEndpoint { host: (*host).to_owned(), port: 2379 }).collect(),
+            root: BoundedBytes::new(root.to_vec()).unwrap(),
+            cluster: ClusterId::from(7),
+            prefix: KeyPrefix::default(),
+        }
+    }
+
+    fn root() -> Vec<u8> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::new(vec!["r".into()]).unwrap().self_signed(&key).unwrap().der().to_vec()
+    }
+
+    fn table() -> RecordStore {
+        let arn = "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate";
+        RecordStore::Dynamodb { table: TableArn::parse(arn).unwrap() }
+    }
+
+    /// A kind with a record whose store cannot be had ends the start; it never stands open as a fence without one does. A new kind has
+    /// to say here what an unusable name of it is.
+    #[test]
+    fn a_store_whose_name_leads_nowhere_ends_the_start() {
+        let aws = DynamodbAt::aws();
+        for kind in [RecordKind::File, RecordKind::Etcd, RecordKind::Dynamodb] {
+            match kind {
+                // It has no name.
+                RecordKind::File => {
+                    let (fencing, _) = fence(&RecordStore::File, &aws).unwrap().split();
+                    assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))));
+                }
+                RecordKind::Etcd => {
+                    for host in ["", "etcd-", "-etcd", "a..b", "a b", "eu-central-1-.internal", &"a".repeat(64)] {
+                        let error = fence(&etcd(&["localhost", host], &root()), &aws).err();
+                        assert_eq!(error, Some(FenceError::Store(StoreError::Host(host.into()))));
+                    }
+                    let error = fence(&etcd(&[], &root()), &aws).err();
+                    assert_eq!(error, Some(FenceError::Store(StoreError::NoEndpoint)));
+                    let error = fence(&etcd(&["localhost"], &[0x30, 0]), &aws).err();
+                    assert_eq!(error, Some(FenceError::Store(StoreError::Root)));
+                }
+                RecordKind::Dynamodb => {
+                    // Every ARN that can be read leads somewhere; were it not so, this is what would happen.
+                    let at = |host| DynamodbAt { host, port: 443, roots: RootCertStore::empty() };
+                    let error = fence(&table(), &at(|_| "dynamodb.eu-central-1-.amazonaws.com".into())).err();
+                    let host = "dynamodb.eu-central-1-.amazonaws.com".to_owned();
+                    assert_eq!(error, Some(FenceError::Store(StoreError::Host(host))));
+                    assert!(fence(&table(), &at(|_| String::new())).is_err());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fence_with_a_record_begins_closed_and_says_which_store_it_asks() {
+        for (store, kind) in [
+            (RecordStore::File, FenceKind::File),
+            (etcd(&["etcd-1.internal", "::1"], &root()), FenceKind::Etcd),
+            (table(), FenceKind::Dynamodb),
+        ] {
+            let (fencing, _) = fence(&store, &DynamodbAt::aws()).unwrap().split();
+            assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))), "{kind:?}");
+            let stated = fencing.stated(None);
+            assert_eq!((stated.kind, stated.standing), (kind, FenceStanding::Apart));
+            match stated.store {
+                None => assert_eq!(kind, FenceKind::File),
+                Some(store) if kind == FenceKind::Etcd => {
+                    assert!(store.starts_with("0000000000000007/casemate/#root-sha256="), "{store}");
+                }
+                Some(store) => assert_eq!(store, "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate"),
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_record_a_clock_that_has_stopped_ends_the_start() {
+        assert_eq!(solo_limits(&network(), &Stopped).err(), Some(FenceError::ClockStopped));
+        let floors = solo_limits(&network(), &crate::SystemClock).unwrap().floors;
+        assert!(floors.slot.is_some() && floors.target.is_some() && floors.source.is_some());
+    }
 }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, ClosedRecord, Command, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey, HPKE_INFO,
-    ImportedKey, KeyOutcome, KeyPast, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN, SignedCommand,
-    SignedExit, StoreCredentials, max_deposit, withdrawal_address,
+    Action, ClosedRecord, Command, CredentialsId, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey,
+    HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN,
+    SignedCommand, SignedExit, StoreCredentials, max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::frame::KeystoreToImport;
@@ -216,6 +216,7 @@ impl Office {
         book: &mut Book,
         record: RecordOrder,
         credentials: Option<&EncryptedSecrets>,
+        credentials_id: Option<CredentialsId>,
     ) -> Result<Outcome, Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
@@ -228,6 +229,10 @@ impl Office {
             }
             None => None,
         };
+        // Those who signed saw the id, not the credentials: they must have signed for these.
+        if credentials.as_ref().and_then(|credentials| credentials.id(digest_of)) != credentials_id {
+            return Err(Refusal::StoreCredentials);
+        }
         let before = self.loaded();
         if record == RecordOrder::Keep {
             let credentials = credentials.ok_or(Refusal::StoreCredentials)?;
@@ -452,7 +457,9 @@ impl Office {
                     other => Ok(other),
                 }
             }
-            Action::FenceInit { record, credentials } => self.fence_init(desk, book, record, credentials.as_ref()),
+            Action::FenceInit { record, credentials, credentials_id } => {
+                self.fence_init(desk, book, record, credentials.as_ref(), credentials_id)
+            }
             Action::FenceClose => self.fence_close(desk, book),
             Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
             Action::TakeOver => self.take_over(desk, book),

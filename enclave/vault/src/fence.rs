@@ -47,6 +47,8 @@ const MAX_FAILED_CHECKS: u32 = 120;
 /// What the fence lets this enclave sign, for everybody who has to know.
 pub struct Fencing {
     kind: FenceKind,
+    /// Which store has the record, for statements.
+    identity: Option<String>,
     gate: RwLock<Gate>,
     view: RwLock<View>,
     orders: Mutex<Orders>,
@@ -140,24 +142,53 @@ pub(crate) struct Pass<'a> {
     _gate: RwLockReadGuard<'a, Gate>,
 }
 
-impl Fencing {
-    /// Without a record: these limits for good.
-    pub fn fixed(kind: FenceKind, limits: Limits) -> Self {
-        let view = View { standing: FenceStanding::NoStore, record: None, floors: limits.floors };
-        Self::new(kind, Gate::Open(limits, 0), view)
-    }
+/// A fence whose parts belong together: the gate, and what its keeper asks. Only here is either made, so no gate of a kind with a
+/// record stands open because its store is missing, and what the statement says of the store is what is asked.
+pub struct FenceParts {
+    fencing: Fencing,
+    keeping: Keeping,
+}
 
-    /// With a record in a store: closed until a [`Keeper`] has claimed it.
-    pub fn kept(kind: FenceKind) -> Self {
+/// What a [`Keeper`] needs of its fence: the store, where the kind has a record.
+pub struct Keeping(Option<Box<dyn Store>>);
+
+impl FenceParts {
+    /// With a record in this store: closed until a [`Keeper`] has claimed it.
+    pub fn with_record(store: Box<dyn Store>) -> Self {
         let view = View { standing: FenceStanding::Apart, record: None, floors: Floors::default() };
-        Self::new(kind, Gate::Closed(NotHolder::Apart(StoreTrouble::NotAsked)), view)
+        let gate = Gate::Closed(NotHolder::Apart(StoreTrouble::NotAsked));
+        let fencing = Fencing::new(store.kind().into(), store.identity(), gate, view);
+        Self { fencing, keeping: Keeping(Some(store)) }
     }
 
-    fn new(kind: FenceKind, gate: Gate, view: View) -> Self {
+    /// Without a record, on trusted time alone: these limits for good.
+    pub fn solo(limits: Limits) -> Self {
+        Self { fencing: Fencing::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
+    }
+
+    /// The gate for the vault, and the rest for its keeper.
+    pub fn split(self) -> (Fencing, Keeping) {
+        (self.fencing, self.keeping)
+    }
+}
+
+impl Fencing {
+    /// No fence: the development stack's, with its watermarks in a file. The statement says so.
+    pub(crate) fn none(limits: Limits) -> Self {
+        Self::fixed(FenceKind::None, limits)
+    }
+
+    fn fixed(kind: FenceKind, limits: Limits) -> Self {
+        let view = View { standing: FenceStanding::NoStore, record: None, floors: limits.floors };
+        Self::new(kind, None, Gate::Open(limits, 0), view)
+    }
+
+    fn new(kind: FenceKind, identity: Option<String>, gate: Gate, view: View) -> Self {
         let runtime = Kernel::default();
         let woken = runtime.bell();
         Self {
             kind,
+            identity,
             gate: RwLock::new(gate),
             view: RwLock::new(view),
             orders: Mutex::default(),
@@ -216,7 +247,8 @@ impl Fencing {
             closed: record.closed,
         });
         let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
-        statement::Fence { kind: self.kind, generation, standing, record, floors, time_ms }
+        let store = self.identity.clone();
+        statement::Fence { kind: self.kind, store, generation, standing, record, floors, time_ms }
     }
 
     /// The generation that this enclave holds, and its floors; 0 where the kind has none.
@@ -373,7 +405,7 @@ pub enum KeeperError {
 
 impl<'a> Keeper<'a> {
     /// Of this vault. `seen`: the version of the record that its sealed state has seen.
-    pub fn new(vault: &'a Vault, store: Option<Box<dyn Store>>, seen: u64) -> Self {
+    pub fn new(vault: &'a Vault, Keeping(store): Keeping, seen: u64) -> Self {
         let fence = Fence::new(vault.holder(), seen);
         let runtime = Arc::clone(&vault.fencing().runtime);
         Self {

@@ -8,6 +8,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::Root;
+use casemate_protocol::arn::KeyArn;
 use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, NoResponse};
 use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
@@ -39,18 +40,7 @@ impl Endpoint {
 
 /// `kms.REGION.amazonaws.com` of `arn:aws:kms:REGION:ACCOUNT:key/ID`; nothing where that is no such ARN.
 pub fn host_of_key(key_arn: &str) -> Option<String> {
-    let parts: Vec<&str> = key_arn.split(':').collect();
-    let ["arn", partition, "kms", region, account, resource] = parts.as_slice() else { return None };
-    let suffix = match *partition {
-        "aws" | "aws-us-gov" => "amazonaws.com",
-        "aws-cn" => "amazonaws.com.cn",
-        _ => return None,
-    };
-    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let id = resource.strip_prefix("key/")?;
-    let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
-    let lower = region.bytes().all(|b| !b.is_ascii_uppercase());
-    (plain(region) && lower && digits && plain(id)).then(|| format!("kms.{region}.{suffix}"))
+    KeyArn::parse(key_arn).ok().map(|arn| arn.host())
 }
 
 /// Amazon's trust anchors alone, out of webpki-roots: whoever else the web trusts has no business with KMS.

@@ -48,7 +48,7 @@ mod vault;
 pub use attest::{Attestor, Identity};
 pub use clock::{Clock, SystemClock, TrustedClock};
 pub use command::{Loaded, Office};
-pub use fence::{Fencing, Keeper, KeeperError};
+pub use fence::{FenceParts, Fencing, Keeper, KeeperError, Keeping};
 pub use journal::{Journal, NotSaved};
 pub use keys::{KeyError, Keys};
 pub use nsm::{Nsm, NsmDevice, NsmError};

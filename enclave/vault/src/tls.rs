@@ -49,7 +49,11 @@ impl Endpoint {
 
     fn with_config(host: &str, port: u16, tls: ClientConfig) -> Option<Self> {
         let name = ServerName::try_from(host.to_owned()).ok()?;
-        let authority = if port == 443 { host.to_owned() } else { format!("{host}:{port}") };
+        let authority = match (port, &name) {
+            (443, ServerName::DnsName(_)) => host.to_owned(),
+            (_, ServerName::IpAddress(_)) if host.contains(':') => format!("[{host}]:{port}"),
+            _ => format!("{host}:{port}"),
+        };
         let host = host.to_owned();
         Some(Self { host, port, name, authority, tls: Arc::new(tls) })
     }

@@ -7,7 +7,6 @@ use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_P
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage};
 use casemate_protocol::refusal::NotHolder;
-use casemate_protocol::statement::FenceKind;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::fence::{Holder, Record};
 use casemate_slashing::{Ceilings, Floors, History, Limits, rules};
@@ -66,7 +65,7 @@ impl Vault {
         journal: Box<dyn Journal>,
     ) -> Self {
         let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
-        let fencing = Fencing::fixed(FenceKind::None, limits);
+        let fencing = Fencing::none(limits);
         let clock = Arc::from(clock);
         let (exits, log) = (Exits::default(), SigningLog::new(Bytes::ZERO));
         Self {

@@ -104,8 +104,8 @@ fn a_document_binds_nonce_statement_and_key_and_verifies() {
     assert_eq!((statement.group.as_str(), statement.network.name.as_str()), ("alpha", "test"));
     assert_eq!(statement.network.genesis_validators_root, Bytes([3; 32]));
     assert_eq!(statement.configuration_sha256, Bytes([9; 32]));
-    let Fence { kind, generation, standing, record, .. } = statement.fence;
-    assert_eq!((kind, generation, standing, record), (FenceKind::None, 0, FenceStanding::NoStore, None));
+    let Fence { kind, store, generation, standing, record, .. } = statement.fence.clone();
+    assert_eq!((kind, store, generation, standing, record), (FenceKind::None, None, 0, FenceStanding::NoStore, None));
     // Only keys that sign are stated.
     assert_eq!(statement.public_keys.count, 2);
 

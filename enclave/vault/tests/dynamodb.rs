@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use casemate_protocol::Bytes;
+use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_slashing::fence::{Heard, Question, Record};
@@ -30,6 +31,11 @@ use rustls::pki_types::pem::PemObject;
 
 /// A table of its own in moto; nothing without moto.
 fn store(table: &str) -> Option<Dynamodb<Direct>> {
+    store_in("123456789012", table)
+}
+
+/// The same in an account of one's choice. moto's own is 123456789012.
+fn store_in(account: &str, table: &str) -> Option<Dynamodb<Direct>> {
     let (Ok(port), Ok(root)) = (std::env::var("CASEMATE_MOTO_PORT"), std::env::var("CASEMATE_MOTO_ROOT")) else {
         println!("SKIPPED: no moto here (tests/run starts it: tests/kms/moto.py)");
         return None;
@@ -37,7 +43,10 @@ fn store(table: &str) -> Option<Dynamodb<Direct>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
     let endpoint = Endpoint::new("localhost", port.parse().unwrap(), roots).unwrap();
-    let mut store = Dynamodb::new(Arc::new(Direct), Arc::new(SystemClock), place(), endpoint, "eu-central-1", table);
+    let arn = format!("arn:aws:dynamodb:eu-central-1:{account}:table/{table}");
+    let table = TableArn::parse(&arn).unwrap();
+    let mut store = Dynamodb::new(Arc::new(Direct), Arc::new(SystemClock), place(), endpoint, table);
+    assert_eq!(store.identity(), Some(arn));
     assert_eq!(store.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::NoCredentials)));
     let credentials =
         StoreCredentials::Dynamodb { access_key_id: "AKIDFENCE".into(), secret_access_key: "secret".into() };
@@ -76,8 +85,12 @@ fn an_items_condition_lets_one_swap_through() {
         });
         assert_eq!(swapped.into_inner().unwrap(), 1);
     }
-    let mut elsewhere = store("no-such-table").unwrap();
-    assert!(matches!(elsewhere.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Status { status: 400 }))));
+    // A table that is not there; and one of the same name in another account, whatever account the credentials are of.
+    for mut elsewhere in [store("no-such-table").unwrap(), store_in("999999999999", "casemate-fence-1").unwrap()] {
+        let refused = (Heard::Unclear, Some(StoreTrouble::Status { status: 400 }));
+        assert_eq!(elsewhere.ask(&Question::Read), refused);
+        assert_eq!(elsewhere.ask(&Question::Create(first)), refused);
+    }
 }
 
 #[test]

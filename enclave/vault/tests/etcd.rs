@@ -22,12 +22,13 @@ use casemate_protocol::BoundedBytes;
 use casemate_protocol::Bytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
-use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::refusal::{NotHolder, Refusal, StoreTrouble};
 use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_slashing::Ceilings;
 use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::store::Store;
-use casemate_vault::store::etcd::Etcd;
+use casemate_vault::store::etcd::{Etcd, Which};
 use common::Bench;
 use common::fence::{Direct, Member, block, eventually_signs, first_record, judge, network, now_ms, place, siege};
 use rustls::pki_types::pem::PemObject;
@@ -54,11 +55,17 @@ fn credentials(certificates: &Certificates) -> StoreCredentials {
     }
 }
 
+fn id(cluster: &Cluster) -> ClusterId {
+    ClusterId::from(cluster.id().unwrap())
+}
+
 fn store_at(cluster: &Cluster, ports: &[u16]) -> Etcd<Direct> {
     let root = CertificateDer::from_pem_slice(cluster.certificates.root.as_bytes()).unwrap();
     let endpoint = |port: &u16| StoreEndpoint { host: "localhost".into(), port: *port };
     let endpoints: Vec<StoreEndpoint> = ports.iter().map(endpoint).collect();
-    let mut store = Etcd::new(Arc::new(Direct), place(), &endpoints, &root);
+    let prefix = KeyPrefix::default();
+    let which = Which { endpoints: &endpoints, root: &root, cluster: id(cluster), prefix: &prefix };
+    let mut store = Etcd::new(Arc::new(Direct), place(), &which).unwrap();
     assert!(!store.is_open());
     assert!(store.open(&credentials(&cluster.certificates)));
     store
@@ -141,6 +148,49 @@ fn whoever_has_no_certificate_of_the_root_hears_nothing() {
     assert_eq!(misled.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Tls)));
     let dynamodb = StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() };
     assert!(!misled.open(&dynamodb), "credentials of another kind of store");
+}
+
+/// TLS takes the second cluster: it has the same root. It has a copy of the record besides, as somebody makes it who wants the past
+/// forgotten.
+#[test]
+fn another_cluster_under_the_same_root_with_a_copy_of_the_record_is_not_taken() {
+    let Some((folder, cluster)) = cluster(1) else { return };
+    let twin_folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "pem") {
+            std::fs::copy(&path, twin_folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let twin = Cluster::start(twin_folder.path(), 1).unwrap().unwrap();
+    assert_eq!(twin.certificates.root, cluster.certificates.root);
+    assert_ne!(id(&twin), id(&cluster));
+    assert_eq!(store(&twin).ask(&Question::Create(first_record())), (Heard::Swapped, None));
+    let mut misled = store_at(&cluster, &ports(&twin));
+    let other = (Heard::Unclear, Some(StoreTrouble::OtherStore));
+    assert_eq!(misled.ask(&Question::Read), other);
+    let new = Record { version: 2, holder: Bytes([1; 32]), generation: 1, ..first_record() };
+    assert_eq!(misled.ask(&Question::Swap { old: first_record(), new }), other);
+    // Nothing is signed on it, and the reason is told.
+    let (bench, network) = (Bench::new(), network(100));
+    let member = Member::start(&bench, &network, Box::new(store_at(&cluster, &ports(&twin))));
+    let begun = Instant::now();
+    loop {
+        let refused = member.sign(&block(network.slot_at(now_ms()).0, 1)).unwrap_err();
+        if refused == Refusal::NotHolder(NotHolder::Apart(StoreTrouble::OtherStore)) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{refused}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(member.standing(), FenceStanding::Apart);
+    let stated = member.statement().fence.store.unwrap();
+    assert!(stated.starts_with(&format!("{}/casemate/#root-sha256=", id(&cluster))), "{stated}");
+    drop(member);
+    // Where one of the servers is of another cluster, the next one is asked.
+    let mut mixed = store_at(&cluster, &[ports(&twin), ports(&cluster)].concat());
+    assert_eq!(mixed.ask(&Question::Read), other);
+    assert_eq!(mixed.ask(&Question::Read), (Heard::Record(Some(first_record())), None));
 }
 
 #[test]

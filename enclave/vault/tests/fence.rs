@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use casemate_protocol::past::PastsPage;
 use casemate_protocol::refusal::NotHolder;
-use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
 use casemate_slashing::Ceilings;
 use casemate_slashing::fence::Record;
 use common::Bench;
 use common::fence::{
-    Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
+    MEMORY, Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
 };
 
 fn begun() -> Memory {
@@ -72,6 +72,11 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     std::thread::sleep(Duration::from_secs(1));
     let (holder, standby) = (first.statement(), second.statement());
     assert_eq!((holder.fence.generation, standby.fence.generation), (1, 0));
+    // What is stated of the store comes from the store that is asked.
+    assert_eq!(
+        (holder.fence.kind, holder.fence.store, standby.fence.store),
+        (FenceKind::Etcd, Some(MEMORY.to_owned()), Some(MEMORY.to_owned()))
+    );
     let record = standby.fence.record.unwrap();
     assert_eq!((record.holder, record.generation), (holder.boot_nonce, 1));
     assert!(record.slot_ceiling.0 > 0);

@@ -6,11 +6,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use casemate_protocol::configuration::{FenceStore, Operators, Policy};
+use casemate_protocol::arn::TableArn;
+use casemate_protocol::configuration::{FenceConfig, Operators, Policy, RecordStore, StoreEndpoint};
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::{Bytes, Configuration, Epoch, Fork, ForkName, Preset};
+use casemate_protocol::store::{ClusterId, KeyPrefix};
+use casemate_protocol::{BoundedBytes, Bytes, Configuration, Epoch, Fork, ForkName, Preset};
 
 fn configuration() -> Vec<u8> {
+    configured(FenceConfig::Solo)
+}
+
+fn configured(fence: FenceConfig) -> Vec<u8> {
     let network = NetworkFields {
         name: "test".into(),
         preset: Preset::Mainnet,
@@ -23,7 +29,7 @@ fn configuration() -> Vec<u8> {
     let operators = Operators { threshold: 1, keys: vec![Bytes([1; 32])] };
     let arn = "arn:aws:kms:eu-central-1:123456789012:key/0a1b".to_owned();
     let network = network.try_into().unwrap();
-    Configuration::new("main".into(), network, arn, operators, Policy::default(), FenceStore::Solo, Bytes([9; 32]))
+    Configuration::new("main".into(), network, arn, operators, Policy::default(), fence, Bytes([9; 32]))
         .unwrap()
         .encode()
 }
@@ -54,6 +60,36 @@ fn only_a_whole_configuration_is_taken() {
     assert!(told(&good[..good.len() - 1], &[]).contains("not the one encoding"));
     assert!(told(&[&good[..], &[0]].concat(), &[]).contains("not the one encoding"));
     assert!(told(&vec![0; 100_000], &[]).contains("1 to 65536 are allowed"));
+}
+
+/// However somebody wrote it into the image: a store that no endpoint can be made of never becomes a fence without one.
+#[test]
+fn a_configuration_whose_store_can_be_none_ends_the_program() {
+    let table = TableArn::parse("arn:aws:dynamodb:eu-central-1:123456789012:table/casemate").unwrap();
+    let dynamodb = configured(FenceConfig::Record(RecordStore::Dynamodb { table }));
+    let etcd = configured(FenceConfig::Record(RecordStore::Etcd {
+        endpoints: vec![StoreEndpoint { host: "etcd-1.internal".into(), port: 2379 }],
+        root: BoundedBytes::new(vec![0x30, 0]).unwrap(),
+        cluster: ClusterId::parse("cdf818194e3a8c32").unwrap(),
+        prefix: KeyPrefix::default(),
+    }));
+    for (good, from, to, sentence) in [
+        (&dynamodb, "dynamodb:eu-central-1:", "dynamodb:eu-central1-:", "not the one encoding"),
+        (&dynamodb, "dynamodb:eu-central-1:", "dynamodb:EU-central-1:", "not the one encoding"),
+        (&dynamodb, ":123456789012:table", ":12345678901:ttable", "not the one encoding"),
+        (&etcd, "etcd-1.internal", "etcd-1.interna-", "is no host"),
+        (&etcd, "etcd-1.internal", "etcd_1.internal", "is no host"),
+        (&etcd, "etcd-1.internal", "etcd-1..nternal", "is no host"),
+        (&etcd, "cdf818194e3a8c32", "CDF818194E3A8C32", "not the one encoding"),
+        (&etcd, "cdf818194e3a8c32", "0000000000000000", "not the one encoding"),
+        (&etcd, "casemate/", "casemate#", "not the one encoding"),
+    ] {
+        let mut bytes = good.clone();
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        let told = told(&bytes, &[]);
+        assert!(told.contains(sentence), "{to}: {told}");
+    }
 }
 
 #[test]

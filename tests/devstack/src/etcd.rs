@@ -22,12 +22,13 @@ impl Etcd {
         Ok(Self { cluster, port })
     }
 
-    /// As the measured configuration has it.
-    pub fn table(&self) -> toml::Table {
+    /// As the measured configuration has it: with the id that the running cluster says of itself.
+    pub fn table(&self) -> Result<toml::Table> {
         let mut table = toml::Table::new();
         table.insert("endpoints".to_owned(), vec![format!("{HOST}:{}", self.port)].into());
         table.insert("root".to_owned(), self.cluster.certificates.root.clone().into());
-        table
+        table.insert("cluster".to_owned(), format!("{:016x}", self.cluster.id()?).into());
+        Ok(table)
     }
 
     /// The client's certificate.

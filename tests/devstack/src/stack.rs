@@ -709,7 +709,7 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: 
         policy.extend(given);
     }
     table.insert("policy".to_owned(), policy.into());
-    let mut fence = etcd.map(Etcd::table).unwrap_or_default();
+    let mut fence = etcd.map(Etcd::table).transpose()?.unwrap_or_default();
     let kind = match options.fence {
         FenceKind::File => "file",
         FenceKind::Etcd => "etcd",

@@ -112,11 +112,11 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let mut unsealed = Start { configuration, nsm, kms }.unseal(&link).context("unsealing")?;
     let contents = std::mem::take(&mut unsealed.contents);
     let seen = contents.fence_version;
-    let (fencing, store) = unsealed.fence(&clock, &DynamodbAt::aws()).context("the clock has stopped")?;
+    let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
     let Some(journal) = journal else {
         let keys = Keys::unsealed(contents, |_, _, history| history).map_err(told)?;
         let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful)).context("the software NSM")?;
-        return serve(link, &vault, store, seen, workers).context("serving the broker");
+        return serve(link, &vault, keeping, seen, workers).context("serving the broker");
     };
     let mut starts = Starts::default();
     let keys = Keys::unsealed(contents, |_, key, history| starts.add(&journal, *key, history.watermarks().ok()));
@@ -124,7 +124,7 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let marks = journal.start(&starts.0)?;
     let close = marks.closer();
     let vault = unsealed.vault(keys, fencing, clock, Box::new(marks)).context("the software NSM")?;
-    let served = serve(link, &vault, store, seen, workers);
+    let served = serve(link, &vault, keeping, seen, workers);
     close().context("closing the watermarks")?;
     served.context("serving the broker")
 }

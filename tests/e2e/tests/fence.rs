@@ -237,6 +237,15 @@ fn an_etcd_of_the_stack_keeps_the_fence_across_starts() {
     let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
     let status = bench.status(&stack, 0);
     assert!(status["fence"]["floors"]["target"].as_u64().is_some_and(|floor| floor >= epoch), "{status}");
+    // Which etcd it is: the document says it, and an operator can hold the enclave to it.
+    let store = status["fence"]["store"].as_str().unwrap().to_owned();
+    let (cluster, rest) = store.split_once('/').unwrap();
+    assert!(cluster.len() == 16 && rest.starts_with("casemate/#root-sha256="), "{store}");
+    let pinned = |fence: String| bench.casemate(&stack, &["status", "--fence", &fence], false).0;
+    assert_eq!(pinned(format!("etcd:{cluster}")), Exit::Accepted);
+    assert_eq!(pinned(format!("etcd:{store}")), Exit::Accepted);
+    assert_eq!(pinned("etcd:00000000000000ff".into()), Exit::Refused);
+    assert_eq!(pinned("dynamodb".into()), Exit::Refused);
     assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).status, 412);
     // Nothing that opens the store lies in the clear where the parent can read it, but for what the stack has made itself.
     for entry in std::fs::read_dir(bench.blobs()).unwrap() {

@@ -246,16 +246,22 @@ impl Cluster {
         let endpoints: Vec<String> =
             self.nodes.iter().map(|node| format!("https://{HOST}:{}", node.client_port)).collect();
         (0..self.nodes.len()).find(|number| {
-            let status =
-                self.ctl(endpoints.get(*number).map_or("", String::as_str), &["endpoint", "status", "-w", "fields"]);
-            let field = |text: &str, name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-                Some(line.trim_start_matches([' ', ':']).trim().to_owned())
-            };
-            let Some(text) = status else { return false };
+            let Some(text) = self.status(endpoints.get(*number).map_or("", String::as_str)) else { return false };
             let (member, leader) = (field(&text, "\"MemberID\""), field(&text, "\"Leader\""));
             member.is_some() && member == leader
         })
+    }
+
+    /// The cluster's id, as its first node that answers says it.
+    pub fn id(&self) -> Result<u64> {
+        let answered = |node: &Node| self.status(&format!("https://{HOST}:{}", node.client_port));
+        let status = self.nodes.iter().find_map(answered).context("no node of etcd answers")?;
+        let id = field(&status, "\"ClusterID\"").context("etcd's status has no ClusterID")?;
+        id.parse().with_context(|| format!("etcd's ClusterID {id:?}"))
+    }
+
+    fn status(&self, endpoint: &str) -> Option<String> {
+        self.ctl(endpoint, &["endpoint", "status", "-w", "fields"])
     }
 
     fn ctl(&self, endpoint: &str, arguments: &[&str]) -> Option<String> {
@@ -297,6 +303,12 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// A value out of what etcdctl writes with `-w fields`.
+fn field(text: &str, name: &str) -> Option<String> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim_start_matches([' ', ':']).trim().to_owned())
 }
 
 impl Drop for Cluster {

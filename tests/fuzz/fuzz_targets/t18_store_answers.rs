@@ -3,18 +3,24 @@
 
 use std::sync::{Arc, LazyLock, Mutex};
 
+use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::RecordKind;
+use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes};
 use casemate_slashing::Ceilings;
 use casemate_slashing::fence::{Heard, Place, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::store::dynamodb::Dynamodb;
-use casemate_vault::store::etcd::Etcd;
+use casemate_vault::store::etcd::{Etcd, Which};
 use casemate_vault::store::{Carrier, Store};
 use casemate_vault::tls::{Endpoint, Response, response};
 use libfuzzer_sys::fuzz_target;
+
+/// The configured cluster: seeds and mutations find it.
+const CLUSTER: u64 = 7;
 
 /// Answers with what it has.
 struct Canned(Mutex<Option<Response>>);
@@ -52,13 +58,16 @@ fuzz_target!(|bytes: &[u8]| {
     let carrier = Arc::new(Canned(Mutex::new(None)));
     let (certificate, key) = &*CLIENT;
     let endpoint = StoreEndpoint { host: "localhost".into(), port: 1 };
-    let mut etcd = Etcd::new(Arc::clone(&carrier), place.clone(), &[endpoint], certificate);
+    let (endpoints, prefix) = ([endpoint], KeyPrefix::default());
+    let which = Which { endpoints: &endpoints, root: certificate, cluster: ClusterId::from(CLUSTER), prefix: &prefix };
+    let mut etcd = Etcd::new(Arc::clone(&carrier), place.clone(), &which).unwrap();
     assert!(etcd.open(&StoreCredentials::Etcd {
         certificates: vec![BoundedBytes::new(certificate.clone()).unwrap()],
         key: BoundedBytes::new(key.clone()).unwrap(),
     }));
     let at = Endpoint::new("localhost", 1, rustls::RootCertStore::empty()).unwrap();
-    let mut dynamodb = Dynamodb::new(Arc::clone(&carrier), Arc::new(SystemClock), place, at, "r-1", "t");
+    let table = TableArn::parse("arn:aws:dynamodb:r-1:123456789012:table/abc").unwrap();
+    let mut dynamodb = Dynamodb::new(Arc::clone(&carrier), Arc::new(SystemClock), place, at, table);
     assert!(dynamodb.open(&StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() }));
     let stores: [&mut dyn Store; 2] = [&mut etcd, &mut dynamodb];
     for store in stores {
@@ -68,7 +77,13 @@ fuzz_target!(|bytes: &[u8]| {
             match (&question, heard) {
                 (Question::Read, Heard::Record(_) | Heard::Unclear) => {}
                 (Question::Read, other) => panic!("{other:?} to a read"),
-                (_, Heard::Swapped) => assert_eq!(status, 200),
+                (_, Heard::Swapped) => {
+                    assert_eq!(status, 200);
+                    // Of etcd only the configured cluster's answers count.
+                    let whose = serde_json::from_slice::<serde_json::Value>(body.as_ref()).unwrap_or_default();
+                    let ours = whose["header"]["cluster_id"] == CLUSTER.to_string();
+                    assert!(store.kind() != RecordKind::Etcd || ours);
+                }
                 (_, Heard::Conflict | Heard::Unclear) => {}
                 (_, Heard::Record(_)) => panic!("a record to a swap"),
             }

@@ -154,3 +154,34 @@ fn a_policy_that_would_not_protect_is_not_written() {
     assert!(other("--parent-role", "*").contains("no ARN of a role"));
     assert!(other("--administrator", PARENT).contains("must not administer"));
 }
+
+#[test]
+fn the_keys_arn_says_account_and_partition_of_everybody_in_the_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = measurements(folder.path(), "1", [1, 2, 3]);
+    let policy = |key: &str, roles: &str, more: &[&str]| {
+        let (parent, administrator) = (format!("{roles}:role/parent"), format!("{roles}:role/keys"));
+        let words = ["casemate", "kms-policy", "--key-arn", key, "--parent-role", &parent, "--administrator"];
+        let words = [&words[..], &[administrator.as_str(), "--group", "main", "--measurements", &one], more].concat();
+        let arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        match casemate::run(&arguments, &mut out, &mut err) {
+            Exit::Accepted => Ok(String::from_utf8(out).unwrap()),
+            _ => Err(String::from_utf8(err).unwrap()),
+        }
+    };
+    for (partition, region) in [("aws", "eu-central-1"), ("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")] {
+        let key = format!("arn:{partition}:kms:{region}:123456789012:key/0a1b");
+        let roles = format!("arn:{partition}:iam::123456789012");
+        let written = policy(&key, &roles, &[]).unwrap();
+        assert!(written.contains(&format!("\"arn:{partition}:iam::123456789012:role/parent\"")), "{written}");
+        for others in ["arn:aws:iam::999999999999", "arn:aws-iso:iam::123456789012"] {
+            assert!(policy(&key, others, &[]).unwrap_err().contains("no ARN of a role"), "{others}");
+        }
+    }
+    let (key, roles) = ("arn:aws-cn:kms:cn-north-1:123456789012:key/0a1b", "arn:aws:iam::123456789012");
+    assert!(policy(key, roles, &[]).unwrap_err().contains("of the partition aws-cn"));
+    assert!(policy("arn:aws:kms:eu-1:12345:key/0a1b", roles, &[]).unwrap_err().contains("not 12 digits"));
+    let both = policy("arn:aws:kms:eu-1:123456789012:key/0a1b", roles, &["--account", "123456789012"]);
+    assert!(both.unwrap_err().contains("cannot be used with"));
+}

@@ -1,13 +1,16 @@
 //! The record in DynamoDB: one item of a table, whose partition key is the string attribute `group`.
 //!
-//! Reads are strongly consistent. A swap is a `PutItem` whose condition compares version, generation and the record itself.
+//! The table is named by its whole ARN in every request: a name alone would be looked up in the account of whoever the credentials
+//! belong to. Reads are strongly consistent. A swap is a `PutItem` whose condition compares version, generation and the record itself.
 
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::RecordKind;
 use casemate_slashing::fence::{Heard, Place, Question, Record};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,20 +22,13 @@ use crate::tls::{Endpoint, Response};
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
 
-/// AWS's endpoint of a region.
-pub fn host(region: &str) -> String {
-    let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    format!("dynamodb.{region}.{suffix}")
-}
-
 /// A table of DynamoDB.
 pub struct Dynamodb<C> {
     carrier: Arc<C>,
     clock: Arc<dyn Clock>,
     place: Place,
     endpoint: Endpoint,
-    region: String,
-    table: String,
+    table: TableArn,
     credentials: Option<StoreCredentials>,
 }
 
@@ -61,16 +57,8 @@ struct Fault {
 
 impl<C: Carrier> Dynamodb<C> {
     /// This table.
-    pub fn new(
-        carrier: Arc<C>,
-        clock: Arc<dyn Clock>,
-        place: Place,
-        endpoint: Endpoint,
-        region: &str,
-        table: &str,
-    ) -> Self {
-        let (region, table) = (region.to_owned(), table.to_owned());
-        Self { carrier, clock, place, endpoint, region, table, credentials: None }
+    pub fn new(carrier: Arc<C>, clock: Arc<dyn Clock>, place: Place, endpoint: Endpoint, table: TableArn) -> Self {
+        Self { carrier, clock, place, endpoint, table, credentials: None }
     }
 
     fn key(&self) -> Value {
@@ -90,7 +78,7 @@ impl<C: Carrier> Dynamodb<C> {
             ("x-amz-date", date.as_str()),
             ("x-amz-target", target.as_str()),
         ];
-        let credentials = Signer { access_key_id, secret_access_key, region: &self.region, service: "dynamodb" };
+        let credentials = Signer { access_key_id, secret_access_key, region: self.table.region(), service: "dynamodb" };
         let authorization = credentials.authorization(&date, &signed, body.as_bytes());
         let headers = [
             ("content-type", CONTENT_TYPE),
@@ -102,7 +90,8 @@ impl<C: Carrier> Dynamodb<C> {
     }
 
     fn read(&self) -> Result<Option<Record>, StoreTrouble> {
-        let body = json!({ "TableName": self.table, "Key": { "group": self.key() }, "ConsistentRead": true });
+        let body =
+            json!({ "TableName": self.table.to_string(), "Key": { "group": self.key() }, "ConsistentRead": true });
         let response = self.call("GetItem", &body)?;
         if response.status != 200 {
             return Err(StoreTrouble::Status { status: response.status });
@@ -122,7 +111,7 @@ impl<C: Carrier> Dynamodb<C> {
             "generation": number(new.generation),
             "record": binary(new),
         });
-        let mut body = json!({ "TableName": self.table, "Item": item });
+        let mut body = json!({ "TableName": self.table.to_string(), "Item": item });
         let condition = match old {
             None => json!({
                 "ConditionExpression": "attribute_not_exists(#k)",
@@ -152,6 +141,14 @@ impl<C: Carrier> Dynamodb<C> {
 }
 
 impl<C: Carrier> Store for Dynamodb<C> {
+    fn kind(&self) -> RecordKind {
+        RecordKind::Dynamodb
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.table.to_string())
+    }
+
     fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
         let heard = |put: bool| if put { Heard::Swapped } else { Heard::Conflict };
         let heard = match question {

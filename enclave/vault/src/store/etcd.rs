@@ -1,6 +1,7 @@
 //! The record in etcd: a key's value, through the JSON gateway of etcd's v3 API (HTTP/1.1; the same transactions as over gRPC).
 //!
-//! Reads are linearizable, which is etcd's default. A swap is a transaction that compares the key's `mod_revision` **and** its
+//! Which etcd it is says the cluster's id in every answer: TLS alone would take any cluster under the same root, with a copy of the
+//! record. Reads are linearizable, which is etcd's default. A swap is a transaction that compares the key's `mod_revision` **and** its
 //! value. The client's certificate is the credential.
 
 use std::sync::Arc;
@@ -10,13 +11,16 @@ use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::RecordKind;
+use casemate_protocol::store::{ClusterId, KeyPrefix, etcd_identity};
 use casemate_slashing::fence::{Heard, Place, Question, Record};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Carrier, Store, post};
+use super::{Carrier, Store, StoreError, post};
+use crate::custody::digest_of;
 use crate::tls::{Endpoint, Response};
 
 /// etcd.
@@ -24,13 +28,40 @@ pub struct Etcd<C> {
     carrier: Arc<C>,
     place: Place,
     configured: Vec<StoreEndpoint>,
-    root: Vec<u8>,
+    roots: RootCertStore,
+    cluster: ClusterId,
+    prefix: KeyPrefix,
+    identity: String,
     /// With the client's certificate; empty without.
     endpoints: Vec<Endpoint>,
     /// Which is asked next: where one does not answer, another is asked.
     next: usize,
     /// The record that was last seen, and its `mod_revision`.
     revision: Option<(Record, i64)>,
+}
+
+/// Which etcd is asked.
+pub struct Which<'a> {
+    /// Its servers.
+    pub endpoints: &'a [StoreEndpoint],
+    /// The certificate that theirs come from, DER.
+    pub root: &'a [u8],
+    /// The cluster that they are.
+    pub cluster: ClusterId,
+    /// In front of the record's key.
+    pub prefix: &'a KeyPrefix,
+}
+
+/// What every answer has.
+#[derive(Deserialize)]
+struct Headed {
+    header: Option<ClusterHeader>,
+}
+
+#[derive(Deserialize)]
+struct ClusterHeader {
+    #[serde(default)]
+    cluster_id: String,
 }
 
 /// 64-bit numbers are strings in proto3's JSON; what is zero or empty is left out.
@@ -60,14 +91,40 @@ struct Header {
 }
 
 impl<C: Carrier> Etcd<C> {
-    /// These servers under this root (DER).
-    pub fn new(carrier: Arc<C>, place: Place, endpoints: &[StoreEndpoint], root: &[u8]) -> Self {
-        let (configured, root) = (endpoints.to_vec(), root.to_vec());
-        Self { carrier, place, configured, root, endpoints: Vec::new(), next: 0, revision: None }
+    /// This etcd. An error where its servers or its root cannot be what they should be, so that it shows at the start.
+    pub fn new(carrier: Arc<C>, place: Place, which: &Which<'_>) -> Result<Self, StoreError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(which.root.to_vec())).map_err(|_| StoreError::Root)?;
+        if which.endpoints.is_empty() {
+            return Err(StoreError::NoEndpoint);
+        }
+        for StoreEndpoint { host, port } in which.endpoints {
+            Endpoint::new(host, *port, roots.clone()).ok_or_else(|| StoreError::Host(host.clone()))?;
+        }
+        let identity = etcd_identity(which.cluster, which.prefix, &digest_of(which.root));
+        Ok(Self {
+            carrier,
+            place,
+            configured: which.endpoints.to_vec(),
+            roots,
+            cluster: which.cluster,
+            prefix: which.prefix.clone(),
+            identity,
+            endpoints: Vec::new(),
+            next: 0,
+            revision: None,
+        })
     }
 
     fn key(&self) -> String {
-        BASE64_STANDARD.encode(format!("casemate/{}/{}/fence", self.place.group, self.place.network))
+        BASE64_STANDARD.encode(format!("{}{}/{}/fence", self.prefix, self.place.group, self.place.network))
+    }
+
+    /// Whether an answer is one of the configured cluster's. One that does not say whose it is is not.
+    fn check_cluster(&self, response: &Response) -> Result<(), StoreTrouble> {
+        let Headed { header } = serde_json::from_slice(response.body.as_ref()).map_err(|_| StoreTrouble::Record)?;
+        let ours = header.is_some_and(|header| self.cluster.is(&header.cluster_id));
+        if ours { Ok(()) } else { Err(StoreTrouble::OtherStore) }
     }
 
     /// Asks one server; the next one the next time, where this one does not answer.
@@ -78,7 +135,7 @@ impl<C: Carrier> Etcd<C> {
         let headers = [("content-type", "application/json"), ("accept", "application/json")];
         let request = post(path, endpoint, &headers, body.to_string().as_bytes());
         let response = self.carrier.exchange(endpoint, &request).and_then(|response| match response.status {
-            200 => Ok(response),
+            200 => self.check_cluster(&response).map(|()| response),
             status => Err(StoreTrouble::Status { status }),
         });
         if response.is_err() {
@@ -138,6 +195,14 @@ impl<C: Carrier> Etcd<C> {
 }
 
 impl<C: Carrier> Store for Etcd<C> {
+    fn kind(&self) -> RecordKind {
+        RecordKind::Etcd
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
+
     fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
         let heard = match question {
             Question::Read => self.read().map(Heard::Record),
@@ -149,14 +214,10 @@ impl<C: Carrier> Store for Etcd<C> {
 
     fn open(&mut self, credentials: &StoreCredentials) -> bool {
         let StoreCredentials::Etcd { certificates, key } = credentials else { return false };
-        let mut roots = RootCertStore::empty();
-        if roots.add(CertificateDer::from(self.root.clone())).is_err() {
-            return false;
-        }
         let endpoint = |at: &StoreEndpoint| {
             let certificates = certificates.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
             let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.as_ref().to_vec()));
-            Endpoint::with_client(&at.host, at.port, roots.clone(), certificates, key)
+            Endpoint::with_client(&at.host, at.port, self.roots.clone(), certificates, key)
         };
         let endpoints: Option<Vec<Endpoint>> = self.configured.iter().map(endpoint).collect();
         let opened = endpoints.is_some();

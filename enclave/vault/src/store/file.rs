@@ -7,6 +7,7 @@ use casemate_protocol::BoundedBytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::outward::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::RecordKind;
 use casemate_slashing::fence::{Heard, Place, Question, Record};
 
 use super::Store;
@@ -53,6 +54,14 @@ impl<D: Disk> File<D> {
 }
 
 impl<D: Disk> Store for File<D> {
+    fn kind(&self) -> RecordKind {
+        RecordKind::File
+    }
+
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
         match question {
             Question::Read => match self.disk.read_record(&self.place.group) {

@@ -11,9 +11,11 @@ pub mod sigv4;
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
-use casemate_protocol::configuration::FenceStore;
+use casemate_protocol::configuration::RecordStore;
 use casemate_protocol::refusal::StoreTrouble;
+use casemate_protocol::statement::RecordKind;
 use casemate_slashing::fence::{Heard, Place, Question};
 use rustls::RootCertStore;
 
@@ -25,8 +27,28 @@ use crate::tls::{Endpoint, Response};
 /// Longest wait for an answer of a store.
 pub const TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Why a store cannot be asked at all. It ends the start: no store is never taken for a fence that needs none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences say it")]
+pub enum StoreError {
+    #[error(
+        "the fence's store: {0:?} can be no server's name; the configuration must name a DNS name or an IP address"
+    )]
+    Host(String),
+    #[error("the fence's store: the configured root is no certificate of an authority")]
+    Root,
+    #[error("the fence's store: the configuration names no endpoint")]
+    NoEndpoint,
+}
+
 /// A store of one group's record.
 pub trait Store: Send {
+    /// Which kind of fence it makes.
+    fn kind(&self) -> RecordKind;
+
+    /// Which store it is, for the statement; nothing where the kind has no others.
+    fn identity(&self) -> Option<String>;
+
     /// Puts a question. Unclear where there was no answer, or none that is clear.
     fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>);
 
@@ -45,8 +67,8 @@ pub trait Carrier: Send + Sync {
 
 /// Where DynamoDB is, and who may claim to be it. AWS's own unless a program is built otherwise.
 pub struct DynamodbAt {
-    /// Its host, from the region.
-    pub host: fn(&str) -> String,
+    /// Its host, for a table.
+    pub host: fn(&TableArn) -> String,
     /// Port.
     pub port: u16,
     /// Roots.
@@ -56,26 +78,29 @@ pub struct DynamodbAt {
 impl DynamodbAt {
     /// AWS's own endpoint of each region, under Amazon's roots.
     pub fn aws() -> Self {
-        Self { host: dynamodb::host, port: 443, roots: amazon_roots() }
+        Self { host: TableArn::host, port: 443, roots: amazon_roots() }
     }
 }
 
-/// The store that the measured configuration names; nothing where it names none.
-pub fn of(
-    configured: &FenceStore,
+/// The store that the measured configuration names, ready to be asked once it has credentials.
+pub fn open(
+    configured: &RecordStore,
     place: Place,
     calls: Arc<Calls>,
     clock: Arc<dyn Clock>,
     dynamodb_at: &DynamodbAt,
-) -> Option<Box<dyn Store>> {
-    Some(match configured {
-        FenceStore::Solo => return None,
-        FenceStore::File => Box::new(file::File::new(calls, place)),
-        FenceStore::Etcd { endpoints, root } => Box::new(etcd::Etcd::new(calls, place, endpoints, root.as_ref())),
-        FenceStore::Dynamodb { region, table } => {
-            let DynamodbAt { host, port, roots } = dynamodb_at;
-            let endpoint = Endpoint::new(&host(region), *port, roots.clone())?;
-            Box::new(dynamodb::Dynamodb::new(calls, clock, place, endpoint, region, table))
+) -> Result<Box<dyn Store>, StoreError> {
+    Ok(match configured {
+        RecordStore::File => Box::new(file::File::new(calls, place)),
+        RecordStore::Etcd { endpoints, root, cluster, prefix } => {
+            let which = etcd::Which { endpoints, root: root.as_ref(), cluster: *cluster, prefix };
+            Box::new(etcd::Etcd::new(calls, place, &which)?)
+        }
+        RecordStore::Dynamodb { table } => {
+            let host = (dynamodb_at.host)(table);
+            let endpoint = Endpoint::new(&host, dynamodb_at.port, dynamodb_at.roots.clone());
+            let endpoint = endpoint.ok_or(StoreError::Host(host))?;
+            Box::new(dynamodb::Dynamodb::new(calls, clock, place, endpoint, table.clone()))
         }
     })
 }

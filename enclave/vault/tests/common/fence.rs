@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
-use casemate_protocol::statement::{FenceKind, FenceStanding, Statement};
+use casemate_protocol::statement::{FenceStanding, RecordKind, Statement};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, SignRequest, Slot,
@@ -19,7 +19,7 @@ use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::journal::Forgetful;
 use casemate_vault::store::{Carrier, Store};
 use casemate_vault::tls::{Endpoint, Exchange, Response};
-use casemate_vault::{Attestor, Clock, Fencing, Identity, Keeper, Keys, Policy, SystemClock, Vault};
+use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keeper, Keeping, Keys, Policy, SystemClock, Vault};
 
 use super::{Bench, GROUP};
 
@@ -62,6 +62,9 @@ pub fn first_record() -> Record {
     }
 }
 
+/// What statements say of [`Memory`].
+pub const MEMORY: &str = "memory";
+
 /// A store in memory, linearizable, whose answers get lost when it is told so.
 #[derive(Clone, Default)]
 pub struct Memory {
@@ -75,6 +78,14 @@ pub struct Memory {
 }
 
 impl Store for Memory {
+    fn kind(&self) -> RecordKind {
+        RecordKind::Etcd
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(MEMORY.into())
+    }
+
     fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
         let number = self.asked.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock().unwrap();
@@ -154,16 +165,15 @@ impl Member {
             Box::new(SystemClock),
             Box::new(Forgetful),
         );
-        let vault = vault.fenced_by(Fencing::kept(FenceKind::Etcd), clock).attested_by(attestor);
-        Self::run(vault, store)
+        let (fencing, keeping) = FenceParts::with_record(store).split();
+        Self::run(vault.fenced_by(fencing, clock).attested_by(attestor), keeping)
     }
 
-    pub fn run(vault: Vault, store: Box<dyn Store>) -> Self {
+    pub fn run(vault: Vault, keeping: Keeping) -> Self {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
-        let keeper = std::thread::spawn(move || {
-            Keeper::new(&kept, Some(store), 0).run(|| until.load(Ordering::SeqCst)).unwrap()
-        });
+        let keeper =
+            std::thread::spawn(move || Keeper::new(&kept, keeping, 0).run(|| until.load(Ordering::SeqCst)).unwrap());
         Self { vault, ended, keeper: Some(keeper) }
     }
 

@@ -1,0 +1,111 @@
+//! Credentials of the fence's store in operators' commands: those who sign see which they are, and those alone are taken.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::as_conversions, reason = "to trait objects")]
+
+mod common;
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use casemate_protocol::command::{
+    Action, Command, CredentialsId, EncryptedSecrets, FENCE_HPKE_INFO, OperatorSignature, Outcome, RecordOrder,
+    SignedCommand, StoreCredentials, signed_bytes,
+};
+use casemate_protocol::configuration::Operators;
+use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root};
+use casemate_slashing::Limits;
+use casemate_vault::journal::Forgetful;
+use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
+use common::fence::{GENESIS, Member, Memory, network};
+use common::{Bench, GROUP};
+use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
+use rustls::crypto::hpke::{Hpke, HpkePublicKey};
+
+fn operator() -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap()
+}
+
+fn public() -> Bytes<32> {
+    Bytes(operator().public_key().as_ref().try_into().unwrap())
+}
+
+/// An enclave of one operator, with the fence's record in memory.
+fn start(bench: &Bench, memory: &Memory) -> Member {
+    let (network, clock) = (network(1000), Arc::new(SystemClock) as Arc<dyn Clock>);
+    let keys = Keys::load(&mut [], |_, _| panic!("no key")).unwrap();
+    let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
+    let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
+    let operators = Operators { threshold: 1, keys: vec![public()] };
+    let office = Office::new(bench.start(), Arc::clone(&bench.nsm) as _, operators, Vec::new(), Loaded::default());
+    let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
+    let vault = Vault::new(network, keys, Limits::NONE, Policy::default(), Box::new(SystemClock), Box::new(Forgetful))
+        .fenced_by(fencing, clock)
+        .attested_by(attestor)
+        .commanded_by(office);
+    Member::run(vault, keeping)
+}
+
+fn encrypted(member: &Member, clear: &[u8]) -> EncryptedSecrets {
+    let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
+    let Reply::Attestation { document, .. } = member.vault.handle(&Request::Attestation { nonce }) else { panic!() };
+    let payload = casemate_protocol::cbor::cose_payload(document.as_ref()).unwrap();
+    let document = aws_nitro_enclaves_nsm_api::api::AttestationDoc::from_binary(&payload).unwrap();
+    let key = HpkePublicKey(document.public_key.unwrap().into_vec());
+    let boot_nonce = member.statement().boot_nonce;
+    let (enc, ciphertext) =
+        DH_KEM_X25519_HKDF_SHA256_AES_256.seal(FENCE_HPKE_INFO, &boot_nonce.0, clear, &key).unwrap();
+    EncryptedSecrets { enc: Bytes(enc.0.try_into().unwrap()), ciphertext: BoundedBytes::new(ciphertext).unwrap() }
+}
+
+fn init(
+    member: &Member,
+    counter: u64,
+    credentials: Option<&StoreCredentials>,
+    credentials_id: Option<CredentialsId>,
+) -> Result<Outcome, Refusal> {
+    let credentials = credentials.map(|credentials| encrypted(member, &credentials.encode()));
+    let action = Action::FenceInit { record: RecordOrder::New, credentials, credentials_id };
+    let command = Command::new(GROUP.into(), GENESIS, member.statement().boot_nonce, counter, action);
+    let bytes = command.encode().unwrap();
+    let signature = Bytes(operator().sign(&signed_bytes(bytes.as_ref())).as_ref().try_into().unwrap());
+    let signed = SignedCommand::new(bytes, vec![OperatorSignature { operator: public(), signature }]);
+    match member.vault.handle(&Request::Command { envelope: signed.encode().unwrap() }) {
+        Reply::Command(outcome) => Ok(outcome),
+        Reply::Refused(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Root {
+    Bytes(digest(&SHA256, bytes).as_ref().try_into().unwrap())
+}
+
+#[test]
+fn only_the_credentials_that_the_signers_were_shown_are_taken() {
+    let (bench, memory) = (Bench::new(), Memory::default());
+    let member = start(&bench, &memory);
+    member.await_standing(FenceStanding::NoRecord);
+    let access_key = |id: &str| Some(CredentialsId::AccessKey(id.into()));
+    let dynamodb = StoreCredentials::Dynamodb { access_key_id: "AKIDOURS".into(), secret_access_key: "s".into() };
+    let der = |byte: u8| BoundedBytes::new(vec![byte; 40]).unwrap();
+    let etcd = StoreCredentials::Etcd { certificates: vec![der(1), der(2)], key: der(3) };
+    let certificate = |byte: u8| Some(CredentialsId::Certificate(sha256(&[byte; 40])));
+    let refused = [
+        (Some(&dynamodb), access_key("AKIDTHEIRS"), "another access key"),
+        (Some(&dynamodb), None, "credentials that nobody was shown"),
+        (None, access_key("AKIDOURS"), "a name without credentials"),
+        (Some(&dynamodb), certificate(1), "another kind"),
+        (Some(&etcd), certificate(2), "the issuer's certificate, not the client's own"),
+        (Some(&etcd), access_key("AKIDOURS"), "another kind"),
+    ];
+    for ((credentials, id, what), counter) in refused.into_iter().zip(1..) {
+        assert_eq!(init(&member, counter, credentials, id), Err(Refusal::StoreCredentials), "{what}");
+        assert_eq!(*memory.record.lock().unwrap(), None, "{what}");
+    }
+    assert_eq!(init(&member, 20, Some(&etcd), certificate(1)), Ok(Outcome::FenceReady));
+    // The record is there now: without credentials none are named.
+    assert_eq!(init(&member, 21, Some(&dynamodb), access_key("AKIDOURS")), Err(Refusal::FenceExists));
+    assert_eq!(init(&member, 22, None, None), Err(Refusal::FenceExists));
+}
