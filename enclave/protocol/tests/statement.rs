@@ -1,6 +1,7 @@
 //! Statements: one encoding, readable by others, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{
     CommandResult, Fence, FenceKind, FenceStanding, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
     StatedNetwork, StatedRecord, Statement, StatementError,
@@ -38,6 +39,7 @@ fn statement() -> Statement {
             floors: StatedFloors { slot: Some(Slot(90)), target: Some(Epoch(2)), source: Some(Epoch(1)) },
             time_ms: Some(1_790_000_000_000),
         },
+        Window { max_block_age_slots: Some(2), max_target_age_epochs: None },
         Bytes([4; 32]),
         Bytes([5; 32]),
     )

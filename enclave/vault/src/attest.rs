@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::EncryptedSecrets;
+use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
@@ -92,7 +93,7 @@ impl Attestor {
         change(&mut self.stated.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn statement(&self, fence: Fence) -> Vec<u8> {
+    fn statement(&self, fence: Fence, window: Window) -> Vec<u8> {
         let Stated { keys, last_command } = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
         Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -101,6 +102,7 @@ impl Attestor {
             keys.unwrap_or(StatedKeys { count: 0, root: Root::ZERO }),
             self.identity.configuration_sha256,
             fence,
+            window,
             self.boot_nonce,
             self.record_key(),
         )
@@ -143,7 +145,7 @@ impl Attestor {
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
-    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence) -> Result<Reply, Refusal> {
+    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence, window: Window) -> Result<Reply, Refusal> {
         // No second worker waits for the NSM: it would not sign meanwhile. The proxy asks one at a time anyway.
         let _making = match self.making.try_lock() {
             Ok(guard) => guard,
@@ -151,7 +153,7 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let statement = self.statement(fence);
+        let statement = self.statement(fence, window);
         let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm
