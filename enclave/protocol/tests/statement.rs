@@ -59,7 +59,7 @@ fn the_encoding_is_what_it_was() {
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
-    expected.push(0xaa);
+    expected.push(0xab);
     text(&mut expected, "version");
     expected.push(1);
     text(&mut expected, "product_version");
@@ -122,6 +122,12 @@ fn the_encoding_is_what_it_was() {
     expected.push(1);
     text(&mut expected, "time_ms");
     expected.extend([0x1b, 0, 0, 0x01, 0xa0, 0xc4, 0x50, 0x6c, 0]);
+    text(&mut expected, "window");
+    expected.push(0xa2);
+    text(&mut expected, "max_block_age_slots");
+    expected.push(2);
+    text(&mut expected, "max_target_age_epochs");
+    expected.push(0xf6);
     text(&mut expected, "boot_nonce");
     root(&mut expected, 4);
     text(&mut expected, "record_key");
