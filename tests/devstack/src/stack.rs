@@ -519,6 +519,7 @@ impl Stack {
             keys_without_history: info.keys_without_history,
             first_key: self.sockets.first().and_then(first_key),
             interop: self.options.keystores.is_none(),
+            any_age: self.options.signs_any_age(),
             parts,
             data_dir: self.data_dir.display().to_string(),
             nsm: self.boot.nsm.folder.display().to_string(),
