@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
+use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedState};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
@@ -170,6 +171,9 @@ impl Report {
         if let Some(store) = &statement.fence.store {
             line(out, "", &format!("its record is in {store}"));
         }
+        for (number, words) in window(statement.window).iter().enumerate() {
+            line(out, if number == 0 { "window" } else { "" }, words);
+        }
         line(out, "boot nonce", &statement.boot_nonce.to_string());
     }
 
@@ -253,6 +257,10 @@ fn statement_json(statement: &Statement) -> Value {
         },
         "configuration_sha256": statement.configuration_sha256.to_string(),
         "fence": fence_json(&statement.fence),
+        "window": {
+            "max_block_age_slots": statement.window.max_block_age_slots,
+            "max_target_age_epochs": statement.window.max_target_age_epochs,
+        },
         "boot_nonce": statement.boot_nonce.to_string(),
     })
 }
@@ -327,6 +335,23 @@ pub fn state_json(state: Option<&StatedState>) -> Value {
     state.map_or(Value::Null, |state| {
         json!({ "number": state.number, "sha256": state.sha256.to_string(), "fence_version": state.fence_version })
     })
+}
+
+/// How old what it signs may be: a line for blocks, and one for votes.
+fn window(window: Window) -> [String; 2] {
+    let Window { max_block_age_slots, max_target_age_epochs } = window;
+    let any = |what: &str| format!("{what} of ANY age are signed: for test networks and replays alone");
+    let plural = |age: u64| if age == 1 { "" } else { "s" };
+    [
+        max_block_age_slots.map_or_else(
+            || any("blocks"),
+            |age| format!("blocks are signed until they are {age} slot{} old", plural(age)),
+        ),
+        max_target_age_epochs.map_or_else(
+            || any("votes"),
+            |age| format!("votes are signed until their target is {age} epoch{} old", plural(age)),
+        ),
+    ]
 }
 
 /// The fence, for programs.

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use casemate_protocol::arn::{ArnError, TableArn};
 use casemate_protocol::configuration::{
-    ConfigurationError, FenceConfig, Operators, Policy, RecordStore, StoreEndpoint,
+    ConfigurationError, FenceConfig, Operators, Policy, RecordStore, StoreEndpoint, Window,
 };
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::store::{ClusterId, KeyPrefix, StoreNameError};
@@ -99,6 +99,7 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         threshold: file.operators.threshold,
         keys: file.operators.keys.into_iter().map(|key| key.0).collect(),
     };
+    let usual = Window::default();
     let policy = Policy {
         proof_of_validation: file.policy.proof_of_validation,
         voluntary_exits: file.policy.voluntary_exits,
@@ -108,6 +109,10 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         block_proofs: file.policy.block_proofs,
         key_manager_import: file.policy.key_manager_import,
         key_manager_delete: file.policy.key_manager_delete,
+        window: Window {
+            max_block_age_slots: age(file.policy.max_block_age_slots, usual.max_block_age_slots),
+            max_target_age_epochs: age(file.policy.max_target_age_epochs, usual.max_target_age_epochs),
+        },
     };
     let fence = file.fence.read()?;
     Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?)
@@ -226,6 +231,36 @@ struct PolicyTable {
     key_manager_import: bool,
     #[serde(default)]
     key_manager_delete: bool,
+    max_block_age_slots: Option<Age>,
+    max_target_age_epochs: Option<Age>,
+}
+
+/// How old a duty may be: a number, or the word that lifts the bound.
+#[derive(Clone, Copy)]
+enum Age {
+    Any,
+    AtMost(u64),
+}
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        match &value {
+            toml::Value::Integer(age) => u64::try_from(*age).ok().map(Self::AtMost),
+            toml::Value::String(word) if word == "any" => Some(Self::Any),
+            _ => None,
+        }
+        .ok_or_else(|| de::Error::custom(format_args!("{value} is neither a number from 0 on nor \"any\"")))
+    }
+}
+
+/// As the file has it; the usual where it says nothing.
+fn age(told: Option<Age>, usual: Option<u64>) -> Option<u64> {
+    match told {
+        None => usual,
+        Some(Age::Any) => None,
+        Some(Age::AtMost(age)) => Some(age),
+    }
 }
 
 /// A text of at most 32 bytes, as clients put it into blocks: padded with zeros.

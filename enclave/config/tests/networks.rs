@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_config::{ConfigError, NAMED, named, parse};
-use casemate_protocol::configuration::{FenceConfig, RecordStore};
+use casemate_protocol::configuration::{FenceConfig, RecordStore, Window};
 use casemate_protocol::{Bytes, Configuration, Epoch, ForkName, Slot};
 
 #[test]
@@ -221,6 +221,22 @@ fn an_etcd_is_named_by_servers_that_can_be_some_its_cluster_and_its_root() {
 }
 
 #[test]
+fn the_window_is_the_usual_one_unless_the_policy_says_otherwise() {
+    let window = |lines: &str| {
+        let text = CONFIGURATION.replacen("[policy]", &format!("[policy]\n{lines}"), 1);
+        let read = casemate_config::configuration(&text, Bytes([9; 32])).unwrap();
+        assert_eq!(Configuration::decode(&read.encode()), Ok(read.clone()));
+        read.policy.window
+    };
+    let ages = |max_block_age_slots, max_target_age_epochs| Window { max_block_age_slots, max_target_age_epochs };
+    assert_eq!(window(""), ages(Some(2), Some(1)));
+    assert_eq!(window("max_block_age_slots = 5"), ages(Some(5), Some(1)));
+    assert_eq!(window("max_block_age_slots = 0\nmax_target_age_epochs = 3"), ages(Some(0), Some(3)));
+    assert_eq!(window("max_block_age_slots = \"any\""), ages(None, Some(1)));
+    assert_eq!(window("max_block_age_slots = \"any\"\nmax_target_age_epochs = \"any\""), Window::ANY);
+}
+
+#[test]
 fn configurations_with_a_fault_are_refused_with_the_reason() {
     for (from, to, told) in [
         ("group = \"main\"", "group = \"a/b\"", "group's name"),
@@ -241,6 +257,9 @@ fn configurations_with_a_fault_are_refused_with_the_reason() {
         ),
         ("0xaaaa", "aaaa", "hex of 20 bytes"),
         ("[policy]", "[policy]\nsigns_everything = true", "unknown field"),
+        ("[policy]", "[policy]\nmax_block_age_slots = -1", "neither a number from 0 on nor \"any\""),
+        ("[policy]", "[policy]\nmax_target_age_epochs = \"all\"", "neither a number from 0 on nor \"any\""),
+        ("[policy]", "[policy]\nmax_target_age_epochs = 1.5", "neither a number from 0 on nor \"any\""),
         ("kms_key_arn = \"arn", "kms_key_arn = \"\"\n#", "kms_key_arn has 0 bytes"),
         // What stands for the past is said, never assumed.
         ("[fence]\nkind = \"dynamodb\"\ntable", "[fences]\ntable", "unknown field `fences`"),

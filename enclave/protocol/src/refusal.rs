@@ -180,6 +180,25 @@ pub enum Refusal {
     StateBeforeClosed { found: u64, oldest: u64 },
     #[error("the fence's record has ended; the next one is made with `casemate fence init --after`")]
     FenceClosed,
+    #[error(
+        "block refused: slot {slot} is too old, the current slot is {now} and {oldest} is the oldest that policy allows \
+         (max_block_age_slots); ask in time, and compare the client's clock with the enclave's"
+    )]
+    BlockTooOld { slot: Slot, now: Slot, oldest: Slot },
+    #[error(
+        "attestation refused: target epoch {target} is too old, the current epoch is {now} and {oldest} is the oldest that \
+         policy allows (max_target_age_epochs); ask in time, and compare the client's clock with the enclave's"
+    )]
+    TargetTooOld { target: Epoch, now: Epoch, oldest: Epoch },
+    #[error(
+        "attestation refused: its source and its target are both epoch {epoch}; only at genesis does a vote go from an epoch \
+         to itself: check the client and its beacon node"
+    )]
+    SourceIsTarget { epoch: Epoch },
+    #[error(
+        "message refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed"
+    )]
+    DutySlotFromFuture { slot: Slot, now: Slot, latest: Slot },
 }
 
 /// Why an enclave does not hold the fence.
@@ -357,7 +376,11 @@ impl Refusal {
             | Self::SourceBelowLast { .. }
             | Self::TargetNotAboveFloor { .. }
             | Self::SourceBelowFloor { .. }
-            | Self::DutyFromFuture { .. } => Kind::Refused,
+            | Self::DutyFromFuture { .. }
+            | Self::BlockTooOld { .. }
+            | Self::TargetTooOld { .. }
+            | Self::SourceIsTarget { .. }
+            | Self::DutySlotFromFuture { .. } => Kind::Refused,
         }
     }
 }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
+use crate::configuration::Window;
 use crate::{Bytes, Epoch, Network, Root, Slot};
 
 /// The one version of statements.
@@ -36,6 +37,8 @@ pub struct Statement {
     pub configuration_sha256: Root,
     /// What stands for the past.
     pub fence: Fence,
+    /// How old blocks and votes may be and still be signed.
+    pub window: Window,
     /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
     pub boot_nonce: Bytes<32>,
     /// Ed25519: signs the heads of the log and the pages of pasts. Made anew at every start.
@@ -285,6 +288,7 @@ impl Statement {
         public_keys: StatedKeys,
         configuration_sha256: Root,
         fence: Fence,
+        window: Window,
         boot_nonce: Bytes<32>,
         record_key: Bytes<32>,
     ) -> Self {
@@ -296,6 +300,7 @@ impl Statement {
             public_keys,
             configuration_sha256,
             fence,
+            window,
             boot_nonce,
             record_key,
             last_command: None,

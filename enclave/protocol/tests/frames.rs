@@ -751,6 +751,14 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         last: 18,
         fresh: None,
     }));
+    // Those of later versions come last, so that the frames before keep their names.
+    let later = [
+        Refusal::BlockTooOld { slot: s, now: s, oldest: s },
+        Refusal::TargetTooOld { target: e, now: e, oldest: e },
+        Refusal::SourceIsTarget { epoch: e },
+        Refusal::DutySlotFromFuture { slot: s, now: s, latest: s },
+    ];
+    replies.extend(later.map(Reply::Refused));
     let requests = requests
         .into_iter()
         .enumerate()

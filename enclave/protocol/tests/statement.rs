@@ -1,6 +1,7 @@
 //! Statements: one encoding, readable by others, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{
     CommandResult, Fence, FenceKind, FenceStanding, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
     StatedNetwork, StatedRecord, StatedState, Statement, StatementError,
@@ -40,6 +41,7 @@ fn statement() -> Statement {
             floors: StatedFloors { slot: Some(Slot(90)), target: Some(Epoch(2)), source: Some(Epoch(1)) },
             time_ms: Some(1_790_000_000_000),
         },
+        Window { max_block_age_slots: Some(2), max_target_age_epochs: None },
         Bytes([4; 32]),
         Bytes([5; 32]),
     )
@@ -127,6 +129,12 @@ fn the_encoding_is_what_it_was() {
     expected.push(1);
     text(&mut expected, "time_ms");
     expected.extend([0x1b, 0, 0, 0x01, 0xa0, 0xc4, 0x50, 0x6c, 0]);
+    text(&mut expected, "window");
+    expected.push(0xa2);
+    text(&mut expected, "max_block_age_slots");
+    expected.push(2);
+    text(&mut expected, "max_target_age_epochs");
+    expected.push(0xf6);
     text(&mut expected, "boot_nonce");
     root(&mut expected, 4);
     text(&mut expected, "record_key");

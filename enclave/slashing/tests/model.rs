@@ -309,7 +309,8 @@ impl World {
                 if now.target.0 < self.height {
                     higher.push(Ceilings { target: Epoch(now.target.0 + 1), ..now });
                 }
-                if now.source < now.target {
+                // No vote's source is its target, so none needs a source ceiling as high as the target's.
+                if now.source.0 + 1 < now.target.0 {
                     higher.push(Ceilings { source: Epoch(now.source.0 + 1), ..now });
                 }
             }
@@ -358,7 +359,7 @@ impl World {
         match self.kind {
             Kind::Blocks => heights.map(|slot| Signed::Block { slot, root }).collect(),
             Kind::Votes => heights
-                .flat_map(|target| (0..=target).map(move |source| Signed::Vote { source, target, root }))
+                .flat_map(|target| (0..target.max(1)).map(move |source| Signed::Vote { source, target, root }))
                 .collect(),
         }
     }
@@ -814,7 +815,9 @@ fn explore(world: World) {
 
 fn world(kind: Kind, steps: Steps, boots: usize, generations: u64) -> World {
     let generations = generations + 1;
-    World { kind, broken: Broken::No, steps, boots, generations, height: 2, empty: false, lone: false }
+    // Two blocks conflict at one slot, two votes one inside the other over four epochs: none goes from an epoch to itself.
+    let height = if kind == Kind::Votes { 3 } else { 2 };
+    World { kind, broken: Broken::No, steps, boots, generations, height, empty: false, lone: false }
 }
 
 #[test]
@@ -825,7 +828,6 @@ fn no_two_released_signatures_are_slashable_in_any_run() {
         World { height: 3, ..world(Kind::Blocks, Steps::Merged, 3, 4) },
         World { empty: true, ..world(Kind::Blocks, Steps::Merged, 3, 3) },
         world(Kind::Votes, Steps::Merged, 3, 3),
-        World { height: 3, ..world(Kind::Votes, Steps::Merged, 2, 3) },
         world(Kind::Blocks, faults(2), 2, 2),
         world(Kind::Blocks, faults(1), 2, 3),
         world(Kind::Votes, faults(1), 2, 2),

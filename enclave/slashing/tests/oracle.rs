@@ -151,7 +151,8 @@ fn must_be_signed(past: &[Message], limits: &Limits, m: Message) -> bool {
     let above = match m {
         Block { slot, .. } => past.iter().all(|p| !matches!(p, Block { slot: s, .. } if *s >= slot)),
         Attestation { source, target, .. } => {
-            source <= target
+            // No honest vote goes from an epoch to itself but at genesis.
+            (source < target || (source, target) == (0, 0))
                 && past
                     .iter()
                     .all(|p| !matches!(p, Attestation { source: s, target: t, .. } if *t >= target || *s > source))

@@ -48,7 +48,7 @@ impl Bench {
         let keys = Keys::load(&mut secrets, |_, _| History::Known(Watermarks::NONE)).unwrap();
         let public = keys.signing().collect();
         let (network, clock) = (network.try_into().unwrap(), Box::new(EndOfTime));
-        let vault = Vault::new(network, keys, Limits::NONE, Policy::default(), clock, Box::new(Forgetful));
+        let vault = Vault::new(network, keys, Limits::NONE, Policy::permissive(), clock, Box::new(Forgetful));
         Self { vault, keys: public, secrets: own, out: Vec::new() }
     }
 

@@ -74,7 +74,8 @@ fn benches(c: &mut Criterion) {
         History::Known(Watermarks::NONE)
     })
     .unwrap();
-    let vault = Vault::new(network(), held, Limits::NONE, Policy::default(), Box::new(EndOfTime), Box::new(Forgetful));
+    let vault =
+        Vault::new(network(), held, Limits::NONE, Policy::permissive(), Box::new(EndOfTime), Box::new(Forgetful));
     let answer = |bytes: &[u8], out: &mut Vec<u8>| {
         let asked = frame::decode_request(bytes).unwrap();
         let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::EncryptedSecrets;
+use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
@@ -98,7 +99,7 @@ impl Attestor {
         stated.keys.map_or(Root::ZERO, |keys| keys.root)
     }
 
-    fn statement(&self, fence: Fence, state: Option<StatedState>) -> Vec<u8> {
+    fn statement(&self, fence: Fence, window: Window, state: Option<StatedState>) -> Vec<u8> {
         let Stated { keys, last_command } = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
         Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -107,6 +108,7 @@ impl Attestor {
             keys.unwrap_or(StatedKeys { count: 0, root: Root::ZERO }),
             self.identity.configuration_sha256,
             fence,
+            window,
             self.boot_nonce,
             self.record_key(),
         )
@@ -150,7 +152,13 @@ impl Attestor {
     }
 
     /// Answers a request: one at a time, and not too often. A document keeps one worker from signing while it is made.
-    pub(crate) fn attest(&self, nonce: &Nonce, fence: Fence, state: Option<StatedState>) -> Result<Reply, Refusal> {
+    pub(crate) fn attest(
+        &self,
+        nonce: &Nonce,
+        fence: Fence,
+        window: Window,
+        state: Option<StatedState>,
+    ) -> Result<Reply, Refusal> {
         // No second worker waits for the NSM: it would not sign meanwhile. The proxy asks one at a time anyway.
         let _making = match self.making.try_lock() {
             Ok(guard) => guard,
@@ -158,7 +166,7 @@ impl Attestor {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
-        let statement = self.statement(fence, state);
+        let statement = self.statement(fence, window, state);
         let user_data = digest(&SHA256, &statement);
         let document = self
             .nsm

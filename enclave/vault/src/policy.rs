@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use casemate_protocol::command::{ExitOrder, withdrawal_address};
+use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::BlockProof;
 use casemate_protocol::{
     BeaconBlockHeader, Duty, Epoch, ExecutionAddress, ForkName, Network, PublicKey, Refusal, Root, SignRequest,
@@ -30,6 +31,8 @@ pub struct Policy {
     pub key_manager_import: bool,
     /// Delete keys without operators.
     pub key_manager_delete: bool,
+    /// How old blocks and votes may be.
+    pub window: Window,
 }
 
 /// Deposits that are signed. The first deposit of a key decides for good where its stake goes.
@@ -58,14 +61,21 @@ impl From<casemate_protocol::configuration::Policy> for Policy {
             block_proofs: policy.block_proofs,
             key_manager_import: policy.key_manager_import,
             key_manager_delete: policy.key_manager_delete,
+            window: policy.window,
         }
     }
 }
 
 impl Policy {
-    /// Everything is signed that is no slashable message.
+    /// Everything is signed that is no slashable message, and blocks and votes of any age.
     pub fn permissive() -> Self {
-        Self { proof_of_validation: true, voluntary_exits: true, deposits: Deposits::All, ..Self::default() }
+        Self {
+            proof_of_validation: true,
+            voluntary_exits: true,
+            deposits: Deposits::All,
+            window: Window::ANY,
+            ..Self::default()
+        }
     }
 
     /// `ordered`: the address that operators have given the key's fees.

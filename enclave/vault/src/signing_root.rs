@@ -45,21 +45,6 @@ pub fn compute(duty: &Duty, fork_info: Option<&ForkInfo>, network: &Network) -> 
     Ok(hash_pair(object_root(duty), domain))
 }
 
-/// The epoch that a duty belongs to, where it belongs to one.
-pub fn epoch(duty: &Duty, network: &Network) -> Option<Epoch> {
-    match domain_of(duty, network).1 {
-        DomainVersion::At(epoch) | DomainVersion::Exit(epoch) => Some(epoch),
-        DomainVersion::Genesis => match *duty {
-            Duty::BuilderRequestAuth { slot, .. } => Some(network.epoch_of(slot)),
-            // In Unix seconds. Relays take the newest: one for the days to come would outlive an order of another address.
-            Duty::ValidatorRegistration { timestamp, .. } => {
-                Some(network.epoch_of(network.slot_at(timestamp.saturating_mul(1000))))
-            }
-            _ => None,
-        },
-    }
-}
-
 fn domain_of(duty: &Duty, network: &Network) -> ([u8; 4], DomainVersion) {
     let at = |slot| DomainVersion::At(network.epoch_of(slot));
     match *duty {

@@ -127,8 +127,11 @@ impl Vault {
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
                 let fence = self.fencing.stated(self.clock.unix_ms());
-                let state = self.office.as_ref().and_then(|office| office.loaded().stated());
-                attestor.and_then(|attestor| attestor.attest(nonce, fence, state)).unwrap_or_else(Reply::Refused)
+                // What is stated is what judges.
+                let (window, state) =
+                    (self.policy.window, self.office.as_ref().and_then(|office| office.loaded().stated()));
+                let attested = attestor.and_then(|attestor| attestor.attest(nonce, fence, window, state));
+                attested.unwrap_or_else(Reply::Refused)
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
             Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
@@ -395,14 +398,11 @@ impl Vault {
         now: Slot,
     ) -> Result<(), Refusal> {
         match duty {
-            Duty::Block(header) => rules::window::check_block(header.slot, now)?,
-            Duty::Attestation(data) => rules::window::check_target(data.target.epoch, now, &self.network)?,
-            other => {
-                return match signing_root::epoch(other, &self.network) {
-                    Some(epoch) => rules::window::check_other(epoch, now, &self.network),
-                    None => Ok(()),
-                };
+            Duty::Block(header) => rules::window::check_block(header.slot, now, &self.policy.window)?,
+            Duty::Attestation(data) => {
+                rules::window::check_target(data.target.epoch, now, &self.network, &self.policy.window)?;
             }
+            other => return rules::window::check_early(other, now, &self.network),
         }
         // Held from the check to the end of the saving: of conflicting requests exactly one finds the old watermarks.
         let mut history = key.lock();

@@ -106,6 +106,7 @@ fn a_document_binds_nonce_statement_and_key_and_verifies() {
     assert_eq!(statement.configuration_sha256, Bytes([9; 32]));
     let Fence { kind, store, generation, standing, record, .. } = statement.fence.clone();
     assert_eq!((kind, store, generation, standing, record), (FenceKind::None, None, 0, FenceStanding::NoStore, None));
+    assert_eq!(statement.window, Policy::default().window);
     // Only keys that sign are stated.
     assert_eq!(statement.public_keys.count, 2);
 

@@ -11,7 +11,7 @@ use casemate_protocol::command::{
     Action, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, MAX_KEYS,
     OperatorSignature, Outcome, SignedCommand, withdrawal_credentials,
 };
-use casemate_protocol::configuration::Operators;
+use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::frame::{KeystoreToImport, Password};
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::network::NetworkFields;
@@ -85,7 +85,9 @@ impl<'a> Enclave<'a> {
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
         let operators = Operators { threshold: 2, keys: [1, 2, 3].map(|n| public(&operator(n))).to_vec() };
         let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
-        let policy = casemate_vault::Policy { deposits: Deposits::To(vec![ADDRESS]), ..policy.clone() };
+        // Slots and epochs tell the tests' stories here: any has its time.
+        let deposits = Deposits::To(vec![ADDRESS]);
+        let policy = casemate_vault::Policy { deposits, window: Window::ANY, ..policy.clone() };
         let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful))
             .attested_by(attestor)
             .commanded_by(office);

@@ -179,7 +179,7 @@ fn pages_follow_on_each_other_and_the_oldest_records_go_first() {
 #[test]
 fn what_waits_for_the_fence_is_not_logged_as_refused() {
     let signer = signer(Ceilings { slot: Slot(5), target: Epoch(1), source: Epoch(1) });
-    let block = casemate_protocol::BeaconBlockHeader { slot: Slot(900), ..Default::default() };
+    let block = casemate_protocol::BeaconBlockHeader { slot: Slot(1000), ..Default::default() };
     let refused = signer.sign(signer.key, Duty::Block(block));
     assert!(matches!(refused, Reply::Refused(Refusal::BlockAboveCeiling { .. })), "{refused:?}");
     assert_eq!(signer.page(0).last, 0);

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use aws_lc_rs::digest::{SHA256, digest};
+use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::BlockProof;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::{
@@ -60,6 +61,8 @@ fn signer_on(policy: Policy, root: Root, forks: Vec<Fork>, now: Slot) -> Signer 
     let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
     let (key, clock) = (keys.signing().next().unwrap(), FixedClock(now.0 * 12_000));
     let network = network.try_into().unwrap();
+    // Blocks of every fork, under one clock.
+    let policy = Policy { window: Window::ANY, ..policy };
     let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(clock), Box::new(Forgetful));
     Signer { vault, key, root }
 }

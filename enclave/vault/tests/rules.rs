@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
+use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::{self, HighWatermark};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::MalformedFrame;
@@ -202,21 +203,80 @@ fn the_future_is_refused_until_it_comes() {
         b.sign(attestation(9, 11, 1)),
         Err(Refusal::TargetFromFuture { target: Epoch(11), now: Epoch(10), latest: Epoch(10) })
     );
-    assert!(b.sign(Duty::AggregationSlot { slot: Slot(13 * 32 - 1) }).is_ok());
+    assert!(b.sign(Duty::AggregationSlot { slot: Slot(12 * 32 - 1) }).is_ok());
     assert_eq!(
-        b.sign(Duty::AggregationSlot { slot: Slot(13 * 32) }),
-        Err(Refusal::DutyFromFuture { epoch: Epoch(13), now: Epoch(10), latest: Epoch(12) })
+        b.sign(Duty::AggregationSlot { slot: Slot(12 * 32) }),
+        Err(Refusal::DutyFromFuture { epoch: Epoch(12), now: Epoch(10), latest: Epoch(11) })
     );
+    let message = |slot| Duty::SyncCommitteeMessage { slot: Slot(slot), beacon_block_root: GENESIS };
+    assert!(b.sign(message(321)).is_ok());
+    for slot in [322, u64::MAX] {
+        let refused = Refusal::DutySlotFromFuture { slot: Slot(slot), now, latest };
+        assert_eq!(b.sign(message(slot)), Err(refused));
+    }
     for duty in [
         Duty::RandaoReveal { epoch: Epoch::MAX },
         Duty::VoluntaryExit { epoch: Epoch::MAX, validator_index: 1 },
-        Duty::SyncCommitteeMessage { slot: Slot::MAX, beacon_block_root: GENESIS },
         Duty::BuilderRequestAuth { slot: Slot::MAX, object_root: GENESIS },
     ] {
         assert!(matches!(b.sign(duty), Err(Refusal::DutyFromFuture { .. })), "{duty:?}");
     }
     b.clock.0.store(NOW_MS + 31 * 12_000, Ordering::SeqCst);
     assert!(b.sign(attestation(9, 11, 1)).is_ok(), "the last slot of epoch 10 is the one before epoch 11");
+}
+
+#[test]
+fn a_randao_reveal_is_not_told_before_its_epoch() {
+    let b = bench();
+    // The first slot of epoch 10: 30 slots later the reveal for epoch 11 may be asked for, one slot ahead and one of grace.
+    let refused = Refusal::DutyFromFuture { epoch: Epoch(11), now: Epoch(10), latest: Epoch(10) };
+    assert!(b.sign(Duty::RandaoReveal { epoch: Epoch(10) }).is_ok());
+    b.clock.0.store(NOW_MS + 30 * 12_000 - 1, Ordering::SeqCst);
+    assert_eq!(b.sign(Duty::RandaoReveal { epoch: Epoch(11) }), Err(refused));
+    b.clock.0.store(NOW_MS + 30 * 12_000, Ordering::SeqCst);
+    assert!(b.sign(Duty::RandaoReveal { epoch: Epoch(11) }).is_ok());
+}
+
+#[test]
+fn old_duties_are_refused_with_the_numbers_and_any_lets_them_through() {
+    let with = |window| {
+        let policy = Policy { window, ..Policy::permissive() };
+        bench_with(&[History::Known(Watermarks::NONE)], Limits::NONE, policy)
+    };
+    // Slot 320, the first of epoch 10.
+    let b = with(Window::default());
+    let now = Slot(320);
+    assert_eq!(b.sign(block(317, 1)), Err(Refusal::BlockTooOld { slot: Slot(317), now, oldest: Slot(318) }));
+    assert_eq!(
+        b.sign(attestation(7, 8, 1)),
+        Err(Refusal::TargetTooOld { target: Epoch(8), now: Epoch(10), oldest: Epoch(9) })
+    );
+    assert!(b.journal.saved.lock().unwrap().is_empty(), "what is refused moves no watermark");
+    let first = b.sign(block(318, 1)).unwrap();
+    assert!(b.sign(attestation(8, 9, 1)).is_ok());
+    // Also a repeat has its time.
+    assert_eq!(b.sign(block(318, 1)), Ok(first));
+    b.clock.0.store(NOW_MS + 12_000, Ordering::SeqCst);
+    let refused = Refusal::BlockTooOld { slot: Slot(318), now: Slot(321), oldest: Slot(319) };
+    assert_eq!(b.sign(block(318, 1)), Err(refused));
+    // No duty that cannot be slashed is too old.
+    assert!(b.sign(Duty::RandaoReveal { epoch: Epoch(1) }).is_ok());
+
+    let b = with(Window::ANY);
+    assert!(b.sign(block(1, 1)).is_ok());
+    assert!(b.sign(attestation(0, 1, 1)).is_ok());
+    let narrow = with(Window { max_block_age_slots: Some(0), max_target_age_epochs: None });
+    assert!(matches!(narrow.sign(block(319, 1)), Err(Refusal::BlockTooOld { .. })));
+    assert!(narrow.sign(attestation(0, 1, 1)).is_ok());
+}
+
+#[test]
+fn a_vote_from_an_epoch_to_itself_moves_no_watermark() {
+    let b = bench();
+    assert_eq!(b.sign(attestation(10, 10, 1)), Err(Refusal::SourceIsTarget { epoch: Epoch(10) }));
+    assert!(b.journal.saved.lock().unwrap().is_empty());
+    // The source that it would have raised is still free.
+    assert!(b.sign(attestation(9, 10, 1)).is_ok());
 }
 
 #[test]

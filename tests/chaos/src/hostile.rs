@@ -102,7 +102,7 @@ pub fn ask(chain: Chain, keys: &[PublicKey], sockets: &[PathBuf], seed: u64, sto
                         Message::Block { slot: (slot + random.below(4)).saturating_sub(2), variant }
                     } else {
                         let target = (epoch + random.below(3)).saturating_sub(1);
-                        Message::Vote { source: target.saturating_sub(random.below(5)), target, variant }
+                        Message::Vote { source: target.saturating_sub(1 + random.below(4)), target, variant }
                     };
                     let asked = Instant::now();
                     match ask_one(&mut stream, socket, request(chain, keys[key], message)) {

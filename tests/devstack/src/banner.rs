@@ -22,6 +22,8 @@ pub struct Running<'a> {
     pub keys_without_history: u32,
     pub first_key: Option<PublicKey>,
     pub interop: bool,
+    /// Whether blocks and votes of any age are signed.
+    pub any_age: bool,
     pub parts: Vec<Part>,
     pub data_dir: String,
     /// Folder of the software NSM's root and measurements.
@@ -58,7 +60,12 @@ pub fn text(running: &Running) -> String {
         );
     }
     if let Some(key) = running.first_key {
-        let _ = writeln!(out, "\nA duty, signed inside the vault:\n\n{}", curl(running, key, epoch));
+        // With interop keys it is a vote, which has its time.
+        let until = match (running.interop, running.any_age) {
+            (true, false) => format!(" (until the end of epoch {}: a vote has its time)", epoch.saturating_add(1)),
+            _ => String::new(),
+        };
+        let _ = writeln!(out, "\nA duty, signed inside the vault{until}:\n\n{}", curl(running, key, epoch));
     }
     let _ = writeln!(
         out,
@@ -82,7 +89,7 @@ pub fn text(running: &Running) -> String {
     let _ = writeln!(
         out,
         "\nWhat is not the real thing here: {}, so the machine's root can read the keys;\n\
-         {}; the NSM is a program with a root of its own{}; the clock is this machine's;\n\
+         {}; the NSM is a program with a root of its own{}; the clock is this machine's{};\n\
          {}.\n\
          What is: the vault, the broker, the proxy, the frames between them and every slashing rule.\n\n\
          Ctrl-C ends it.",
@@ -93,6 +100,7 @@ pub fn text(running: &Running) -> String {
             (false, true) => "the keys came from keystores on this disk",
         },
         if running.operator_key.is_some() { ", and so is KMS, whose key lies beside the blobs" } else { "" },
+        if running.any_age { ", and blocks and votes of any age are signed" } else { "" },
         past(running)
     );
     out

@@ -24,7 +24,7 @@ pub struct Boot {
 #[derive(Clone, Serialize, Deserialize)]
 pub enum BootKeys {
     /// From the stack.
-    Plain { network: String, proof_of_validation: bool, keys: Vec<BootKey>, bare: bool },
+    Plain { network: String, proof_of_validation: bool, any_age: bool, keys: Vec<BootKey>, bare: bool },
     /// Sealed, from the parent's disk. In the image it is init that hands over the configuration.
     Sealed { configuration: String, kms: BootKms },
 }

@@ -49,6 +49,9 @@ pub struct Options {
     /// What the enclave allows: a TOML file of the [policy] table, in place of this stack's own, which lets all keys leave
     #[arg(long, value_name = "FILE.toml", conflicts_with = "plain")]
     pub policy: Option<PathBuf>,
+    /// Sign duties however old: for replays and test vectors
+    #[arg(long)]
+    pub any_age: bool,
     /// What stands for the past: a record in a file on this disk (signs at once after each start), an etcd that is started with
     /// the stack (Debian's package etcd-server), or solo, trusted time alone (signs two to three epochs after each start)
     #[arg(long, value_name = "KIND", default_value = "file", conflicts_with = "plain")]
@@ -93,6 +96,11 @@ impl Options {
     /// Whether each signature is in a file on this disk before it is out: the next start needs no floors then.
     pub fn journals(&self) -> bool {
         (self.plain && !self.bare) || (!self.vm && self.enclaves == 1 && self.fence == FenceKind::File)
+    }
+
+    /// Whether blocks and votes of any age are signed. Where the clock stands still, duties do not come when they are due.
+    pub fn signs_any_age(&self) -> bool {
+        self.any_age || self.fixed_time_ms.is_some()
     }
 
     /// The network by name or from a file.

@@ -57,6 +57,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(40);
 /// How long the stack waits for that once the proxy listens.
 const PROXY_HEARS: Duration = Duration::from_secs(10);
 
+/// Of the measured policy: what `--any-age` lifts.
+const ANY_AGE: [&str; 2] = ["max_block_age_slots", "max_target_age_epochs"];
+
 /// Whether the proxy says that it has reached the enclave. True also where it does not say it to us: it may speak TLS, or to certain
 /// hosts alone.
 fn has_reached_the_enclave(listen: SocketAddr) -> bool {
@@ -104,10 +107,11 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         let toml = toml_of(&options)?;
         // A clock that stands still is no signer's clock: it must not be measured as one.
         let clock = fixed_time_ms.map(|ms| format!("fixed_time_ms = {ms}\n")).unwrap_or_default();
-        let proof_of_validation = options.proof_of_validation;
-        let measured = format!("{toml}\n[policy]\nproof_of_validation = {proof_of_validation}\n{clock}");
+        let (proof_of_validation, any_age) = (options.proof_of_validation, options.signs_any_age());
+        let window = if any_age { ANY_AGE.map(|line| format!("{line} = \"any\"\n")).concat() } else { String::new() };
+        let measured = format!("{toml}\n[policy]\nproof_of_validation = {proof_of_validation}\n{window}{clock}");
         let nsm = nsm::measure(nsm_folder, &executable, &measured)?;
-        let keys = BootKeys::Plain { network: toml, proof_of_validation, keys, bare: options.bare };
+        let keys = BootKeys::Plain { network: toml, proof_of_validation, any_age, keys, bare: options.bare };
         (Boot { keys, journal, number: 0, workers, fixed_time_ms, nsm }, None)
     } else {
         for address in &options.withdrawal_address {
@@ -516,6 +520,7 @@ impl Stack {
             keys_without_history: info.keys_without_history,
             first_key: self.sockets.first().and_then(first_key),
             interop: self.options.keystores.is_none(),
+            any_age: self.options.signs_any_age(),
             parts,
             data_dir: self.data_dir.display().to_string(),
             nsm: self.boot.nsm.folder.display().to_string(),
@@ -703,6 +708,9 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: 
     // Test keys may leave; where their deposits withdraw to is measured all the same.
     policy.insert("voluntary_exits".to_owned(), true.into());
     policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
+    if options.any_age {
+        policy.extend(ANY_AGE.map(|line| (line.to_owned(), "any".into())));
+    }
     if let Some(path) = &options.policy {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let given: toml::Table = text.parse().with_context(|| format!("in {}", path.display()))?;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use casemate_protocol::configuration::Window;
 use casemate_protocol::{Bytes, Network, PublicKey};
 use casemate_slashing::{History, Limits, Watermarks};
 use casemate_vault::boot::{Start, serve};
@@ -53,7 +54,9 @@ pub fn run() -> Result<()> {
 
 /// Keys from the stack, in clear.
 fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
-    let BootKeys::Plain { network, proof_of_validation, keys, bare } = boot.keys else { bail!("another boot message") };
+    let BootKeys::Plain { network, proof_of_validation, any_age, keys, bare } = boot.keys else {
+        bail!("another boot message")
+    };
     let network = casemate_config::parse(&network)?;
     let clock = clock(boot.fixed_time_ms);
     let journal = boot.journal.as_deref().map(|path| journal(path, &network, clock.as_ref())).transpose()?;
@@ -80,7 +83,8 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
     let (configuration_sha256, group) = (Bytes(boot.nsm.configuration_sha256), nsm::GROUP.to_owned());
     let identity = Identity { group, configuration_sha256 };
     let attestor = Attestor::new(nsm, identity, &network, &keys).context("the software NSM")?;
-    let policy = Policy { proof_of_validation, ..Policy::permissive() };
+    let window = if any_age { Window::ANY } else { Window::default() };
+    let policy = Policy { proof_of_validation, window, ..Policy::permissive() };
     let Some(journal) = journal else {
         let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(Forgetful)).attested_by(attestor);
         return server::serve(&vault, broker, workers).context("serving the broker");

@@ -89,6 +89,8 @@ fn the_banners_line_accepts_the_running_signer_and_awss_root_refuses_it() {
         "the proxy lists the same keys",
         "hoodi",
         "fence",
+        "blocks are signed until they are 2 slots old",
+        "votes are signed until their target is 1 epoch old",
         "as expected",
     ] {
         assert!(told.out.contains(words), "{words}: {}", told.out);
@@ -105,6 +107,7 @@ fn the_banners_line_accepts_the_running_signer_and_awss_root_refuses_it() {
     let measured = casemate(&with(&line, &["--json"])).json();
     assert_eq!(measured["verdict"], "accepted");
     assert_eq!(measured["proxy_lists_the_same_keys"], true);
+    assert_eq!(measured["statement"]["window"], json!({ "max_block_age_slots": 2, "max_target_age_epochs": 1 }));
     let pins: Vec<String> =
         (0..3).map(|i| measured["document"]["pcrs"][i.to_string()].as_str().unwrap().to_owned()).collect();
     let pinned = |pins: &[String]| {
@@ -122,6 +125,18 @@ fn the_banners_line_accepts_the_running_signer_and_awss_root_refuses_it() {
     // At another time.
     casemate(&with(&line, &["--at", "2020-01-01T00:00:00Z"])).refused("not valid yet");
     casemate(&with(&line, &["--at", "2047-01-01T00:00:00Z"])).refused("expired");
+}
+
+#[test]
+fn a_window_without_bounds_is_stated_in_words() {
+    for plain in [&["--plain"][..], &[]] {
+        let stack = Stack::start(PROGRAM, &[plain, &["--any-age", "--interop-keys", "1"]].concat());
+        let told = casemate(&line(&stack));
+        assert_eq!(told.exit, Exit::Accepted, "{}{}", told.out, told.err);
+        for words in ["blocks of ANY age are signed", "votes of ANY age are signed"] {
+            assert!(told.out.contains(words), "{words}: {}", told.out);
+        }
+    }
 }
 
 #[test]

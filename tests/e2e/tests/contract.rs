@@ -495,6 +495,51 @@ fn files_of_the_signing_log_follow_on_each_other_and_each_stands_alone() {
     assert_eq!(fs::read_to_string(&archive).unwrap(), "packed");
 }
 
+// The window.
+
+#[test]
+fn what_is_too_old_or_too_early_is_refused_in_words() {
+    let bench = bench();
+    let stack = bench.start(&["--interop-keys", "1"]);
+    let key = keys(&stack)[0].clone();
+    let mut client = stack.client();
+    let mut refused = |body: &Value| {
+        let answer = client.sign(&key, body);
+        assert_eq!(answer.status, 412, "{body}: {answer:?}");
+        answer.error()
+    };
+    // A slot may begin between a look at the clock and the answer.
+    let (slot, epoch) = bench.now();
+    let said = refused(&block(slot - 3, 1));
+    assert!(
+        (slot..=bench.now().0).any(|now| said
+            == format!(
+                "block refused: slot {} is too old, the current slot is {now} and {} is the oldest that policy allows \
+                 (max_block_age_slots); ask in time, and compare the client's clock with the enclave's",
+                slot - 3,
+                now - 2
+            )),
+        "{said}"
+    );
+    let said = refused(&attestation(epoch - 3, epoch - 2, 1));
+    assert!(said.contains("is too old") && said.contains("max_target_age_epochs"), "{said}");
+    let said = refused(&attestation(epoch, epoch, 1));
+    assert!(said.contains(&format!("both epoch {epoch}")), "{said}");
+    // Two epochs on, whatever the clock says by then.
+    let said = refused(&randao(epoch + 3));
+    assert!(said.contains("is in the future"), "{said}");
+    let mut early = block(slot, 1);
+    early["type"] = json!("SYNC_COMMITTEE_MESSAGE");
+    early["sync_committee_message"] = json!({ "beacon_block_root": root(1), "slot": (slot + 5).to_string() });
+    let said = refused(&early);
+    assert!(said.contains(&format!("slot {} is in the future", slot + 5)), "{said}");
+    // What is due is signed.
+    let (slot, epoch) = bench.now();
+    client.sign(&key, &block(slot, 1)).signature();
+    client.sign(&key, &attestation(epoch - 1, epoch, 1)).signature();
+    client.sign(&key, &randao(epoch)).signature();
+}
+
 // Pasts, exits, fee recipients.
 
 #[test]

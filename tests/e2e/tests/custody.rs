@@ -79,7 +79,8 @@ impl Bench {
 
     fn start(&self, interop_keys: &str) -> Stack {
         let network = self.path("network.toml");
-        let options = ["--network", &network, "--interop-keys", interop_keys, "--withdrawal-address", ADDRESS];
+        let keys = ["--interop-keys", interop_keys, "--withdrawal-address", ADDRESS];
+        let options = [&["--network", &network, "--any-age"][..], &keys].concat();
         Stack::start_in(PROGRAM, &self.data(), &options)
     }
 

@@ -110,7 +110,8 @@ fn no_two_released_signatures_are_slashable_whatever_dies_when() {
     let folder = tempfile::tempdir().unwrap();
     let network = folder.path().join("network.toml");
     std::fs::write(&network, NETWORK.replace("slot_duration_ms = 12000", "slot_duration_ms = 1")).unwrap();
-    let options = ["--network", network.to_str().unwrap(), "--interop-keys", "3", "--", "--log-level", "error"];
+    let keys = ["--any-age", "--interop-keys", "3", "--", "--log-level", "error"];
+    let options = [&["--network", network.to_str().unwrap()][..], &keys].concat();
     let mut random = Random(seed);
     let signed = Mutex::new(Vec::new());
     let (mut refused, mut kills) = (0, 0);

@@ -17,6 +17,8 @@ const SLOT_MS: u64 = 500;
 const SLOTS_PER_EPOCH: u64 = 8;
 
 /// A stack on a chain in a hurry.
+/// Its slots are short: what the tests ask for again after a start or a hand-over is old by then, so their stacks sign
+/// duties of any age, and it is the fence that refuses.
 fn bench() -> Bench {
     Bench::new(PROGRAM, SLOT_MS, SLOTS_PER_EPOCH)
 }
@@ -32,7 +34,7 @@ fn has_etcd() -> bool {
 #[test]
 fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
     let bench = bench();
-    let stack = bench.start(&["--interop-keys", "2", "--enclaves", "2"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "2", "--enclaves", "2"]);
     let keys = keys(&stack);
     let mut client = stack.client();
     // In the middle of an epoch: nobody could sign again for it after a loss.
@@ -121,7 +123,7 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
         return;
     }
     let bench = bench();
-    let stack = bench.start(&["--interop-keys", "2", "--fence", "etcd"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "2", "--fence", "etcd"]);
     let all = keys(&stack);
     let (_, epoch) = bench.now();
     stack.client().sign(&all[1], &attestation(epoch - 1, epoch, 1)).signature();
@@ -137,11 +139,11 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
     let today = bench.folder.path().join("today");
     std::fs::rename(bench.blobs(), &today).unwrap();
     copy(&before, &bench.blobs());
-    let log = bench.try_start(&["--interop-keys", "0", "--fence", "etcd"]).err().unwrap();
+    let log = bench.try_start(&["--any-age", "--interop-keys", "0", "--fence", "etcd"]).err().unwrap();
     assert!(log.contains("older than the fence's record allows"), "{log}");
     std::fs::remove_dir_all(bench.blobs()).unwrap();
     std::fs::rename(&today, bench.blobs()).unwrap();
-    let stack = bench.start(&["--interop-keys", "0", "--fence", "etcd"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "0", "--fence", "etcd"]);
     assert_eq!(keys(&stack), all[..1]);
     // Imported again with a past of nothing, it still has its own.
     let secret = const_hex::encode(*casemate_dev::interop::secret_key(1));
@@ -197,7 +199,7 @@ fn solo_signs_nothing_below_what_the_clock_has_allowed_before() {
     let bench = bench();
     // Before the start, which may take longer than a slot or an epoch.
     let (slot, epoch) = bench.now();
-    let stack = bench.start(&["--interop-keys", "1", "--fence", "solo"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "1", "--fence", "solo"]);
     let key = keys(&stack).remove(0);
     assert_eq!(stack.client().sign(&key, &block(slot.saturating_sub(3), 1)).status, 412);
     let answer = stack.client().sign(&key, &attestation(epoch - 1, epoch, 1));
@@ -223,18 +225,18 @@ fn an_etcd_of_the_stack_keeps_the_fence_across_starts() {
         return;
     }
     let bench = bench();
-    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "1", "--fence", "etcd"]);
     let key = keys(&stack).remove(0);
     let (_, epoch) = bench.now();
     let first = stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).signature();
     // In order: the next start has the exact state.
     assert!(stack.stop().success());
-    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "1", "--fence", "etcd"]);
     assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 1)).signature(), first);
     assert_eq!(stack.client().sign(&key, &attestation(epoch - 1, epoch, 2)).status, 412);
     // Killed: the floors stand for what nobody knows.
     stack.kill();
-    let stack = bench.start(&["--interop-keys", "1", "--fence", "etcd"]);
+    let stack = bench.start(&["--any-age", "--interop-keys", "1", "--fence", "etcd"]);
     let status = bench.status(&stack, 0);
     assert!(status["fence"]["floors"]["target"].as_u64().is_some_and(|floor| floor >= epoch), "{status}");
     // Which etcd it is: the document says it, and an operator can hold the enclave to it.

@@ -297,14 +297,17 @@ fn an_enclave_lives_through_duties_attacks_and_a_pulled_plug() {
     let (slot, epoch) = bench.now();
     let key = &all[1];
     client.sign(key, &block(slot, 1)).signature();
-    let vote = client.sign(key, &attestation(epoch - 1, epoch, 1)).signature();
-    assert_eq!(client.sign(key, &attestation(epoch - 1, epoch, 1)).signature(), vote, "the very same vote");
+    let vote = client.sign(key, &attestation(epoch - 3, epoch, 1)).signature();
+    assert_eq!(client.sign(key, &attestation(epoch - 3, epoch, 1)).signature(), vote, "the very same vote");
     for (what, body) in [
         ("another block in the slot", block(slot, 2)),
         ("an older block", block(slot - 1, 1)),
-        ("a double vote", attestation(epoch - 1, epoch, 2)),
-        ("a surrounding vote", attestation(epoch - 2, epoch + 1, 1)),
-        ("a surrounded vote", attestation(epoch - 1, epoch - 1, 1)),
+        ("a double vote", attestation(epoch - 3, epoch, 2)),
+        ("a surrounding vote", attestation(epoch - 4, epoch + 1, 1)),
+        ("a surrounded vote", attestation(epoch - 2, epoch - 1, 1)),
+        ("a vote from an epoch to itself", attestation(epoch, epoch, 1)),
+        ("a block of a minute ago", block(slot - 30, 1)),
+        ("a vote of a minute ago", attestation(epoch - 5, epoch - 4, 1)),
         ("a vote of the future", attestation(epoch, epoch + 9, 1)),
         ("a block of the future", block(slot + 1000, 1)),
     ] {
@@ -476,6 +479,7 @@ fn of_two_machines_of_one_group_only_the_fences_holder_signs() {
         [0, 1].map(|number| Proxy::start(&format!("hybrid:{}:{PORT}", qemu(&stack, number).1.display()), &[]));
     let (slot, epoch) = bench.now();
     until("the holder to sign", BOOT, || {
+        let (_, epoch) = bench.now();
         let answer = sign(proxies[holder].address, &all[0], &attestation(epoch - 1, epoch, 1));
         (answer.status == 200).then_some(())
     });

@@ -252,6 +252,9 @@ async fn free_epochs(connection: &mut Connection, keys: &[String], chain: &Chain
     // A hundred thousand keys of one signer stand where its first ones stand, about.
     for key in keys.iter().take(1024) {
         let (status, body) = connection.sign(key, &chain.attestation(0, 0, 0)).await?;
+        if body.contains("max_target_age_epochs") {
+            bail!("the signer refuses votes of old epochs, which a load consists of: give its stack --any-age");
+        }
         if status != 200 {
             start = start.max(number_after(&body, "last signed target epoch ").unwrap_or(0).saturating_add(1));
         }

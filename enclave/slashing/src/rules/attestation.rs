@@ -3,6 +3,10 @@
 //! Slashable by the consensus specification's `is_slashable_attestation_data`: two different votes for one target
 //! (double vote), or one whose source is below and whose target is above those of another (surround). Targets that
 //! only rise and sources that never fall exclude both: EIP-3076's minimal conditions 4 and 5.
+//!
+//! A vote from an epoch to itself is refused too, though it slashes nobody alone: a chain never justifies the epoch that it is in, so
+//! no honest vote is one, and a client that asked for one would raise the source below which no vote is signed any more, of its key
+//! and, through the fence's ceilings, of the whole group.
 
 use casemate_protocol::{Epoch, Refusal, Root};
 
@@ -18,6 +22,10 @@ pub fn check(
 ) -> Result<Watermarks, Refusal> {
     if source > target {
         return Err(Refusal::SourceAboveTarget { source_epoch: source, target });
+    }
+    // At genesis both checkpoints are epoch 0.
+    if source == target && target > Epoch(0) {
+        return Err(Refusal::SourceIsTarget { epoch: target });
     }
     if let Some(last) = watermarks.attestation {
         // The very same vote again: an answer can get lost, and a second copy slashes nobody.
@@ -72,7 +80,20 @@ mod tests {
         assert_eq!(sign(after(3, 4, Some(A)), 3, 5, B, none), Ok(after(3, 5, Some(B))));
         assert_eq!(sign(after(3, 4, Some(A)), 3, 4, A, none), Ok(after(3, 4, Some(A))));
         let top = u64::MAX;
-        assert_eq!(sign(after(3, 4, Some(A)), top, top, B, none), Ok(after(top, top, Some(B))));
+        assert_eq!(sign(after(3, 4, Some(A)), top - 1, top, B, none), Ok(after(top - 1, top, Some(B))));
+    }
+
+    #[test]
+    fn no_vote_goes_from_an_epoch_to_itself_but_at_genesis() {
+        let none = &Limits::NONE;
+        let refused = |epoch| Err(Refusal::SourceIsTarget { epoch: Epoch(epoch) });
+        assert_eq!(sign(Watermarks::NONE, 0, 0, A, none), Ok(after(0, 0, Some(A))));
+        for epoch in [1, 5, u64::MAX] {
+            assert_eq!(sign(Watermarks::NONE, epoch, epoch, A, none), refused(epoch));
+            // Also of one that an import says was signed.
+            assert_eq!(sign(after(epoch, epoch, Some(A)), epoch, epoch, A, none), refused(epoch));
+        }
+        assert_eq!(sign(Watermarks::NONE, 4, 5, A, none), Ok(after(4, 5, Some(A))));
     }
 
     #[test]
