@@ -216,7 +216,7 @@ impl Office {
         book: &mut Book,
         record: RecordOrder,
         credentials: Option<&EncryptedSecrets>,
-        credentials_id: Option<CredentialsId>,
+        credentials_id: Option<&CredentialsId>,
     ) -> Result<Outcome, Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
@@ -230,7 +230,7 @@ impl Office {
             None => None,
         };
         // Those who signed saw the id, not the credentials: they must have signed for these.
-        if credentials.as_ref().and_then(|credentials| credentials.id(digest_of)) != credentials_id {
+        if credentials.as_ref().and_then(|credentials| credentials.id(digest_of)).as_ref() != credentials_id {
             return Err(Refusal::StoreCredentials);
         }
         let before = self.loaded();
@@ -458,7 +458,7 @@ impl Office {
                 }
             }
             Action::FenceInit { record, credentials, credentials_id } => {
-                self.fence_init(desk, book, record, credentials.as_ref(), credentials_id)
+                self.fence_init(desk, book, record, credentials.as_ref(), credentials_id.as_ref())
             }
             Action::FenceClose => self.fence_close(desk, book),
             Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
