@@ -71,14 +71,14 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     // As it was half a second ago at most.
     std::thread::sleep(Duration::from_secs(1));
     let (holder, standby) = (first.statement(), second.statement());
-    assert_eq!((holder.fence.generation, standby.fence.generation), (1, 0));
+    assert_eq!((holder.fence.generation, standby.fence.generation), (2, 0));
     // What is stated of the store comes from the store that is asked.
     assert_eq!(
         (holder.fence.kind, holder.fence.store, standby.fence.store),
         (FenceKind::Etcd, Some(MEMORY.to_owned()), Some(MEMORY.to_owned()))
     );
     let record = standby.fence.record.unwrap();
-    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 1));
+    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 2));
     assert!(record.slot_ceiling.0 > 0);
     // It stays so while the holder extends.
     std::thread::sleep(Duration::from_secs(4));

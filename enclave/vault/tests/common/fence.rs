@@ -170,10 +170,15 @@ impl Member {
     }
 
     pub fn run(vault: Vault, keeping: Keeping) -> Self {
+        Self::run_from(vault, keeping, 0)
+    }
+
+    /// The same, from a state that has seen this version of the record.
+    pub fn run_from(vault: Vault, keeping: Keeping, seen: u64) -> Self {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
         let keeper =
-            std::thread::spawn(move || Keeper::new(&kept, keeping, 0).run(|| until.load(Ordering::SeqCst)).unwrap());
+            std::thread::spawn(move || Keeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap());
         Self { vault, ended, keeper: Some(keeper) }
     }
 
@@ -219,6 +224,11 @@ pub fn public_key() -> PublicKey {
 }
 
 pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {
+    sign_with(vault, public_key(), duty)
+}
+
+/// With another key than the first.
+pub fn sign_with(vault: &Vault, public_key: PublicKey, duty: &Duty) -> Result<(), Refusal> {
     let version = Bytes([0; 4]);
     let fork_info = ForkInfo {
         previous_version: version,
@@ -226,13 +236,8 @@ pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {
         epoch: Epoch(0),
         genesis_validators_root: GENESIS,
     };
-    let request = SignRequest {
-        public_key: public_key(),
-        duty: *duty,
-        fork_info: Some(fork_info),
-        signing_root: None,
-        proofs: Vec::new(),
-    };
+    let request =
+        SignRequest { public_key, duty: *duty, fork_info: Some(fork_info), signing_root: None, proofs: Vec::new() };
     match vault.handle(&Request::Sign(request)) {
         Reply::Signature(_) => Ok(()),
         Reply::Refused(refusal) => Err(refusal),
