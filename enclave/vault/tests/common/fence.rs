@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::{FenceStanding, RecordKind, Statement};
@@ -157,14 +158,9 @@ impl Member {
         let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
-        let vault = Vault::new(
-            network.clone(),
-            keys,
-            Limits::NONE,
-            Policy::default(),
-            Box::new(SystemClock),
-            Box::new(Forgetful),
-        );
+        // Of any age: what is refused here, the fence has refused.
+        let policy = Policy { window: Window::ANY, ..Policy::default() };
+        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(Forgetful));
         let (fencing, keeping) = FenceParts::with_record(store).split();
         Self::run(vault.fenced_by(fencing, clock).attested_by(attestor), keeping)
     }
@@ -317,7 +313,7 @@ pub fn siege(
                         block((now + random.below(4)).saturating_sub(2), variant)
                     } else {
                         let target = (epoch + random.below(3)).saturating_sub(1);
-                        vote(target.saturating_sub(random.below(5)), target, variant)
+                        vote(target.saturating_sub(1 + random.below(4)), target, variant)
                     };
                     let members = members.read().unwrap();
                     for member in members.iter() {
