@@ -328,8 +328,11 @@ impl Office {
             (_, Some(_)) => return Err(Refusal::FenceExists),
         }
         let at_hand = self.loaded();
-        if let RecordOrder::Lost { last } = order {
-            check_last(desk, &at_hand, last)?;
+        match order {
+            RecordOrder::Lost { last } => check_last(desk, &at_hand, last)?,
+            // There was one: sealing a state for another first would change what stands.
+            RecordOrder::New if at_hand.fence_version > 0 => return Err(Refusal::RecordLost),
+            _ => {}
         }
         let keys = desk.keys();
         // Of a group that has no keys, and has never had any, the state says all that there is to say.
@@ -362,7 +365,7 @@ impl Office {
             ceilings,
             sealed_generation: next,
             exact: exact.then_some(digest),
-            lost: matches!(order, RecordOrder::Lost { .. }),
+            follows: matches!(order, RecordOrder::Lost { .. } | RecordOrder::After { .. }),
         };
         desk.fencing.errand(Errand::Create(beginning)).map(drop)
     }
@@ -776,7 +779,10 @@ impl Office {
     }
 
     fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Root, CustodyError> {
-        let (store, fence_version) = (self.loaded().store, desk.fencing.version());
+        let at_hand = self.loaded();
+        // It never falls: also where the store shows no record any more, the state has seen one.
+        let fence_version = at_hand.fence_version.max(desk.fencing.version());
+        let store = at_hand.store;
         let contents = Contents { store, fence_version, ..keys.contents() };
         let sealed = self.custody.seal(&contents, generation);
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
@@ -786,6 +792,7 @@ impl Office {
             self.is_loaded(|loaded| {
                 loaded.generation = generation;
                 loaded.digest = Some(digest);
+                loaded.fence_version = fence_version;
             });
         }
         sealed
