@@ -357,7 +357,9 @@ impl World {
         if !fits {
             return Heard::Conflict;
         }
-        state.stores[store] = Some(new);
+        // For the broken protocols: what has ended stays so, though not everybody is told.
+        let closed = new.closed || there.is_some_and(|there| there.closed && there.generation <= new.generation && !self.remakes);
+        state.stores[store] = Some(Record { closed, ..new });
         state.highest = state.highest.max(new.ceilings);
         state.generation = state.generation.max(new.generation);
         state.version = state.version.max(new.version);
@@ -529,7 +531,8 @@ impl World {
         let body = enclave.body;
         state.seal(boot, body, number);
         self.enforce(state, boot, outcome);
-        if key == 0 && outcome == Outcome::Done {
+        // Deleted once more, it still signs elsewhere.
+        if key == 0 && outcome == Outcome::Done && !matches!(state.status, Status::Foreign(_)) {
             let enclave = &state.enclaves[boot];
             let floors = self.limits(enclave)?.floors;
             state.status = Status::Deleted(enclave.body.floor.with_floors(&floors));
@@ -557,7 +560,7 @@ impl World {
         let closed = match enclave.fence.standing() {
             Standing::Closed(closed) if self.remakes => Some(closed),
             Standing::NoRecord | Standing::WentBack { found: 0, .. } if enclave.store == 0 => None,
-            Standing::NoRecord => Some(state.stores[0]?),
+            Standing::NoRecord | Standing::WentBack { found: 0, .. } => Some(state.stores[0]?),
             _ => return None,
         };
         let open = closed.is_some_and(|closed| !closed.closed);
@@ -1003,6 +1006,9 @@ impl Model for World {
                 self.claim(&mut state, boot);
             }
             Action::Extend(boot, ceilings) => {
+                if self.broken == Broken::ClosedCanBeExtended {
+                    self.look(&mut state, boot);
+                }
                 let enclave = &mut state.enclaves[boot];
                 let Standing::Holding(record) = enclave.fence.standing() else { return None };
                 let ask = Some(enclave.fence.extend(ceilings, record.sealed_generation)?);
@@ -1019,6 +1025,8 @@ impl Model for World {
             }
             Action::Delete(boot, key, outcome) => {
                 state.commands += 1;
+                // A later command makes an earlier one void.
+                state.enclaves[boot].ordered = false;
                 self.delete(&mut state, boot, key, outcome)?;
             }
             Action::Leave(boot) => {
@@ -1202,7 +1210,7 @@ fn scratch() {
     let name = std::env::var("BROKEN").unwrap_or("No".into());
     w.broken = *all.iter().find(|b| format!("{b:?}") == name).unwrap();
     let begun = Instant::now();
-    let first = HasDiscoveries::AnyFailures;
+    let first = match std::env::var("UNTIL").as_deref() { Ok("S") => HasDiscoveries::AnyOf(BTreeSet::from([SLASHABLE])), Ok("D") => HasDiscoveries::AnyOf(BTreeSet::from([DELETED])), _ => HasDiscoveries::AnyFailures };
     let checker = if var("BFS", 0) == 1 {
         let c = w.checker().threads(1).finish_when(first).spawn_bfs().join();
         (c.unique_state_count(), c.max_depth(), w.properties().iter().map(|p| (p.name, c.discovery(p.name).map(stateright::Path::into_actions))).collect::<Vec<_>>())
@@ -1216,5 +1224,31 @@ fn scratch() {
         if [SLASHABLE, DELETED, NOTICED].contains(&name) {
             for a in found.into_iter().flatten() { println!("     {a:?}"); }
         }
+    }
+}
+
+#[test]
+fn trace() {
+    let mut w = world(Kind::Blocks, 3, 5, 2);
+    w.moves = true;
+    w.broken = Broken::ExactMoveByNumber;
+    let mut state = w.init_states().remove(0);
+    let zero = |root| Signed::Block { slot: 0, root };
+    for want in [
+        Action::Boot { store: 0, state: 0, then: None },
+        Action::Import(0, 0, Outcome::Done),
+        Action::Sign(0, zero(0)),
+        Action::CloseUnheld,
+        Action::Boot { store: 1, state: 0, then: None },
+        Action::Make(1),
+        Action::Return { boot: 1, then: None },
+        Action::Sign(1, zero(1)),
+    ] {
+        let mut actions = vec![];
+        w.actions(&state, &mut actions);
+        println!("{want:?} of {actions:?}");
+        assert!(actions.contains(&want));
+        state = w.next_state(&state, want).unwrap();
+        println!("  {:?} {:?} {:?}", state.stores, state.sealed, state.enclaves.iter().map(|e| (e.fence.standing(), e.body, e.number)).collect::<Vec<_>>());
     }
 }
