@@ -34,6 +34,8 @@
 //!   ended record is followed by one record. [`Broken`] has a case for each of these, with its counterexample.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+// A world has each of its features or not.
+#![allow(clippy::struct_excessive_bools)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
@@ -459,7 +461,7 @@ impl World {
         }
     }
 
-    fn limits(&self, enclave: &Enclave) -> Option<Limits> {
+    fn limits(enclave: &Enclave) -> Option<Limits> {
         let limits = enclave.fence.limits()?;
         Some(if enclave.free { Limits { floors: Floors::default(), ..limits } } else { limits })
     }
@@ -498,7 +500,7 @@ impl World {
     }
 
     fn raise(&self, enclave: &mut Enclave, floor: bool) {
-        let Some(limits) = self.limits(enclave) else { return };
+        let Some(limits) = Self::limits(enclave) else { return };
         enclave.body.raise(limits.floors.watermarks());
         if floor {
             let source = if self.broken == Broken::FloorWithoutSource { None } else { limits.floors.source };
@@ -544,7 +546,7 @@ impl World {
 
     fn import(&self, state: &mut State, boot: usize, key: usize, outcome: Outcome) -> Option<()> {
         let enclave = &state.enclaves[boot];
-        let (limits, number) = (self.limits(enclave)?, Self::next_number(enclave)?);
+        let (limits, number) = (Self::limits(enclave)?, Self::next_number(enclave)?);
         let brought = if key == 0 {
             if let Status::Foreign(_) = state.status {
                 // It signs there no more, and what it has signed comes along.
@@ -605,7 +607,7 @@ impl World {
         // Deleted once more, it still signs elsewhere.
         if key == 0 && outcome == Outcome::Done && !matches!(state.status, Status::Foreign(_)) {
             let enclave = &state.enclaves[boot];
-            let floors = self.limits(enclave)?.floors;
+            let floors = Self::limits(enclave)?.floors;
             state.status = Status::Deleted(enclave.body.floor.with_floors(&floors));
         }
         Some(())
@@ -688,7 +690,7 @@ impl World {
 
     fn export(&self, state: &mut State, boot: usize) -> Option<()> {
         let enclave = &state.enclaves[boot];
-        let floors = self.limits(enclave)?.floors;
+        let floors = Self::limits(enclave)?.floors;
         let floor = match (enclave.body.keys[0], self.broken) {
             (_, Broken::ExportWithoutFloor) | (Some(_), Broken::ExportListedWithoutFloor) => GroupFloor::NONE,
             _ => enclave.body.floor,
@@ -718,9 +720,9 @@ impl World {
         }
     }
 
-    fn signs(&self, enclave: &Enclave, message: Signed) -> Option<Watermarks> {
+    fn signs(enclave: &Enclave, message: Signed) -> Option<Watermarks> {
         let (_, past) = enclave.body.keys[0].filter(|(held, _)| *held)?;
-        Self::check(past, &self.limits(enclave)?, message)
+        Self::check(past, &Self::limits(enclave)?, message)
     }
 
     /// What may be asked for next. Two signatures are slashable or not: a third could only raise watermarks, which forbids and never
@@ -851,7 +853,7 @@ impl World {
         let mut key = vec![
             ((number_code(*number) << 5 | flags) << 4 | standing) << 4 | generation,
             body_code(body),
-            self.limits(&state.enclaves[boot]).map_or(0, limits_code),
+            Self::limits(&state.enclaves[boot]).map_or(0, limits_code),
         ];
         if self.restores {
             key.push(fence.seen());
@@ -939,7 +941,7 @@ impl World {
         }
     }
 
-    fn note_signed(&self, state: &mut State, boot: usize) {
+    fn note_signed(state: &mut State, boot: usize) {
         let enclave = &state.enclaves[boot];
         let Standing::Holding(record) = enclave.fence.standing() else { return };
         let exact = enclave.fence.limits().is_some_and(|limits| limits.floors == Floors::default());
@@ -1033,7 +1035,7 @@ impl Model for World {
         }
         for (boot, enclave) in state.enclaves.iter().enumerate() {
             self.of_enclave(state, boot, actions);
-            let allowed = messages.iter().filter(|message| self.signs(enclave, **message).is_some());
+            let allowed = messages.iter().filter(|message| Self::signs(enclave, **message).is_some());
             actions.extend(allowed.map(|message| Action::Sign(boot, *message)));
         }
         if let Status::Foreign(_) = state.status {
@@ -1143,13 +1145,13 @@ impl Model for World {
                 state.status = Status::Imported;
             }
             Action::Sign(boot, message) => {
-                let past = self.signs(&state.enclaves[boot], message)?;
+                let past = Self::signs(&state.enclaves[boot], message)?;
                 state.enclaves[boot].body.keys[0] = Some((true, past));
                 state.released.push(message);
                 if let Status::Deleted(told) | Status::Foreign(told) = state.status {
                     state.zombie |= Self::is_above(message, told);
                 }
-                self.note_signed(&mut state, boot);
+                Self::note_signed(&mut state, boot);
             }
             Action::SignElsewhere(message) => {
                 state.foreign = Self::check(state.foreign, &Limits::NONE, message)?;
@@ -1158,7 +1160,7 @@ impl Model for World {
             }
         }
         if self.restores {
-            self.notice(last, &mut state);
+            Self::notice(last, &mut state);
         }
         self.settle(&mut state);
         state.key = self.key(&state);
@@ -1218,7 +1220,7 @@ impl Model for World {
 
 impl World {
     /// Whether one that has seen a newer record than the store's has gained by it.
-    fn notice(&self, last: &State, state: &mut State) {
+    fn notice(last: &State, state: &mut State) {
         let version = last.stores[0].map_or(0, |record| record.version);
         for (before, after) in last.enclaves.iter().zip(&state.enclaves) {
             let limits = after.fence.limits();
