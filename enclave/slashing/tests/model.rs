@@ -199,7 +199,7 @@ fn beginning() -> Beginning {
         ceilings: Ceilings::ZERO,
         sealed_generation: 0,
         exact: Some(digest(Watermarks::NONE)),
-        follows: false,
+        lost: false,
     }
 }
 

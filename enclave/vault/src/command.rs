@@ -365,7 +365,7 @@ impl Office {
             ceilings,
             sealed_generation: next,
             exact: exact.then_some(digest),
-            follows: matches!(order, RecordOrder::Lost { .. } | RecordOrder::After { .. }),
+            lost: matches!(order, RecordOrder::Lost { .. }),
         };
         desk.fencing.errand(Errand::Create(beginning)).map(drop)
     }

@@ -221,11 +221,12 @@ impl Fence {
     }
 
     /// Has the record made, by operators' order: where it was seen that there is none, or that the one that is there has ended. Where
-    /// there was one before, and the store does not show it, operators must say that they know of it.
+    /// there was one before, and the store does not show it, operators must say that it was lost, or that this one comes after it.
     pub fn create(&mut self, beginning: &Beginning) -> Option<Ask> {
         let closed = match self.state {
             State::NoRecord => None,
-            State::WentBack { found: 0 } if beginning.follows => None,
+            // Nothing newer was seen than the record that this one comes after, in another store; or it is lost.
+            State::WentBack { found: 0 } if beginning.lost || beginning.above_version >= self.seen => None,
             // What comes after it lies above it.
             State::Closed(old) if old.generation < beginning.generation => Some(old),
             _ => return None,

@@ -47,8 +47,8 @@ pub struct Beginning {
     /// What that state is known by, where it has everything that any key of the group has ever signed: then its holder needs no
     /// floors. Nothing where that is not so.
     pub exact: Option<Root>,
-    /// Whether operators know of a record before, which this store does not show: it was lost, or has ended in another store.
-    pub follows: bool,
+    /// Whether operators say that the store has lost the record before.
+    pub lost: bool,
 }
 
 /// Whose record it is.
