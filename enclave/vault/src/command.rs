@@ -71,6 +71,13 @@ impl Loaded {
     }
 }
 
+/// A state that was sealed, and is on the parent's disk.
+struct Sealed {
+    generation: u64,
+    digest: Root,
+    fence_version: u64,
+}
+
 /// One command at a time.
 struct Book {
     /// The newest that this enclave has tried to store.
@@ -207,7 +214,8 @@ impl Office {
     fn seal_exact(&self, desk: &Desk<'_>, book: &mut Book, generation: u64) -> Result<Root, Refusal> {
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &desk.keys(), next);
-        sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))
+        let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        Ok(self.stands(&sealed))
     }
 
     fn fence_init(
@@ -354,7 +362,8 @@ impl Office {
         let generation = seconds.max(after).max(1);
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &keys, next);
-        let digest = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        let digest = self.stands(&sealed);
         // Sealing takes its time: it is what may be signed somewhere now that counts. After a record that has ended it is what could be
         // signed under that.
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
@@ -696,7 +705,8 @@ impl Office {
         desk.publish(&changed);
         desk.fencing.settle();
         let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
-        desk.enforce(sealed, generation)?;
+        self.stands(&sealed);
+        desk.enforce(sealed.generation, generation)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
 
@@ -745,27 +755,33 @@ impl Office {
         before: &Keys,
     ) -> Result<(), Refusal> {
         let (sealed, generation) = self.seal(desk, book, changed, before)?;
-        desk.enforce(sealed, generation)?;
+        desk.enforce(sealed.generation, generation)?;
+        self.stands(&sealed);
         desk.publish(changed);
         Ok(())
     }
 
     fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
-        self.seal_as(desk, book, keys, next).map(drop).map_err(|error| match error {
+        let sealed = self.seal_as(desk, book, keys, next).map_err(|error| match error {
             CustodyError::NotStored(error) => Refusal::MaybeSealed(waiting_for(&CustodyError::Service(error))),
             error => Refusal::NotSealed(waiting_for(&error)),
-        })
+        })?;
+        self.stands(&sealed);
+        Ok(())
     }
 
-    /// Seals a state; its number, and the generation in which it was sealed. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
-    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(u64, u64), Refusal> {
+    /// Seals a state; in which generation. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
+    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(Sealed, u64), Refusal> {
         let (generation, _) = desk.fencing.held()?;
         let next = next_state(book, generation)?;
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
                 match self.seal_as(desk, book, before, next.saturating_add(1)) {
-                    Ok(_) => Err(Refusal::NotSealed(waiting)),
+                    Ok(before) => {
+                        self.stands(&before);
+                        Err(Refusal::NotSealed(waiting))
+                    }
                     Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
             }
@@ -774,11 +790,11 @@ impl Office {
                 Err(Refusal::OtherState { kept, ours: self.loaded().generation })
             }
             Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
-            Ok(_) => Ok((next, generation)),
+            Ok(sealed) => Ok((sealed, generation)),
         }
     }
 
-    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Root, CustodyError> {
+    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Sealed, CustodyError> {
         let at_hand = self.loaded();
         // It never falls: also where the store shows no record any more, the state has seen one.
         let fence_version = at_hand.fence_version.max(desk.fencing.version());
@@ -788,14 +804,31 @@ impl Office {
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
             book.tried = generation;
         }
-        if let Ok(digest) = sealed {
-            self.is_loaded(|loaded| {
-                loaded.generation = generation;
-                loaded.digest = Some(digest);
-                loaded.fence_version = fence_version;
-            });
+        sealed.map(|digest| Sealed { generation, digest, fence_version })
+    }
+
+    /// What was sealed is in force: it is what this enclave has loaded from now on, and what its statement names.
+    fn stands(&self, sealed: &Sealed) -> Root {
+        let Sealed { generation, digest, fence_version } = *sealed;
+        self.is_loaded(|loaded| {
+            loaded.generation = generation;
+            loaded.digest = Some(digest);
+            loaded.fence_version = fence_version;
+        });
+        digest
+    }
+
+    /// Has every state refused that was sealed before this generation, or that this enclave has sealed and could not confirm: one of
+    /// them may list a key that this enclave does not know. Only then can be told what such a key has signed at most.
+    pub(crate) fn settle_states(&self, desk: &Desk<'_>, generation: u64) -> Result<(), Refusal> {
+        let mut book = self.book()?;
+        let in_force = self.loaded().generation;
+        let first = group::next_state(0, generation).ok_or(Refusal::MalformedCommand)?;
+        if in_force >= first && in_force >= book.tried {
+            return desk.enforce(in_force, generation);
         }
-        sealed
+        let (sealed, generation) = self.seal_now(desk, &mut book)?;
+        desk.enforce(sealed, generation)
     }
 }
 

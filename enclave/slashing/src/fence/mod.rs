@@ -214,6 +214,8 @@ impl Fence {
             | State::Closed(_)
             | State::Implausible { .. }
             | State::Lost
+            // Operators may make it yet: above all that was seen.
+            | State::WentBack { found: 0 }
             // It learns whether it still does.
             | State::Holding { .. } => self.ask(Question::Read),
             _ => None,
