@@ -200,8 +200,10 @@ impl Vault {
         if record.generation != generation || record.holder != self.holder() {
             return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
         }
-        let (desk, office) = self.desk()?;
-        office.settle_states(&desk, generation)?;
+        if self.office.is_some() {
+            let (desk, office) = self.desk()?;
+            office.settle_states(&desk, generation)?;
+        }
         Ok((generation, floors))
     }
 

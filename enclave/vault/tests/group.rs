@@ -206,8 +206,10 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     let now = slot(&network);
     let refused = common::fence::sign_with(&holder.member.vault, key(2), &block(now, 1));
     assert_eq!(refused, Err(Refusal::UnknownKey));
-    // What is in force signs on.
+    // What is in force signs on, and is what the statement names.
     assert_eq!(sign(&holder.member.vault, &block(now, 1)), Ok(()));
+    let in_force = before.keys().max().copied();
+    assert_eq!(holder.statement().state.map(|state| state.number), in_force);
     drop(holder);
     memory.away.store(false, Ordering::SeqCst);
     // The parent offers the state without it, which is as good as any: nothing was confirmed.
@@ -226,6 +228,9 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     }
     let statement = next.statement();
     assert_eq!(statement.fence.floors.slot, None, "it holds exactly");
+    // What the parent still has of the key is refused for good before anybody is told of it.
+    assert_eq!(next.floor().block.unwrap().slot, ceilings.slot);
+    assert!(held(&memory).sealed_generation >= held(&memory).generation << 32, "{:?}", held(&memory));
     // The import is given again, with the history that it had: the key starts above all that it can have signed anywhere.
     assert_eq!(next.import(2), Ok(Outcome::Imported { keys: vec![KeyOutcome::Imported] }));
     let floor = next.floor();
@@ -310,6 +315,8 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     assert_eq!(clone.order(Action::TakeOver), Err(Refusal::FenceClosed));
     assert_eq!(clone.record(RecordOrder::New), Err(Refusal::FenceClosed));
     // The very state that was left behind goes on at once, with another store.
+    let early = Enclave::start(&bench, &network, &second);
+    early.member.await_standing(FenceStanding::WentBack);
     let moved = Enclave::start(&bench, &network, &second);
     // The state has seen a record, and here is none: only operators who know of its end can say so.
     moved.member.await_standing(FenceStanding::WentBack);
@@ -321,8 +328,10 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     assert!(next.generation > record.generation && next.version > record.version, "{next:?}");
     assert!(matches!(sign(&moved.member.vault, &block(now, 2)), Err(Refusal::BlockNotAboveLast { .. })));
     assert_eq!(sign(&moved.member.vault, &block(now, 1)), Ok(()), "what it has signed it signs again");
+    // One that came before the record was made stands by, and does not have to start anew.
+    early.member.await_standing(FenceStanding::Standby);
     // Closed by a standby, after its holder has died: floors.
-    drop((holder, clone, moved));
+    drop((holder, clone, early, moved));
     let standby = Enclave::start(&bench, &network, &second);
     standby.member.await_standing(FenceStanding::Standby);
     let Ok(Outcome::FenceClosed { record: closed }) = standby.order(Action::FenceClose) else { panic!("not closed") };
