@@ -5,42 +5,16 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use casemate_e2e::Stack;
-use casemate_protocol::{Bytes, PublicKey, Root, Version};
+use casemate_e2e::hostile::{Chain, Random, now_ms};
+use casemate_e2e::prober::Mark;
+use casemate_protocol::{Bytes, PublicKey};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Interop keys: the first is the prober's own, the others are fair game for everybody; the last one comes and goes.
 const KEYS: usize = 4;
-
-/// The chain's clock.
-#[derive(Clone, Copy)]
-pub struct Chain {
-    genesis_ms: u64,
-    pub slot_ms: u64,
-    pub slots_per_epoch: u64,
-    pub root: Root,
-    pub version: Version,
-}
-
-impl Chain {
-    /// Slot and epoch now.
-    pub fn now(&self) -> (u64, u64) {
-        let slot = now_ms().saturating_sub(self.genesis_ms) / self.slot_ms;
-        (slot, slot / self.slots_per_epoch)
-    }
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-/// When something was done to the group.
-pub struct Mark {
-    pub name: &'static str,
-    pub at: Instant,
-}
 
 /// The last key was deleted or brought back.
 pub struct Change {
@@ -64,18 +38,6 @@ pub struct World {
     enclaves: u8,
     has_key: bool,
     etcd: Option<u32>,
-}
-
-/// xorshift64*.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
 }
 
 const FAULTS: &[&str] = &[
