@@ -776,7 +776,9 @@ impl Office {
     }
 
     fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Root, CustodyError> {
-        let (store, fence_version) = (self.loaded().store, desk.fencing.version());
+        let Loaded { store, fence_version: seen, .. } = self.loaded();
+        // In a store that it has just come to, it may not have seen a record yet.
+        let fence_version = seen.max(desk.fencing.version());
         let contents = Contents { store, fence_version, ..keys.contents() };
         let sealed = self.custody.seal(&contents, generation);
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
@@ -786,6 +788,7 @@ impl Office {
             self.is_loaded(|loaded| {
                 loaded.generation = generation;
                 loaded.digest = Some(digest);
+                loaded.fence_version = fence_version;
             });
         }
         sealed
