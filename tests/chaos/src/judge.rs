@@ -1,7 +1,7 @@
 //! What came out, held against every rule.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use casemate_e2e::hostile::{Released, slashable_pairs};
 use casemate_e2e::prober::{Probed, Service};
@@ -39,6 +39,8 @@ pub fn judge(world: &World, released: Vec<Released>, probed: &Probed) -> Report 
     let mut faults: Vec<String> = world.faults.iter().map(|(name, count)| format!("{count} × {name}")).collect();
     faults.sort();
     let _ = writeln!(text, "faults: {}", faults.join(", "));
+    let outcomes: Vec<String> = world.outcomes.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let _ = writeln!(text, "of these: {}", outcomes.join(", "));
     let _ = writeln!(
         text,
         "signatures released: {} ({} of them asked for by the client that means well)",

@@ -73,8 +73,8 @@ fn run(options: &Options) -> ExitCode {
         "casemate-chaos: {} s, seed {}, {} enclaves, fence {fence}, slots of {} ms, {} an epoch",
         options.seconds, options.seed, options.enclaves, options.slot_ms, options.slots_per_epoch
     );
-    let mut world =
-        World::start(options.enclaves, &fence, options.slot_ms, options.slots_per_epoch, options.seed, &options.only);
+    let Options { seconds, seed, enclaves, slot_ms, slots_per_epoch, only, .. } = options;
+    let mut world = World::start(*enclaves, &fence, *slot_ms, *slots_per_epoch, *seed, only, *seconds);
     let stop = AtomicBool::new(false);
     let bar = ProgressBar::new(options.seconds).with_message("breaking things");
     let (keys, sockets) = (&world.keys.clone(), &world.sockets.clone());

@@ -376,19 +376,36 @@ impl Cluster {
         self.etcdctl(0, &["del", "", "--prefix"]).map(drop).context("deleting the keys")
     }
 
-    /// Puts a node without data in the place of this one, as after the loss of its disk: the old member is removed, a new one added.
+    /// Puts a node without data in the place of this one, as after the loss of its disk: the old member is removed, a new one added. The
+    /// others take no such change before they have heard from each other for five seconds: it takes as long.
     pub fn replace(&mut self, number: usize) -> Result<()> {
         self.kill(number)?;
         let other = (0..self.nodes.len()).find(|other| *other != number).context("it is the only one")?;
         let name = format!("node-{number}");
-        let members = self.etcdctl(other, &["member", "list"])?;
+        let members = self.persist(other, &["member", "list"])?;
         let id = members.lines().find(|line| line.contains(&name)).and_then(|line| line.split(',').next());
-        self.etcdctl(other, &["member", "remove", id.context("no such member")?])?;
+        self.persist(other, &["member", "remove", id.context("no such member")?])?;
         fs::remove_dir_all(self.folder.join(&name)).context("removing its data")?;
         let address = format!("--peer-urls=http://127.0.0.1:{}", self.peers.port(number));
-        self.etcdctl(other, &["member", "add", &name, &address])?;
+        self.persist(other, &["member", "add", &name, &address])?;
         self.joins.insert(number);
         self.start_node(number)
+    }
+
+    /// etcdctl again and again, until it works.
+    fn persist(&self, number: usize, arguments: &[&str]) -> Result<String> {
+        let begun = Instant::now();
+        loop {
+            match self.etcdctl(number, arguments) {
+                // A change that was made though its answer was lost.
+                Err(error) if error.to_string().contains("not found") || error.to_string().contains("already exist") => {
+                    return Ok(String::new());
+                }
+                Err(error) if begun.elapsed() > PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                Ok(told) => return Ok(told),
+            }
+        }
     }
 
     fn wait(&mut self) -> Result<()> {
