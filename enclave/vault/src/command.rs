@@ -328,8 +328,16 @@ impl Office {
             (_, Some(_)) => return Err(Refusal::FenceExists),
         }
         let at_hand = self.loaded();
-        if let RecordOrder::Lost { last } = order {
-            check_last(desk, &at_hand, last)?;
+        match order {
+            RecordOrder::Lost { last } => check_last(desk, &at_hand, last)?,
+            // Before anything is sealed: the state that the closed record names stays the one at hand.
+            RecordOrder::After { closed } => {
+                let (seen, found) = (at_hand.fence_version.max(desk.fencing.version()), closed.version);
+                if found < seen {
+                    return Err(Refusal::NotHolder(NotHolder::WentBack { seen, found }));
+                }
+            }
+            RecordOrder::New | RecordOrder::Keep => {}
         }
         let keys = desk.keys();
         // Of a group that has no keys, and has never had any, the state says all that there is to say.

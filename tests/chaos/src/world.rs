@@ -397,7 +397,7 @@ impl World {
     }
 
     fn until_somebody_holds(&self) -> bool {
-        let until = Instant::now() + Duration::from_millis(self.chain.slot_ms * 8);
+        let until = Instant::now() + Duration::from_millis(self.chain.slot_ms * 15);
         while Instant::now() < until {
             if self.status(None).is_some_and(|status| status["fence"]["standing"] == "holding") {
                 return true;
@@ -410,6 +410,7 @@ impl World {
     /// Somebody deletes the record. Operators end all enclaves and have it made anew, as the book says: with what the last holder has
     /// stated. The parent offers an older state first.
     fn lose_the_record(&mut self) {
+        self.until_somebody_holds();
         let (Some(last), Some(_)) = (self.status(None), self.etcd) else { return };
         if last["fence"]["standing"] != "holding" {
             return;
