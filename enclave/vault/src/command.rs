@@ -340,7 +340,14 @@ impl Office {
             RecordOrder::Lost { last } => check_last(desk, &at_hand, last)?,
             // There was one: sealing a state for another first would change what stands.
             RecordOrder::New if at_hand.fence_version > 0 => return Err(Refusal::RecordLost),
-            _ => {}
+            // Before anything is sealed: the state that the closed record names stays the one at hand.
+            RecordOrder::After { closed } => {
+                let (seen, found) = (at_hand.fence_version.max(desk.fencing.version()), closed.version);
+                if found < seen {
+                    return Err(Refusal::NotHolder(NotHolder::WentBack { seen, found }));
+                }
+            }
+            RecordOrder::New | RecordOrder::Keep => {}
         }
         let keys = desk.keys();
         // Of a group that has no keys, and has never had any, the state says all that there is to say.

@@ -229,18 +229,23 @@ impl World {
     }
 
     fn store_away_for(&self, ms: u64) {
+        self.cut_store(true);
+        std::thread::sleep(Duration::from_millis(ms));
+        self.cut_store(false);
+    }
+
+    fn cut_store(&self, cut: bool) {
         if let Some(pid) = self.etcd {
-            signal(pid, Signal::STOP);
-            std::thread::sleep(Duration::from_millis(ms));
-            signal(pid, Signal::CONT);
+            signal(pid, if cut { Signal::STOP } else { Signal::CONT });
             return;
         }
         // A folder that is no folder: neither read nor written.
-        let fence = self.data().join("fence");
-        let aside = self.data().join("fence-aside");
-        if fs::rename(&fence, &aside).is_ok() {
-            fs::write(&fence, "away").unwrap();
-            std::thread::sleep(Duration::from_millis(ms));
+        let (fence, aside) = (self.data().join("fence"), self.data().join("fence-aside"));
+        if cut {
+            if fs::rename(&fence, &aside).is_ok() {
+                fs::write(&fence, "away").unwrap();
+            }
+        } else if aside.exists() {
             fs::remove_file(&fence).unwrap();
             fs::rename(&aside, &fence).unwrap();
         }
@@ -338,10 +343,10 @@ impl World {
     /// Deletes the last key, or brings it back; what is not known to be done counts as neither.
     fn change_key(&mut self) {
         if self.has_key {
-            self.delete_key()
+            self.delete_key();
         } else {
-            self.import_key(None)
-        };
+            self.import_key(|_| ());
+        }
     }
 
     fn delete_key(&mut self) -> bool {
@@ -354,8 +359,8 @@ impl World {
         deleted
     }
 
-    /// With the history of the run's beginning. `cut`: after so many milliseconds the store is away for so many.
-    fn import_key(&mut self, cut: Option<(u64, u64)>) -> bool {
+    /// With the history of the run's beginning; `meanwhile` something else is done.
+    fn import_key(&mut self, meanwhile: impl FnOnce(&Self)) -> bool {
         let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("secret"));
         let secret = casemate_dev::interop::secret_key(u32::try_from(key).unwrap());
         fs::write(&path, const_hex::encode(*secret)).unwrap();
@@ -364,10 +369,7 @@ impl World {
         let words = ["import", "--raw-keys", path, "--slashing-protection", original];
         let done = std::thread::scope(|scope| {
             let import = scope.spawn(|| self.casemate(&words, true));
-            if let Some((after, ms)) = cut {
-                std::thread::sleep(Duration::from_millis(after));
-                self.store_away_for(ms);
-            }
+            meanwhile(self);
             import.join().unwrap()
         });
         // One whose outcome nobody knows may have brought it.
@@ -378,30 +380,41 @@ impl World {
         done
     }
 
-    /// The key comes in while the store is cut off between the sealing and the fence's word on it; all enclaves end; the parent never
-    /// had that state; somebody claims, hands over in order, and the key comes in again with the history that it had at first.
+    /// The key comes in while the store is cut off, so that the fence does not say whether the sealed state counts; all enclaves end;
+    /// the parent never had that state; somebody claims, hands over in order, and the key comes in again with the history that it had
+    /// at first.
     fn import_cut_and_rolled_back(&mut self) {
-        if self.has_key && !self.delete_key() {
+        if !self.until_somebody_holds() || (self.has_key && !self.delete_key()) {
             return;
         }
         let before = self.offered();
-        let cut = (self.random.below(300), self.chain.slot_ms * (1 + self.random.below(3)));
-        self.import_key(Some(cut));
-        let newer: Vec<PathBuf> = self.offered().into_iter().filter(|path| !before.contains(path)).collect();
-        hide_all(&newer);
+        let wait = Duration::from_millis(self.random.below(self.chain.slot_ms * 2));
+        self.cut_store(true);
+        let mut newer = Vec::new();
+        self.import_key(|world| {
+            let until = Instant::now() + Duration::from_secs(5);
+            while newer.is_empty() && Instant::now() < until {
+                newer = world.offered().into_iter().filter(|path| !before.contains(path)).collect();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // Were it in force now, it would sign.
+            std::thread::sleep(wait);
+            hide_all(&newer);
+            world.kill_vaults();
+            world.cut_store(false);
+        });
         self.mark("a start of all enclaves at once, from older states");
-        self.kill_vaults();
-        if self.until_somebody_holds() {
-            *self.outcomes.entry("holders of a state that was rolled back").or_default() += 1;
+        if !newer.is_empty() && self.until_somebody_holds() {
+            *self.outcomes.entry("imports rolled back before they were confirmed").or_default() += 1;
         }
         self.hand_over();
         self.until_somebody_holds();
-        self.import_key(None);
+        self.import_key(|_| ());
         show(&newer);
     }
 
     fn until_somebody_holds(&self) -> bool {
-        let until = Instant::now() + Duration::from_millis(self.chain.slot_ms * 8);
+        let until = Instant::now() + Duration::from_millis(self.chain.slot_ms * 15);
         while Instant::now() < until {
             if self.status(None).is_some_and(|status| status["fence"]["standing"] == "holding") {
                 return true;
@@ -414,6 +427,7 @@ impl World {
     /// Somebody deletes the record. Operators end all enclaves and have it made anew, as the book says: with what the last holder has
     /// stated. The parent offers an older state first.
     fn lose_the_record(&mut self) {
+        self.until_somebody_holds();
         let (Some(last), Some(_)) = (self.status(None), self.etcd) else { return };
         if last["fence"]["standing"] != "holding" {
             return;

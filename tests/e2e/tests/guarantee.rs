@@ -502,8 +502,9 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
     let back = as_it_is(&beside, &etcd);
     let credentials = beside.credentials("etcd");
     // What ended before is not what ended last.
-    let (exit, text) = beside.casemate(&back, &init(&["--after", &second], &credentials), true);
-    assert_eq!(exit, Exit::Refused, "{text}");
+    let before = beside.kept();
+    beside.refused(&back, &init(&["--after", &second], &credentials), "an older one");
+    assert!(beside.kept() == before, "a state was sealed");
     beside.order(&back, &init(&["--after", &third], &credentials));
     let status = beside.await_standing(&back, 0, "holding");
     assert_eq!(floors(&status), (None, None, None), "{status}");
