@@ -155,6 +155,12 @@ pub struct Episode {
     pub(crate) last_stated: Option<(u64, LastState)>,
     /// Commands that may have changed the keys since.
     pub(crate) is_stale: bool,
+    /// Nothing goes wrong, and the parent carries everything.
+    pub(crate) is_calm: bool,
+    /// Brought in where there is nothing to sign with.
+    pub(crate) spare: usize,
+    /// How often operators had to bring older states, because the newest were not what the last holder has stated.
+    pub(crate) older: usize,
     slot_ms: u64,
 }
 
@@ -208,6 +214,9 @@ impl Episode {
             closed: None,
             last_stated: None,
             is_stale: false,
+            is_calm: false,
+            spare: 0,
+            older: 0,
             slot_ms,
         }
     }
@@ -232,9 +241,38 @@ impl Episode {
 
     fn storm(&mut self, steps: u64) -> Result<(), Violation> {
         self.start_enclave(true);
+        if self.random(|random| random.chance(850)) {
+            self.prelude()?;
+        }
         for _ in 0..steps {
             self.step()?;
         }
+        Ok(())
+    }
+
+    /// Mostly a group is there already, with a key or none.
+    fn prelude(&mut self) -> Result<(), Violation> {
+        self.is_calm = true;
+        let faults = std::mem::take(&mut self.world.lock().faults);
+        let keys = self.random(|random| random.below(2));
+        for _ in 0..self.random(|random| random.below(40)) {
+            self.sign_elsewhere()?;
+        }
+        for _ in 0..600 {
+            self.calm_step()?;
+            let number = self.running().first().copied();
+            let holds = number.is_some_and(|number| self.standing(number) == Some(FenceStanding::Holding));
+            let here = self.keys.iter().any(|key| matches!(key.place, Whereabouts::Here { .. }));
+            if holds && (keys == 0 || here) {
+                break;
+            }
+            if !holds || keys > 0 {
+                self.recover()?;
+            }
+        }
+        self.is_calm = false;
+        self.spare = KEYS - 1;
+        self.world.lock().faults = faults;
         Ok(())
     }
 
@@ -247,13 +285,13 @@ impl Episode {
             world.random.below(1000)
         };
         match roll {
-            0..700 => self.let_go_on(),
-            700..860 => self.ask_for_duties()?,
-            860..890 => self.sign_elsewhere()?,
-            890..940 => self.operate()?,
-            940..960 => self.parent(),
-            960..968 => self.skip_time(),
-            968..992 => self.break_something(),
+            0..740 => self.let_go_on(),
+            740..880 => self.ask_for_duties()?,
+            880..900 => self.sign_elsewhere()?,
+            900..960 => self.operate()?,
+            960..972 => self.parent(),
+            972..978 => self.skip_time(),
+            978..988 => self.break_something(),
             _ => self.look(),
         }
         self.collect()
@@ -647,7 +685,8 @@ impl Episode {
     /// Everything works from now on: a lone enclave with everything that was ever sealed must come to sign.
     fn calm(&mut self) -> Result<(), Violation> {
         self.end_all();
-        self.job = None;
+        self.give_up_now()?;
+        (self.is_calm, self.spare) = (true, KEYS - 1);
         {
             let world = &mut *self.world.lock();
             world.faults = Faults::default();
@@ -693,7 +732,9 @@ impl Episode {
             for key in 0..KEYS {
                 if matches!(self.keys[key].place, Whereabouts::Here { .. }) {
                     let epoch = slot / SLOTS_PER_EPOCH;
-                    block |= self.ask(number, key, Message::Block { slot, variant: 9 })?;
+                    if !block {
+                        block = self.ask(number, key, Message::Block { slot, variant: 9 })?;
+                    }
                     let duty = Message::Vote { source: epoch - 1, target: epoch, variant: 9 };
                     vote |= self.ask(number, key, duty)?;
                 }

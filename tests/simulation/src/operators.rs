@@ -3,12 +3,12 @@
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyOutcome, LastState,
+    Action, ClosedRecord, Command, EncryptedSecrets, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyOutcome, LastState,
     OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::past::PastsPage;
-use casemate_protocol::statement::{FenceStanding, Statement};
+use casemate_protocol::statement::{FenceStanding, StatedRecord, Statement};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -16,7 +16,7 @@ use rustls::crypto::hpke::{Hpke, HpkePublicKey};
 use crate::enclave::Boot;
 use crate::episode::{Episode, KEYS, KeptCommand, Violation, Whereabouts};
 use crate::say;
-use crate::world::{GENESIS, GROUP, credentials, sha256};
+use crate::world::{GENESIS, GROUP, credentials, sha256, state_words};
 
 /// So long an answer is waited for.
 const PATIENCE_MS: u64 = 150_000;
@@ -55,6 +55,8 @@ pub struct Job {
     /// Nothing where the parent has kept it back, or drops the answer.
     order: Option<u64>,
     until: u64,
+    /// Where the key was when it was ordered.
+    was: Option<Whereabouts>,
 }
 
 /// What the tool says of a command.
@@ -149,7 +151,16 @@ impl Episode {
     }
 
     /// What an enclave's statement asks for.
-    fn needed(&self, statement: &Statement) -> Option<Task> {
+    fn needed(&mut self, statement: &Statement) -> Option<Task> {
+        self.made |= !self.is_record_missing();
+        // That it has ended, and how, its status tells too.
+        if let (None, FenceStanding::Closed, Some(record)) =
+            (&self.closed, statement.fence.standing, &statement.fence.record)
+            && record.closed
+            && statement.fence.store.as_deref() == Some(&format!("store-{}", self.store))
+        {
+            self.closed = Some(closed_record(record));
+        }
         if let Some(closed) = &self.closed {
             let next = statement.fence.store.as_deref() == Some(&format!("store-{}", self.store))
                 && closed.version > 0
@@ -160,10 +171,13 @@ impl Episode {
             return next.then_some(Task::After);
         }
         match statement.fence.standing {
-            FenceStanding::NoRecord | FenceStanding::WentBack if self.made => match self.last_stated {
-                Some((_, last)) if !self.is_stale && self.is_record_missing() => Some(Task::Lost(last)),
-                _ => None,
-            },
+            // Whoever brings in credentials hears too that there is no record.
+            FenceStanding::NoRecord | FenceStanding::WentBack | FenceStanding::Apart
+                if self.made && self.is_record_missing() =>
+            {
+                let last = self.last_stated.filter(|_| !self.is_stale);
+                last.map(|(_, last)| Task::Lost(last))
+            }
             FenceStanding::NoRecord | FenceStanding::Apart if !self.made => Some(Task::New),
             FenceStanding::Apart => self.are_credentials_dead(statement).then_some(Task::Credentials),
             _ => None,
@@ -223,7 +237,7 @@ impl Episode {
         }
         let here = |key: &crate::episode::Key| matches!(key.place, Whereabouts::Here { .. });
         if !self.keys.iter().any(here) {
-            self.begin(number, Task::Import(KEYS - 1));
+            self.begin(number, Task::Import(self.spare));
         }
         Ok(())
     }
@@ -234,7 +248,7 @@ impl Episode {
         if let Task::MoveAway(_) = task {
             let nonce = BoundedBytes::new(vec![3; 16]).unwrap();
             let Some(order) = self.order(enclave, Request::Pasts { nonce, start: 0 }) else { return };
-            self.job = Some(Job { task, enclave, order: Some(order), until: now + PATIENCE_MS });
+            self.job = Some(Job { task, enclave, order: Some(order), until: now + PATIENCE_MS, was: None });
             return;
         }
         if let Task::Lost(_) = task {
@@ -261,11 +275,14 @@ impl Episode {
             Task::Delete(key) => (None, Some(key)),
             _ => (None, None),
         };
+        let was = imports.or(deletes).map(|key| self.keys[key].place);
         if let Task::Import(key) = task {
             self.enters(key);
         }
-        // What may change the keys makes what was stated before old.
-        self.is_stale |= imports.is_some() || deletes.is_some();
+        // From now on it may be gone at any time.
+        if let (Some(key), Some(Whereabouts::Here { history })) = (deletes, was) {
+            self.keys[key].place = Whereabouts::Leaving { history };
+        }
         {
             let world = &mut *self.world.lock();
             world.stats.commands += 1;
@@ -277,7 +294,7 @@ impl Episode {
             }
             say!(*world, "operators give enclave {enclave} command {counter}: {task:?}");
         }
-        let calm = self.world.lock().faults.call == 0;
+        let calm = self.is_calm;
         let (kept_back, unheard) = self.random(|random| (random.chance(60), random.chance(60)));
         let request = Request::Command { envelope: envelope.clone() };
         let order = if kept_back && !calm { None } else { self.order(enclave, request) };
@@ -289,7 +306,7 @@ impl Episode {
         self.kept.push(KeptCommand { enclave, counter, envelope, imports, deletes });
         let patience = if order.is_some() { PATIENCE_MS } else { IMPATIENCE_MS };
         let order = order.filter(|_| calm || !unheard);
-        self.job = Some(Job { task, enclave, order, until: now + patience });
+        self.job = Some(Job { task, enclave, order, until: now + patience, was });
     }
 
     /// From now on a key signs nowhere else; its history is fixed the first time.
@@ -349,6 +366,14 @@ impl Episode {
     }
 
     /// An answer that nobody waits for any more.
+    pub(crate) fn give_up_now(&mut self) -> Result<(), Violation> {
+        match self.job.take() {
+            Some(job) => self.finish(&job, Told::Unknown),
+            None => Ok(()),
+        }
+    }
+
+    /// The same where its time is over, or its enclave has ended.
     fn give_up(&mut self) -> Result<(), Violation> {
         let now = self.time.ms();
         let gone = |job: &Job| self.enclave(job.enclave).is_none() || now >= job.until;
@@ -390,11 +415,14 @@ impl Episode {
             self.world.lock().stats.unknown += 1;
             say!(self.world.lock(), "operators do not know what became of {:?} at enclave {}", job.task, job.enclave);
         }
+        // What has changed the keys makes what was stated before old.
+        self.is_stale |= matches!(told, Told::Done(Outcome::Imported { .. } | Outcome::Deleted { .. }));
         match job.task {
             Task::Import(key) => self.imported(key, &told),
-            Task::Delete(key) => self.deleted(key, job.enclave, &told),
+            Task::Delete(key) => self.deleted(key, job, &told),
             Task::MoveAway(key) => self.moved_away(key, job.enclave, told),
-            Task::New => self.made |= !matches!(told, Told::Refused(_)) || !self.is_record_missing(),
+            // Whether it is there, the next look shows.
+            Task::New => self.made |= !self.is_record_missing(),
             Task::After => {
                 // An enclave that has the state that the record wants is started with everything there is.
                 if let Told::Refused(_) = told {
@@ -406,8 +434,6 @@ impl Episode {
                     drop(world);
                     self.closed = None;
                     self.made = true;
-                    // The next record, the next holder: nothing is known of its state yet.
-                    self.is_stale = true;
                 }
             }
             Task::Lost(_) => {
@@ -415,9 +441,11 @@ impl Episode {
                     say!(self.world.lock(), "the record is not made: {refusal:?}");
                     // «Bring the newest blobs to the parent.»
                     self.end(job.enclave, "is ended, to start anew with the newest blobs");
-                    self.start_enclave(true);
-                } else {
-                    self.is_stale = true;
+                    let number = self.start_enclave(true);
+                    // Where the newest have a change of which nobody knows whether it was made, the ones before.
+                    if matches!(refusal, Refusal::OtherLastState { .. }) {
+                        self.show_older(number);
+                    }
                 }
             }
             Task::Close => {
@@ -466,7 +494,7 @@ impl Episode {
         }
     }
 
-    fn deleted(&mut self, key: usize, enclave: u32, told: &Told) {
+    fn deleted(&mut self, key: usize, job: &Job, told: &Told) {
         let history = match self.keys[key].place {
             Whereabouts::Here { history }
             | Whereabouts::Leaving { history }
@@ -479,16 +507,32 @@ impl Episode {
             _ => None,
         };
         let Some(outcome) = outcome else {
-            if !matches!(told, Told::Refused(_)) {
-                self.keys[key].place = Whereabouts::Leaving { history };
-            }
+            // «Refused by the enclave, which has changed nothing.»
+            self.keys[key].place = match (told, job.was) {
+                (Told::Refused(_), Some(was)) => was,
+                _ => Whereabouts::Leaving { history },
+            };
             return;
         };
-        let generation = self.claimed(enclave);
+        let generation = self.claimed(job.enclave);
         self.keys[key].place = Whereabouts::Gone { history, generation };
         // An import that somebody may still deliver, or that is being carried out, is one of later.
         if *outcome == KeyOutcome::Deleted && !self.is_import_out(key) {
             self.keys[key].deleted = Some(generation);
+        }
+    }
+
+    /// The parent is brought one older state after another.
+    fn show_older(&mut self, enclave: u32) {
+        self.older += 1;
+        let world = &mut *self.world.lock();
+        let mut numbers: Vec<u64> = world.disk.iter().map(|kept| kept.generation).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let back = self.older % (numbers.len().min(8) + 1);
+        if let Some(number) = numbers.iter().rev().nth(back) {
+            world.views.insert(enclave, *number);
+            say!(*world, "operators bring enclave {enclave} the states up to {}", state_words(*number));
         }
     }
 
@@ -555,6 +599,12 @@ impl Episode {
         world.stats.moves += 1;
         say!(*world, "key {key} goes to the foreign signer, above {:?}", self.keys[key].told);
     }
+}
+
+fn closed_record(record: &StatedRecord) -> ClosedRecord {
+    let StatedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
+    let StatedRecord { sealed_generation, clean, .. } = *record;
+    ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
 }
 
 fn short(reply: &Reply) -> String {
