@@ -161,6 +161,10 @@ pub struct Episode {
     pub(crate) spare: usize,
     /// How often operators had to bring older states, because the newest were not what the last holder has stated.
     pub(crate) older: usize,
+    /// How often, of a thousand, an enclave is cut off as it gets a command, and everything is killed after one that did not go well.
+    pub(crate) spite: (u64, u64),
+    /// How much of what may break does.
+    wildness: u64,
     slot_ms: u64,
 }
 
@@ -186,6 +190,8 @@ impl Episode {
             denied: level(&[0, 50, 200]),
             dropped: level(&[0, 20, 100]),
         };
+        let wildness = level(&[150, 400, 1000]);
+        let spite = (level(&[0, 200, 500]), level(&[0, 200, 500]));
         {
             let world = &mut *world.lock();
             world.faults = faults;
@@ -217,6 +223,8 @@ impl Episode {
             is_calm: false,
             spare: 0,
             older: 0,
+            spite,
+            wildness,
             slot_ms,
         }
     }
@@ -291,7 +299,7 @@ impl Episode {
             900..960 => self.operate()?,
             960..972 => self.parent(),
             972..978 => self.skip_time(),
-            978..988 => self.break_something(),
+            978..990 if self.random(|random| random.chance(self.wildness)) => self.break_something(),
             _ => self.look(),
         }
         self.collect()
@@ -436,9 +444,17 @@ impl Episode {
 
     /// A hostile client asks every enclave for messages that conflict.
     fn ask_for_duties(&mut self) -> Result<(), Violation> {
-        let key = self.random(|random| random.index(KEYS));
+        // Of those that are in here, or may be, mostly.
+        let near: Vec<usize> = (0..KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
+        let key = self.random(|random| {
+            if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
+        });
         let now = self.slot().0;
-        let message = self.random(|random| some_message(random, now));
+        let signed = &self.keys[key].signed;
+        let message = self.random(|random| {
+            let known = if random.chance(500) { signed.some(random) } else { None };
+            known.unwrap_or_else(|| some_message(random, now))
+        });
         for number in self.running() {
             let message = self.random(|random| varied(random, message));
             self.ask(number, key, message)?;
@@ -603,27 +619,37 @@ impl Episode {
                 say!(self.world.lock(), "enclave {number} is stopped for {length} ms");
             }
             (60..72, Some(number)) => {
-                let world = &mut *self.world.lock();
-                let (length, carried) = (world.random.within(500, 10 * self.slot_ms), world.random.chance(500));
-                world.cuts.insert(number, (now + length, carried));
-                let what = if carried { "hears no answer of the store" } else { "is cut off from the store" };
-                world.say(format_args!("enclave {number} {what} for {length} ms"));
+                self.cut_off(number);
             }
             (72..80, Some(number)) => {
                 let world = &mut *self.world.lock();
                 show_something(world, number);
             }
-            (80..88, _) => {
+            (80..91, _) => {
                 let world = &mut *self.world.lock();
-                let number = world.random.index(2);
-                let store = &mut world.stores[number];
-                store.is_away = !store.is_away;
-                let is = if store.is_away { "away" } else { "back" };
-                world.say(format_args!("store {number} is {is}"));
+                let (number, length) = (world.random.index(2), world.random.within(500, 8 * self.slot_ms));
+                world.stores[number].away_until = now + length;
+                world.say(format_args!("store {number} is away for {length} ms"));
             }
-            (88..94, _) => self.lose_record(),
+            (91..97, _) => self.lose_record(),
             _ => self.revoke_credentials(),
         }
+    }
+
+    /// The store is not heard of for a while; or it does not hear either.
+    pub(crate) fn cut_off(&mut self, enclave: u32) {
+        let world = &mut *self.world.lock();
+        let (length, carried) = (world.random.within(500, 10 * self.slot_ms), world.random.chance(500));
+        world.cuts.insert(enclave, (world.time.ms() + length, carried));
+        let what = if carried { "hears no answer of the store" } else { "is cut off from the store" };
+        world.say(format_args!("enclave {enclave} {what} for {length} ms"));
+    }
+
+    /// What went wrong is followed by the worst: everything is killed, and what starts is shown an older state.
+    pub(crate) fn strike(&mut self) {
+        self.world.lock().stats.kills += 1;
+        self.end_all();
+        self.start_enclave(false);
     }
 
     /// Somebody removes the record. Only where operators know what the last holder's state was: nothing else can help then.
@@ -684,16 +710,16 @@ impl Episode {
 
     /// Everything works from now on: a lone enclave with everything that was ever sealed must come to sign.
     fn calm(&mut self) -> Result<(), Violation> {
+        (self.is_calm, self.spare) = (true, KEYS - 1);
         self.end_all();
         self.give_up_now()?;
-        (self.is_calm, self.spare) = (true, KEYS - 1);
         {
             let world = &mut *self.world.lock();
             world.faults = Faults::default();
             world.cuts.clear();
             world.views.clear();
             for store in &mut world.stores {
-                store.is_away = false;
+                store.away_until = 0;
                 store.late.clear();
             }
             say!(*world, "from here on everything works");
@@ -804,9 +830,9 @@ fn show_something(world: &mut World, enclave: u32) {
         return;
     }
     let newest = world.disk.iter().map(|kept| kept.generation).max().unwrap_or(0);
-    let recent = world.disk.len().min(6);
-    let from = world.disk.len() - recent;
-    let some = from + world.random.index(recent);
+    // Just before the last one, mostly.
+    let back = world.random.pick(&[1, 1, 1, 2, 2, 3, 4, 5]).min(world.disk.len() - 1);
+    let some = world.disk.len() - 1 - back;
     let shown = if world.random.chance(50) { 0 } else { world.disk[some].generation };
     world.views.insert(enclave, shown);
     if shown < newest {

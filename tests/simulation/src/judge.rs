@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use casemate_protocol::Duty;
 
+use crate::random::Random;
+
 /// A block or a vote, by what the slashing rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -84,6 +86,13 @@ impl Signed {
             Message::Block { slot, .. } => self.blocks.get(slot).and_then(|all| all.iter().find(conflicts)),
             Message::Vote { .. } => self.votes.iter().find(conflicts),
         }
+    }
+
+    /// One of the last that were signed: whoever wants to see a key slashed asks for what conflicts with it.
+    pub fn some(&self, random: &mut Random) -> Option<Message> {
+        let blocks = self.blocks.values().rev().take(10).filter_map(|all| all.first());
+        let all: Vec<Message> = blocks.chain(self.votes.iter().rev().take(10)).map(|one| one.message).collect();
+        (!all.is_empty()).then(|| random.pick(&all))
     }
 
     /// Adds one.

@@ -140,11 +140,6 @@ impl Episode {
             66..78 => self.begin(number, Task::TakeOver),
             78..82 => self.begin(number, Task::Credentials),
             82..86 if self.closed.is_none() && self.made => self.begin(number, Task::Close),
-            86..90 => {
-                let world = &mut *self.world.lock();
-                // The administrator sees that the store is healthy.
-                world.stores[self.store].is_away = false;
-            }
             _ => {}
         }
         Ok(())
@@ -192,7 +187,7 @@ impl Episode {
     fn are_credentials_dead(&self, statement: &Statement) -> bool {
         let world = self.world.lock();
         let store = &world.stores[self.store];
-        statement.fence.store.as_deref() == Some(&format!("store-{}", self.store)) && !store.is_away
+        statement.fence.store.as_deref() == Some(&format!("store-{}", self.store)) && store.away_until <= self.time.ms()
     }
 
     /// What has to be done so that a lone enclave with everything that was sealed can sign.
@@ -296,6 +291,9 @@ impl Episode {
         }
         let calm = self.is_calm;
         let (kept_back, unheard) = self.random(|random| (random.chance(60), random.chance(60)));
+        if !calm && self.random(|random| random.chance(self.spite.0)) {
+            self.cut_off(enclave);
+        }
         let request = Request::Command { envelope: envelope.clone() };
         let order = if kept_back && !calm { None } else { self.order(enclave, request) };
         if order.is_some() {
@@ -415,6 +413,7 @@ impl Episode {
             self.world.lock().stats.unknown += 1;
             say!(self.world.lock(), "operators do not know what became of {:?} at enclave {}", job.task, job.enclave);
         }
+        let failed = !self.is_calm && !matches!(told, Told::Done(_) | Told::Pasts(_));
         // What has changed the keys makes what was stated before old.
         self.is_stale |= matches!(told, Told::Done(Outcome::Imported { .. } | Outcome::Deleted { .. }));
         match job.task {
@@ -466,6 +465,10 @@ impl Episode {
         }
         if let Some(statement) = self.statement(job.enclave) {
             self.looked(&statement);
+        }
+        let about_keys = matches!(job.task, Task::Import(_) | Task::Delete(_));
+        if failed && about_keys && self.random(|random| random.chance(self.spite.1)) {
+            self.strike();
         }
         Ok(())
     }

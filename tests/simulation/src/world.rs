@@ -142,8 +142,8 @@ pub struct Kept {
 pub struct StoreState {
     /// The record.
     pub record: Option<Record>,
-    /// Nothing arrives.
-    pub is_away: bool,
+    /// Nothing arrives until then.
+    pub away_until: u64,
     /// Those that it takes.
     pub credentials: BTreeSet<u64>,
     /// Questions that arrive when their asker has long given up.
@@ -286,7 +286,7 @@ impl SimStore {
     fn fate(&self, world: &mut World) -> Fate {
         let now = world.time.ms();
         let store = &world.stores[self.number];
-        if store.is_away {
+        if store.away_until > now {
             return Fate::Away(StoreTrouble::Away);
         }
         if !self.credentials.is_some_and(|which| store.credentials.contains(&which)) {
