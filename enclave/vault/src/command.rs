@@ -761,9 +761,11 @@ impl Office {
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
-                match self.seal_as(desk, book, before, next.saturating_add(1)) {
-                    Ok(_) => Err(Refusal::NotSealed(waiting)),
-                    Err(_) => Err(Refusal::MaybeSealed(waiting)),
+                let over = next.saturating_add(1);
+                // Nothing has changed only once the one that the parent may have kept is refused too.
+                match self.seal_as(desk, book, before, over) {
+                    Ok(_) if desk.enforce(over, generation).is_ok() => Err(Refusal::NotSealed(waiting)),
+                    _ => Err(Refusal::MaybeSealed(waiting)),
                 }
             }
             // Of another enclave of this group: its keys and their past would be lost.
