@@ -163,6 +163,10 @@ pub struct Episode {
     pub(crate) older: usize,
     /// How often, of a thousand, an enclave is cut off as it gets a command, and everything is killed after one that did not go well.
     pub(crate) spite: (u64, u64),
+    /// How often, of a hundred, operators move to another store and have fences handed over, besides everything else.
+    pub(crate) bent: (u64, u64),
+    /// How late who waits is woken, at most.
+    lateness: u64,
     /// How much of what may break does.
     wildness: u64,
     slot_ms: u64,
@@ -190,7 +194,8 @@ impl Episode {
             denied: level(&[0, 50, 200]),
             dropped: level(&[0, 20, 100]),
         };
-        let wildness = level(&[150, 400, 1000]);
+        let (wildness, lateness) = (level(&[150, 400, 1000]), level(&[0, 300, 1000, 2500]));
+        let bent = (level(&[0, 0, 0, 20]), level(&[0, 0, 30]));
         let spite = (level(&[0, 200, 500]), level(&[0, 200, 500]));
         {
             let world = &mut *world.lock();
@@ -225,6 +230,8 @@ impl Episode {
             older: 0,
             spite,
             wildness,
+            lateness,
+            bent,
             slot_ms,
         }
     }
@@ -233,7 +240,7 @@ impl Episode {
     pub fn run(mut self, most: u64) -> Outcome {
         let steps = {
             let random = &mut self.world.lock().random;
-            random.pick(&[600, 1500, 3000, 5000]).min(most.max(1))
+            random.pick(&[1000, 2500, 5000, 8000]).min(most.max(1))
         };
         let ended = self.storm(steps).and_then(|()| self.calm());
         self.end_all();
@@ -318,7 +325,9 @@ impl Episode {
         if ready.is_empty() {
             let frozen = self.enclaves.iter().map(|enclave| enclave.frozen_until).filter(|until| *until > now);
             let next = actors.filter_map(|actor| actor.due()).chain(frozen).min().unwrap_or(now + 100);
-            self.time.advance_to(next.clamp(now + 1, now + 1000));
+            // A machine that has much to do wakes late: then more happens in as many steps.
+            let late = if self.is_calm { 0 } else { self.random(|random| random.below(self.lateness + 1)) };
+            self.time.advance_to(next.clamp(now + 1, now + 1000) + late);
             return;
         }
         let chosen = self.random(|random| random.index(ready.len()));

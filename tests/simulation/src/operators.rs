@@ -121,12 +121,18 @@ impl Episode {
         }
         let holder = running.iter().copied().find(|one| self.standing(*one) == Some(FenceStanding::Holding));
         let key = self.random(|random| random.index(KEYS - 1));
-        let roll = self.random(|random| random.below(100));
+        // What operators are about, in this episode.
+        let roll = match self.random(|random| random.below(100)) {
+            roll if roll < self.bent.0 => 82,
+            roll if roll < self.bent.0 + self.bent.1 => 50,
+            _ => self.random(|random| random.below(100)),
+        };
         let place = self.keys[key].place;
         // Nearly always at the holder; sometimes at one that stands by.
         let at = if self.random(|random| random.chance(900)) { holder.unwrap_or(number) } else { number };
+        let is_of_use = holder.is_some() || self.random(|random| random.chance(100));
         match roll {
-            0..50 => match place {
+            0..50 if is_of_use => match place {
                 Whereabouts::Foreign | Whereabouts::Entering { .. } => self.begin(at, Task::Import(key)),
                 // A script that is run again.
                 Whereabouts::Here { .. } if roll < 8 => self.begin(at, Task::Import(key)),
@@ -139,7 +145,10 @@ impl Episode {
             50..66 => self.begin(at, Task::HandOver),
             66..78 => self.begin(number, Task::TakeOver),
             78..82 => self.begin(number, Task::Credentials),
-            82..86 if self.closed.is_none() && self.made => self.begin(number, Task::Close),
+            // Of the store that they are in, not of one that they have left.
+            82..86 if self.closed.is_none() && self.made && self.is_current(&statement) => {
+                self.begin(number, Task::Close);
+            }
             _ => {}
         }
         Ok(())
@@ -152,12 +161,12 @@ impl Episode {
         if let (None, FenceStanding::Closed, Some(record)) =
             (&self.closed, statement.fence.standing, &statement.fence.record)
             && record.closed
-            && statement.fence.store.as_deref() == Some(&format!("store-{}", self.store))
+            && self.is_current(statement)
         {
             self.closed = Some(closed_record(record));
         }
         if let Some(closed) = &self.closed {
-            let next = statement.fence.store.as_deref() == Some(&format!("store-{}", self.store))
+            let next = self.is_current(statement)
                 && closed.version > 0
                 && matches!(
                     statement.fence.standing,
@@ -179,6 +188,10 @@ impl Episode {
         }
     }
 
+    fn is_current(&self, statement: &Statement) -> bool {
+        statement.fence.store.as_deref() == Some(&format!("store-{}", self.store))
+    }
+
     fn is_record_missing(&self) -> bool {
         self.world.lock().stores[self.store].record.is_none()
     }
@@ -187,7 +200,7 @@ impl Episode {
     fn are_credentials_dead(&self, statement: &Statement) -> bool {
         let world = self.world.lock();
         let store = &world.stores[self.store];
-        statement.fence.store.as_deref() == Some(&format!("store-{}", self.store)) && store.away_until <= self.time.ms()
+        self.is_current(statement) && store.away_until <= self.time.ms()
     }
 
     /// What has to be done so that a lone enclave with everything that was sealed can sign.
@@ -413,7 +426,7 @@ impl Episode {
             self.world.lock().stats.unknown += 1;
             say!(self.world.lock(), "operators do not know what became of {:?} at enclave {}", job.task, job.enclave);
         }
-        let failed = !self.is_calm && !matches!(told, Told::Done(_) | Told::Pasts(_));
+        let failed = !self.is_calm && matches!(told, Told::Unknown | Told::Refused(Refusal::NotSealed(_)));
         // What has changed the keys makes what was stated before old.
         self.is_stale |= matches!(told, Told::Done(Outcome::Imported { .. } | Outcome::Deleted { .. }));
         match job.task {
