@@ -13,7 +13,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,10 @@ use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::store::Store;
 use casemate_vault::store::etcd::{Etcd, Which};
 use common::Bench;
-use common::fence::{Direct, Member, block, eventually_signs, first_record, judge, network, now_ms, place, siege};
+use common::fence::{
+    Direct, Member, Memory, Outcome, block, eventually_signs, first_record, judge, network, now_ms, place, siege,
+};
+use common::linearizable::{Book, check};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
@@ -386,4 +389,366 @@ fn a_record_that_somebody_deletes_or_restores_ends_the_signing() {
     let second = start(&bench, &network, &cluster, 0);
     second.await_standing(FenceStanding::NoRecord);
     assert_eq!(Ceilings::ZERO, first_record().ceilings);
+}
+
+/// The disk of the only node is full: it reads on, and takes no change any more. The holder signs up to its ceilings and not beyond, and
+/// everybody sees the reason; with room again it goes on by itself.
+#[test]
+fn an_etcd_whose_disk_is_full_holds_the_ceilings_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    // Room for a little: what fills it is a key of somebody else's.
+    let started = Cluster::start_with(folder.path(), 1, &["--quota-backend-bytes", "500000"]).unwrap();
+    let Some(cluster) = started else { return };
+    let heard = store(&cluster).ask(&Question::Create(first_record()));
+    assert_eq!(heard, (Heard::Swapped, None));
+    let (bench, network) = (Bench::new(), network(200));
+    let member = start(&bench, &network, &cluster, 0);
+    member.await_standing(FenceStanding::Holding);
+    let mut released = vec![eventually_signs(&member, &network, Duration::from_secs(20))];
+    let large = "x".repeat(100_000);
+    while cluster.etcdctl(0, &["put", "filler", &large]).is_ok() {}
+    assert!(cluster.etcdctl(0, &["alarm", "list"]).unwrap().contains("NOSPACE"));
+    let Heard::Record(Some(record)) = store(&cluster).ask(&Question::Read).0 else { panic!("it does not read") };
+    let refused = await_refusal(&member, &network, &mut released);
+    assert!(matches!(refused, Refusal::BlockAboveCeiling { .. }), "{refused:?}");
+    let Heard::Record(Some(after)) = store(&cluster).ask(&Question::Read).0 else { panic!("it does not read") };
+    assert_eq!(after.version, record.version, "a change was taken");
+    let new = Record { version: after.version + 1, ..after };
+    assert_eq!(store(&cluster).ask(&Question::Swap { old: after, new }).0, Heard::Unclear, "no is not the answer");
+    // Somebody makes room.
+    let told = cluster.etcdctl(0, &["endpoint", "status", "-w", "json"]).unwrap();
+    let revision = told.split("\"revision\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap();
+    cluster.etcdctl(0, &["compact", revision]).unwrap();
+    cluster.etcdctl(0, &["defrag"]).unwrap();
+    cluster.etcdctl(0, &["alarm", "disarm"]).unwrap();
+    released.push(eventually_signs_block(&member, &network));
+    judge(&released);
+}
+
+/// Signs blocks for as long as it may; the refusal that ends it.
+fn await_refusal(
+    member: &Member,
+    network: &casemate_protocol::Network,
+    released: &mut Vec<casemate_protocol::Duty>,
+) -> Refusal {
+    let begun = Instant::now();
+    loop {
+        let next = block(network.slot_at(now_ms()).0, 1);
+        match member.sign(&next) {
+            Ok(()) => released.push(next),
+            Err(refusal @ Refusal::BlockAboveCeiling { .. }) => return refusal,
+            Err(refusal) => assert!(begun.elapsed() < Duration::from_secs(20), "{refusal}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "it signs on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn eventually_signs_block(member: &Member, network: &casemate_protocol::Network) -> casemate_protocol::Duty {
+    let begun = Instant::now();
+    loop {
+        let next = block(network.slot_at(now_ms()).0, 1);
+        match member.sign(&next) {
+            Ok(()) => return next,
+            Err(refusal) => assert!(begun.elapsed() < Duration::from_secs(30), "{refusal}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// One node hears nobody, and everybody hears it; or nobody hears it, and it hears everybody. Such a leader must not go on alone.
+#[test]
+fn clones_on_three_nodes_of_which_one_direction_is_lost() {
+    let Some((_folder, cluster)) = cluster(3) else { return };
+    let (bench, network) = (Bench::new(), network(150));
+    let book = Book::default();
+    let new = |first: usize| {
+        let mut ports = ports(&cluster);
+        ports.rotate_left(first);
+        Member::start(&bench, &network, book.of(Box::new(store_at(&cluster, &ports))))
+    };
+    let members = RwLock::new((0..3).map(new).collect::<Vec<_>>());
+    let (mut step, mut lost) = (0, 0);
+    let outcome = siege(&network, &members, Duration::from_secs(16), 0x0a51, |random| {
+        step += 1;
+        std::thread::sleep(Duration::from_millis(300 + random.below(300)));
+        let Some(leader) = cluster.leader() else { return };
+        let others = (0..3).filter(|number| *number != leader);
+        let directions: Vec<(usize, usize)> = match step % 4 {
+            0 => others.map(|other| (leader, other)).collect(),
+            1 => others.map(|other| (other, leader)).collect(),
+            2 => others.take(1).map(|other| (leader, other)).collect(),
+            _ => {
+                let number = usize::try_from(random.below(3)).unwrap();
+                drop(std::mem::replace(&mut members.write().unwrap()[number], new(number)));
+                return;
+            }
+        };
+        lost += 1;
+        for (from, to) in &directions {
+            cluster.drop_direction(*from, *to, true);
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        for (from, to) in &directions {
+            cluster.drop_direction(*from, *to, false);
+        }
+    });
+    members.into_inner().unwrap().clear();
+    told(&outcome, &book);
+    assert!(lost > 3, "{lost} directions lost");
+    check(&book.events(), Some(first_record())).unwrap();
+}
+
+/// The disk of a node is lost, twice: another member takes its place, without data, while enclaves sign.
+#[test]
+fn clones_on_three_nodes_whose_members_are_replaced() {
+    let Some((_folder, mut cluster)) = cluster(3) else { return };
+    let (bench, network) = (Bench::new(), network(150));
+    let book = Book::default();
+    let new = |cluster: &Cluster| Member::start(&bench, &network, book.of(Box::new(store(cluster))));
+    let members = RwLock::new((0..2).map(|_| new(&cluster)).collect::<Vec<_>>());
+    let mut replaced = 0;
+    let outcome = siege(&network, &members, Duration::from_secs(12), 0x0d15c, |random| {
+        std::thread::sleep(Duration::from_millis(500 + random.below(300)));
+        if replaced < 2
+            && let Some(leader) = cluster.leader()
+        {
+            // The leader's first, and then another's.
+            cluster.replace(if replaced == 0 { leader } else { (leader + 1) % 3 }).unwrap();
+            replaced += 1;
+        } else {
+            let number = usize::try_from(random.below(2)).unwrap();
+            drop(std::mem::replace(&mut members.write().unwrap()[number], new(&cluster)));
+        }
+    });
+    members.into_inner().unwrap().clear();
+    told(&outcome, &book);
+    assert!(replaced > 0, "{replaced} members were replaced");
+    check(&book.events(), Some(first_record())).unwrap();
+}
+
+fn told(outcome: &Outcome, book: &Book) {
+    let unclear = book.events().iter().filter(|event| event.heard == Heard::Unclear).count();
+    println!(
+        "{} of {} signed; {} questions, {unclear} unclear",
+        outcome.released.len(),
+        outcome.asked,
+        book.events().len()
+    );
+    assert!(outcome.released.len() > 10, "{} signed", outcome.released.len());
+}
+
+/// In front of etcd: while it holds back, what clients say from their request on arrives long after they have given up, and then all
+/// at once.
+fn holding_proxy(to: u16) -> (u16, Arc<AtomicBool>, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (holds, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (shared, counted) = (Arc::clone(&holds), Arc::clone(&late));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let (holds, late) = (Arc::clone(&shared), Arc::clone(&counted));
+            std::thread::spawn(move || {
+                let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)) else { return };
+                let (mut back_from, mut back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                let back = std::thread::spawn(move || drop(std::io::copy(&mut back_from, &mut back_to)));
+                let (mut client, mut buffer, mut flight) = (client, [0; 16 * 1024], 0);
+                while let Ok(len) = client.read(&mut buffer) {
+                    if len == 0 {
+                        break;
+                    }
+                    // The first flight is TLS's hello; the request comes with the second.
+                    flight += 1;
+                    let mut held = false;
+                    while flight > 1 && holds.load(Ordering::SeqCst) {
+                        held = true;
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    late.fetch_add(u64::from(held), Ordering::SeqCst);
+                    if server.write_all(&buffer[..len]).is_err() {
+                        break;
+                    }
+                }
+                // It may still be at work on what was late.
+                std::thread::sleep(Duration::from_millis(500));
+                let _ = server.shutdown(Shutdown::Both);
+                let _ = client.shutdown(Shutdown::Both);
+                let _ = back.join();
+            });
+        }
+    });
+    (port, holds, late)
+}
+
+/// Swaps that were given up come true long after: at most one of those that an enclave has asked for, and never over a newer record.
+#[test]
+fn requests_that_arrive_long_after_they_were_given_up_leave_one_history() {
+    let Some((_folder, cluster)) = cluster(1) else { return };
+    let (port, holds, late) = holding_proxy(ports(&cluster)[0]);
+    let (bench, network) = (Bench::new(), network(150));
+    let book = Book::default();
+    // One way is slow now and then, the other never.
+    let new = |number: usize| {
+        let port = if number == 0 { port } else { ports(&cluster)[0] };
+        Member::start(&bench, &network, book.of(Box::new(store_at(&cluster, &[port]))))
+    };
+    let members = RwLock::new((0..2).map(new).collect::<Vec<_>>());
+    let mut step = 0;
+    let outcome = siege(&network, &members, Duration::from_secs(20), 0x1a7e, |random| {
+        step += 1;
+        std::thread::sleep(Duration::from_millis(600 + random.below(400)));
+        if step % 2 == 0 {
+            holds.store(true, Ordering::SeqCst);
+            // The client gives up after two seconds, and asks anew.
+            std::thread::sleep(Duration::from_millis(4500));
+            holds.store(false, Ordering::SeqCst);
+        } else if step % 3 == 0 {
+            drop(std::mem::replace(&mut members.write().unwrap()[1], new(1)));
+        }
+    });
+    holds.store(false, Ordering::SeqCst);
+    members.into_inner().unwrap().clear();
+    told(&outcome, &book);
+    let late = late.load(Ordering::SeqCst);
+    println!("{late} requests were late");
+    assert!(late > 2, "{late} requests were late");
+    check(&book.events(), Some(first_record())).unwrap();
+}
+
+#[test]
+fn the_record_on_a_cluster_that_breaks_has_one_history() {
+    let Some((_folder, mut cluster)) = cluster(3) else { return };
+    let (bench, network) = (Bench::new(), network(150));
+    let book = Book::default();
+    let new = |cluster: &Cluster, first: usize| {
+        let mut ports = ports(cluster);
+        ports.rotate_left(first);
+        Member::start(&bench, &network, book.of(Box::new(store_at(cluster, &ports))))
+    };
+    let members = RwLock::new((0..4).map(|n| new(&cluster, n % 3)).collect::<Vec<_>>());
+    let mut step = 0;
+    let outcome = siege(&network, &members, Duration::from_secs(14), 0x11ea2, |random| {
+        step += 1;
+        std::thread::sleep(Duration::from_millis(200 + random.below(300)));
+        let Some(leader) = cluster.leader() else { return };
+        match step % 3 {
+            0 => {
+                cluster.kill(leader).unwrap();
+                std::thread::sleep(Duration::from_millis(700));
+                cluster.start_node(leader).unwrap();
+            }
+            1 => {
+                cluster.cut_off(leader, true);
+                std::thread::sleep(Duration::from_millis(1000));
+                cluster.cut_off(leader, false);
+            }
+            _ => {
+                let number = usize::try_from(random.below(4)).unwrap();
+                let new = new(&cluster, number % 3);
+                drop(std::mem::replace(&mut members.write().unwrap()[number], new));
+            }
+        }
+    });
+    members.into_inner().unwrap().clear();
+    told(&outcome, &book);
+    check(&book.events(), Some(first_record())).unwrap();
+}
+
+/// A store that lies as a broken one would: the check must find it.
+struct Broken {
+    memory: Memory,
+    how: How,
+    asked: u64,
+    stale: Option<Record>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// Some reads are answered as the one before was.
+    ReadsStale,
+    /// Some swaps look at nothing.
+    SwapsBlindly,
+    /// Some swaps are confirmed and forgotten.
+    Forgets,
+    /// It is not broken.
+    Not,
+}
+
+impl Store for Broken {
+    fn kind(&self) -> casemate_protocol::statement::RecordKind {
+        self.memory.kind()
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.memory.identity()
+    }
+
+    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+        self.asked += 1;
+        let odd = self.asked.is_multiple_of(5);
+        match (self.how, question) {
+            (How::ReadsStale, Question::Read) => {
+                let heard = self.memory.ask(question);
+                let stale = self.stale;
+                if let (Heard::Record(found), _) = heard {
+                    self.stale = found;
+                }
+                if odd && stale.is_some() { (Heard::Record(stale), None) } else { heard }
+            }
+            (How::SwapsBlindly, Question::Swap { new, .. }) if odd => {
+                *self.memory.record.lock().unwrap() = Some(*new);
+                (Heard::Swapped, None)
+            }
+            (How::Forgets, Question::Swap { .. }) if odd => (Heard::Swapped, None),
+            _ => self.memory.ask(question),
+        }
+    }
+
+    fn open(&mut self, credentials: &StoreCredentials) -> bool {
+        self.memory.open(credentials)
+    }
+
+    fn is_open(&self) -> bool {
+        true
+    }
+}
+
+/// Askers that swap whatever they read, on a store of this kind; what they saw.
+fn history_of(how: How) -> Book {
+    let (memory, book) = (Memory::default(), Book::default());
+    *memory.record.lock().unwrap() = Some(first_record());
+    // Some answers get lost, as they do.
+    memory.losses.store(9, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        for number in 1..=4_u8 {
+            let (memory, book) = (memory.clone(), book.clone());
+            scope.spawn(move || {
+                let mut store = book.of(Box::new(Broken { memory, how, asked: u64::from(number), stale: None }));
+                let mut known = None;
+                for round in 0..120_u8 {
+                    if let (Heard::Record(Some(found)), _) = store.ask(&Question::Read) {
+                        known = Some(found);
+                    }
+                    std::thread::yield_now();
+                    let Some(old) = known else { continue };
+                    let holder = Bytes([[number, round]; 16].concat().try_into().unwrap());
+                    let new = Record { version: old.version + 1, holder, ..old };
+                    store.ask(&Question::Swap { old, new });
+                }
+            });
+        }
+    });
+    book
+}
+
+#[test]
+fn a_store_that_reads_stale_swaps_blindly_or_forgets_is_found_out() {
+    let begun = Instant::now();
+    check(&history_of(How::Not).events(), Some(first_record())).unwrap();
+    for how in [How::ReadsStale, How::SwapsBlindly, How::Forgets] {
+        let found = check(&history_of(how).events(), Some(first_record()));
+        println!("{how:?}: {found:?}");
+        assert!(found.is_err(), "{how:?}");
+    }
+    println!("judged in {:?}", begun.elapsed());
 }

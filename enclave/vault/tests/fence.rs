@@ -11,20 +11,24 @@
 
 mod common;
 
-use std::sync::RwLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::past::PastsPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
-use casemate_slashing::Ceilings;
 use casemate_slashing::fence::Record;
-use common::Bench;
+use casemate_slashing::{Ceilings, History, Limits, Watermarks};
+use casemate_vault::clock::Sources;
+use casemate_vault::journal::Forgetful;
+use casemate_vault::runtime::{Bell, Runtime};
+use casemate_vault::{Clock, FenceParts, Keeper, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
 use common::fence::{
     MEMORY, Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
 };
+use common::{Bench, NOW};
 
 fn begun() -> Memory {
     let memory = Memory::default();
@@ -71,14 +75,14 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     // As it was half a second ago at most.
     std::thread::sleep(Duration::from_secs(1));
     let (holder, standby) = (first.statement(), second.statement());
-    assert_eq!((holder.fence.generation, standby.fence.generation), (1, 0));
+    assert_eq!((holder.fence.generation, standby.fence.generation), (2, 0));
     // What is stated of the store comes from the store that is asked.
     assert_eq!(
         (holder.fence.kind, holder.fence.store, standby.fence.store),
         (FenceKind::Etcd, Some(MEMORY.to_owned()), Some(MEMORY.to_owned()))
     );
     let record = standby.fence.record.unwrap();
-    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 1));
+    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 2));
     assert!(record.slot_ceiling.0 > 0);
     // It stays so while the holder extends.
     std::thread::sleep(Duration::from_secs(4));
@@ -121,7 +125,7 @@ fn a_new_source_epoch_costs_one_question_for_all_who_wait() {
     std::thread::sleep(Duration::from_millis(300));
     let epoch = network.slot_at(now_ms()).0 / SLOTS_PER_EPOCH;
     let before = memory.asked.load(Ordering::SeqCst);
-    let duty = vote(epoch, epoch, 1);
+    let duty = vote(epoch - 1, epoch, 1);
     assert!(matches!(member.sign(&duty), Err(Refusal::SourceAboveCeiling { .. })));
     for _ in 0..50 {
         let _ = member.sign(&duty);
@@ -135,7 +139,7 @@ fn a_new_source_epoch_costs_one_question_for_all_who_wait() {
     assert!(questions <= 2, "{questions} questions");
     // No further than was needed: a long time without finality locks nobody out.
     let ceilings = memory.record.lock().unwrap().unwrap().ceilings;
-    assert_eq!(ceilings.source, Epoch(epoch));
+    assert_eq!(ceilings.source, Epoch(epoch - 1));
 }
 
 #[test]
@@ -269,4 +273,84 @@ fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
     let standby = Member::start(&bench, &network, Box::new(memory.clone()));
     standby.await_standing(FenceStanding::Standby);
     assert!(matches!(pasts(&standby), Err(Refusal::NotHolder(_))));
+}
+
+/// Time that passes as fast as somebody waits.
+#[derive(Clone, Default)]
+struct Fast(Arc<AtomicU64>);
+
+impl Runtime for Fast {
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn sleep(&self, length: Duration) {
+        self.0.fetch_add(u64::try_from(length.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    fn bell(&self) -> Arc<dyn Bell> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Bell for Fast {
+    fn ring(&self) {}
+
+    fn wait(&self, at_most: Duration) {
+        self.sleep(at_most);
+    }
+}
+
+/// The machine's clocks: the one that may jump has jumped by so much.
+struct Jumped(Arc<AtomicU64>);
+
+impl Sources for Jumped {
+    fn wall_ms(&self) -> u64 {
+        NOW + self.0.load(Ordering::SeqCst)
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_clock_that_does_not_agree_again_ends_the_process_with_the_reason() {
+    let (bench, network) = (Bench::new(), network(50));
+    for (heals_after, ends) in [(None, true), (Some(119), false)] {
+        let (fast, jump) = (Fast::default(), Arc::new(AtomicU64::new(0)));
+        let clock: Arc<dyn Clock> = Arc::new(TrustedClock::new(Jumped(Arc::clone(&jump))));
+        let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+        let vault = Vault::new(
+            network.clone(),
+            keys,
+            Limits::NONE,
+            Policy::default(),
+            Box::new(SystemClock),
+            Box::new(Forgetful),
+        );
+        let (fencing, keeping) = FenceParts::with_record(Box::new(begun())).split();
+        let fencing = fencing.running_on(Arc::new(fast.clone()));
+        // This NSM says NOW, always.
+        let vault = vault.fenced_by(fencing, Arc::clone(&clock)).timed_by(Arc::clone(&bench.nsm) as _);
+        clock.check(NOW);
+        assert_eq!(clock.unix_ms(), Some(NOW));
+        jump.store(3_600_000, Ordering::SeqCst);
+        assert_eq!(clock.unix_ms(), None);
+        let (began, failing) = (fast.now(), Duration::from_secs(119));
+        let ended = Keeper::new(&vault, keeping, 0).run(|| {
+            // Once it is right again it goes on, however near the end was.
+            if heals_after.is_some() && fast.now() - began > failing {
+                jump.store(0, Ordering::SeqCst);
+            }
+            fast.now() - began > Duration::from_secs(600)
+        });
+        if ends {
+            assert_eq!(ended, Err(KeeperError::Clock { checks: 120 }));
+            assert!(ended.unwrap_err().to_string().contains("120 checks"), "{ended:?}");
+            assert!(fast.now() - began < Duration::from_secs(130), "{:?}", fast.now());
+        } else {
+            assert_eq!((ended, clock.unix_ms()), (Ok(()), Some(NOW)));
+        }
+    }
 }

@@ -1,59 +1,16 @@
 //! What came out, held against every rule.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::prober::{Probed, Service};
+use casemate_e2e::hostile::{Released, slashable_pairs};
+use casemate_e2e::prober::{Probed, Service};
+
 use crate::world::{Change, World};
-
-/// A message that was signed: what differs conflicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Message {
-    Block { slot: u64, variant: u8 },
-    Vote { source: u64, target: u64, variant: u8 },
-}
-
-/// A signature that came out.
-#[derive(Clone, Copy, Debug)]
-pub struct Released {
-    /// Number of the key.
-    pub key: usize,
-    pub message: Message,
-    /// When it was asked for.
-    pub asked: Instant,
-}
 
 pub struct Report {
     pub text: String,
     pub is_good: bool,
-}
-
-fn slashable(a: Message, b: Message) -> bool {
-    match (a, b) {
-        (Message::Block { slot: s1, .. }, Message::Block { slot: s2, .. }) => s1 == s2 && a != b,
-        (Message::Vote { source: s1, target: t1, .. }, Message::Vote { source: s2, target: t2, .. }) => {
-            (t1 == t2 && a != b) || (s1 < s2 && t2 < t1) || (s2 < s1 && t1 < t2)
-        }
-        _ => false,
-    }
-}
-
-/// Pairs of different messages that get the key slashed.
-fn slashable_pairs(released: &[Released]) -> Vec<(usize, Message, Message)> {
-    let mut by_key: BTreeMap<usize, Vec<Message>> = BTreeMap::new();
-    for one in released {
-        by_key.entry(one.key).or_default().push(one.message);
-    }
-    let mut found = Vec::new();
-    for (key, mut messages) in by_key {
-        messages.sort_unstable();
-        messages.dedup();
-        for (number, a) in messages.iter().enumerate() {
-            found.extend(messages[..number].iter().filter(|b| slashable(*a, **b)).map(|b| (key, *a, *b)));
-        }
-    }
-    found
 }
 
 /// Signatures of a key that was deleted: asked for after the deletion was confirmed, before the key was brought back.
@@ -82,6 +39,8 @@ pub fn judge(world: &World, released: Vec<Released>, probed: &Probed) -> Report 
     let mut faults: Vec<String> = world.faults.iter().map(|(name, count)| format!("{count} × {name}")).collect();
     faults.sort();
     let _ = writeln!(text, "faults: {}", faults.join(", "));
+    let outcomes: Vec<String> = world.outcomes.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let _ = writeln!(text, "of these: {}", outcomes.join(", "));
     let _ = writeln!(
         text,
         "signatures released: {} ({} of them asked for by the client that means well)",

@@ -14,15 +14,14 @@
     reason = "a test program: whatever is not as it should be ends it with an error"
 )]
 
-mod hostile;
 mod judge;
-mod prober;
 mod world;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use casemate_e2e::{hostile, prober};
 use clap::Parser;
 use indicatif::ProgressBar;
 
@@ -74,8 +73,8 @@ fn run(options: &Options) -> ExitCode {
         "casemate-chaos: {} s, seed {}, {} enclaves, fence {fence}, slots of {} ms, {} an epoch",
         options.seconds, options.seed, options.enclaves, options.slot_ms, options.slots_per_epoch
     );
-    let mut world =
-        World::start(options.enclaves, &fence, options.slot_ms, options.slots_per_epoch, options.seed, &options.only);
+    let Options { seconds, seed, enclaves, slot_ms, slots_per_epoch, only, .. } = options;
+    let mut world = World::start(*enclaves, &fence, *slot_ms, *slots_per_epoch, *seed, only, *seconds);
     let stop = AtomicBool::new(false);
     let bar = ProgressBar::new(options.seconds).with_message("breaking things");
     let (keys, sockets) = (&world.keys.clone(), &world.sockets.clone());
@@ -83,9 +82,9 @@ fn run(options: &Options) -> ExitCode {
         let chain = world.chain;
         let (stop, address) = (&stop, world.stack.address);
         let hostile: Vec<_> = (0..2)
-            .map(|thread| scope.spawn(move || hostile::ask(chain, keys, sockets, options.seed + thread, stop)))
+            .map(|thread| scope.spawn(move || hostile::ask(chain, keys, sockets, 0, options.seed + thread, stop)))
             .collect();
-        let prober = scope.spawn(move || prober::probe(chain, keys, address, stop));
+        let prober = scope.spawn(move || prober::probe(chain, keys, address, prober::VARIANT, stop));
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(options.seconds) {
             bar.set_position(begun.elapsed().as_secs());

@@ -5,42 +5,18 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use casemate_e2e::Stack;
-use casemate_protocol::{Bytes, PublicKey, Root, Version};
+use casemate_e2e::hostile::{Chain, Random, ask_one, now_ms};
+use casemate_e2e::prober::Mark;
+use casemate_protocol::{Bytes, PublicKey, Refusal, Reply, Request};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Interop keys: the first is the prober's own, the others are fair game for everybody; the last one comes and goes.
 const KEYS: usize = 4;
-
-/// The chain's clock.
-#[derive(Clone, Copy)]
-pub struct Chain {
-    genesis_ms: u64,
-    pub slot_ms: u64,
-    pub slots_per_epoch: u64,
-    pub root: Root,
-    pub version: Version,
-}
-
-impl Chain {
-    /// Slot and epoch now.
-    pub fn now(&self) -> (u64, u64) {
-        let slot = now_ms().saturating_sub(self.genesis_ms) / self.slot_ms;
-        (slot, slot / self.slots_per_epoch)
-    }
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-/// When something was done to the group.
-pub struct Mark {
-    pub name: &'static str,
-    pub at: Instant,
-}
+/// What was known of the last one when the run began: nothing. It is imported with that again and again.
+const ORIGINAL: &str = "original.json";
 
 /// The last key was deleted or brought back.
 pub struct Change {
@@ -58,24 +34,17 @@ pub struct World {
     pub faults: BTreeMap<&'static str, u64>,
     pub marks: Vec<Mark>,
     pub changes: Vec<Change>,
+    /// What came of some of it.
+    pub outcomes: BTreeMap<&'static str, u64>,
     random: Random,
+    begun: Instant,
+    until: Instant,
+    scripts: u32,
     only: Vec<String>,
     folder: tempfile::TempDir,
     enclaves: u8,
     has_key: bool,
     etcd: Option<u32>,
-}
-
-/// xorshift64*.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
 }
 
 const FAULTS: &[&str] = &[
@@ -92,10 +61,27 @@ const FAULTS: &[&str] = &[
     "take-over",
     "SIGTERM of the proxy",
     "key deleted or imported",
+    "unsigned hand-over",
+    "only older sealed states for all",
 ];
 
+/// What takes several steps to be dangerous. One of them begins every so often, in turn.
+const SCRIPTS: &[&str] = &["import cut from the store and rolled back", "record lost, and an older state offered"];
+const FIRST_SCRIPT: Duration = Duration::from_secs(4);
+const EVERY_SCRIPT: Duration = Duration::from_secs(24);
+/// A script is not begun in what is left of a run below that.
+const SCRIPT_TAKES: Duration = Duration::from_secs(15);
+
 impl World {
-    pub fn start(enclaves: u8, fence: &str, slot_ms: u64, slots_per_epoch: u64, seed: u64, only: &[String]) -> Self {
+    pub fn start(
+        enclaves: u8,
+        fence: &str,
+        slot_ms: u64,
+        slots_per_epoch: u64,
+        seed: u64,
+        only: &[String],
+        seconds: u64,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let genesis = now_ms() / 1000 - 1000 * slot_ms / 1000;
         let (root, version) = (Bytes([7; 32]), Bytes([0x10, 0, 0, 1]));
@@ -138,13 +124,24 @@ impl World {
             .map(|key| Bytes(const_hex::decode_to_array(key.as_str().unwrap()).unwrap()));
         let etcd = stack.pids.get("etcd").copied();
         let chain = Chain { genesis_ms: genesis * 1000, slot_ms, slots_per_epoch, root, version };
+        let begun = Instant::now();
+        let keys: Vec<PublicKey> = keys.collect();
+        let history = format!(
+            r#"{{"metadata":{{"interchange_format_version":"5","genesis_validators_root":"{root}"}},"data":[{{"pubkey":"{}","signed_blocks":[],"signed_attestations":[]}}]}}"#,
+            keys[KEYS - 1]
+        );
+        fs::write(folder.path().join(ORIGINAL), history).unwrap();
         Self {
             chain,
-            keys: keys.collect(),
+            keys,
             sockets,
             faults: BTreeMap::new(),
             marks: Vec::new(),
             changes: Vec::new(),
+            outcomes: BTreeMap::new(),
+            begun,
+            until: begun + Duration::from_secs(seconds),
+            scripts: 0,
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             only: only.to_vec(),
             folder,
@@ -158,6 +155,14 @@ impl World {
     /// One fault, and some peace after it.
     pub fn disturb(&mut self) {
         let chosen = |fault: &&&str| self.only.is_empty() || self.only.iter().any(|only| only == **fault);
+        let scripts: Vec<&'static str> = SCRIPTS.iter().filter(chosen).copied().collect();
+        let due = self.begun + FIRST_SCRIPT + EVERY_SCRIPT * self.scripts;
+        let next = usize::try_from(self.scripts).unwrap().checked_rem(scripts.len());
+        if let Some(next) = next.filter(|_| Instant::now() >= due && Instant::now() + SCRIPT_TAKES < self.until) {
+            self.scripts += 1;
+            self.inflict(scripts[next]);
+            return;
+        }
         let faults: Vec<&'static str> = FAULTS.iter().filter(chosen).copied().collect();
         let number = self.random.below(u64::try_from(faults.len()).unwrap().max(1));
         if let Some(fault) = faults.get(usize::try_from(number).unwrap()) {
@@ -180,6 +185,10 @@ impl World {
             "older sealed state restored" => self.restore(),
             "hand-over" => self.hand_over(),
             "take-over" => self.take_over(),
+            "unsigned hand-over" => self.unsigned_hand_over(),
+            "only older sealed states for all" => self.older_for_all(),
+            "import cut from the store and rolled back" => self.import_cut_and_rolled_back(),
+            "record lost, and an older state offered" => self.lose_the_record(),
             "SIGTERM of the proxy" => {
                 for pid in self.stack.processes("proxy") {
                     signal(pid, Signal::TERM);
@@ -216,6 +225,10 @@ impl World {
 
     fn store_away(&mut self) {
         let ms = self.random.below(self.chain.slot_ms * 6);
+        self.store_away_for(ms);
+    }
+
+    fn store_away_for(&self, ms: u64) {
         if let Some(pid) = self.etcd {
             signal(pid, Signal::STOP);
             std::thread::sleep(Duration::from_millis(ms));
@@ -240,27 +253,64 @@ impl World {
 
     /// The newest sealed states are gone, an enclave starts, and only then do they come back.
     fn restore(&mut self) {
-        let blobs = self.data().join("blobs/dev");
-        let mut all: Vec<PathBuf> = fs::read_dir(&blobs).unwrap().map(|entry| entry.unwrap().path()).collect();
-        all.retain(|path| path.extension().is_some_and(|extension| extension == "sealed"));
-        all.sort();
         let hide = usize::try_from(self.random.below(3)).unwrap() + 1;
-        let hidden: Vec<PathBuf> = all.iter().rev().take(hide.min(all.len().saturating_sub(1))).cloned().collect();
-        let aside = |path: &Path| path.with_extension("hidden");
-        for path in &hidden {
-            let _ = fs::rename(path, aside(path));
-        }
+        let hidden = self.hide(hide);
         self.kill("vault");
         std::thread::sleep(Duration::from_millis(self.chain.slot_ms * (1 + self.random.below(5))));
-        for path in &hidden {
-            let _ = fs::rename(aside(path), path);
+        show(&hidden);
+    }
+
+    /// The sealed states that the parent offers, the oldest first.
+    fn offered(&self) -> Vec<PathBuf> {
+        let mut all: Vec<PathBuf> =
+            fs::read_dir(self.data().join("blobs/dev")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.retain(|path| path.extension().is_some_and(|extension| extension == "sealed"));
+        let number = |path: &Path| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        all.sort_by_key(|path| number(path));
+        all
+    }
+
+    /// Takes the newest so many away, but for one.
+    fn hide(&self, count: usize) -> Vec<PathBuf> {
+        let all = self.offered();
+        let hidden: Vec<PathBuf> = all.iter().rev().take(count.min(all.len().saturating_sub(1))).cloned().collect();
+        hide_all(&hidden);
+        hidden
+    }
+
+    fn kill_vaults(&self) {
+        for pid in self.stack.processes("vault") {
+            signal(pid, Signal::KILL);
+        }
+    }
+
+    /// All enclaves start at once, and are offered an older set of sealed states for a while.
+    fn older_for_all(&mut self) {
+        let hide = usize::try_from(self.random.below(4)).unwrap() + 1;
+        let hidden = self.hide(hide);
+        self.mark("a start of all enclaves at once, from older states");
+        self.kill_vaults();
+        std::thread::sleep(Duration::from_millis(self.chain.slot_ms * (2 + self.random.below(5))));
+        show(&hidden);
+    }
+
+    /// The parent asks each enclave for a hand-over, as often as it can.
+    fn unsigned_hand_over(&mut self) {
+        for socket in &self.sockets {
+            let outcome = match ask_one(&mut None, socket, Request::HandOver) {
+                Some(Reply::HandedOver) => "unsigned hand-overs granted",
+                Some(Reply::Refused(Refusal::HandOverTooSoon { .. })) => "unsigned hand-overs refused as too soon",
+                _ => continue,
+            };
+            *self.outcomes.entry(outcome).or_default() += 1;
         }
     }
 
     /// `casemate` with this stack's pins; whether it was done.
     fn casemate(&self, words: &[&str], with_key: bool) -> bool {
         let (data, url) = (self.data(), format!("http://{}", self.stack.address));
-        let (verbs, more) = words.split_at(1);
+        let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
+        let (verbs, more) = words.split_at(options);
         let mut arguments: Vec<OsString> = ["casemate"].iter().chain(verbs).map(OsString::from).collect();
         arguments.push(url.into());
         arguments.extend(more.iter().map(OsString::from));
@@ -287,22 +337,160 @@ impl World {
 
     /// Deletes the last key, or brings it back; what is not known to be done counts as neither.
     fn change_key(&mut self) {
-        let key = KEYS - 1;
-        let begun = Instant::now();
-        let path = self.folder.path().join("key");
-        let done = if self.has_key {
-            fs::write(&path, self.keys[key].to_string()).unwrap();
-            self.casemate(&["delete", "--yes", "--public-keys", path.to_str().unwrap()], true)
+        if self.has_key {
+            self.delete_key()
         } else {
-            let secret = casemate_dev::interop::secret_key(u32::try_from(key).unwrap());
-            fs::write(&path, const_hex::encode(*secret)).unwrap();
-            self.casemate(&["import", "--raw-keys", path.to_str().unwrap(), "--no-history-i-accept"], true)
+            self.import_key(None)
         };
-        // A command whose outcome nobody knows may have brought the key back, or not yet deleted it.
-        let deleted = self.has_key && done;
+    }
+
+    fn delete_key(&mut self) -> bool {
+        let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("key"));
+        fs::write(&path, self.keys[key].to_string()).unwrap();
+        let deleted = self.casemate(&["delete", "--yes", "--public-keys", path.to_str().unwrap()], true);
+        // A command whose outcome nobody knows may not yet have deleted it.
         self.changes.push(Change { key, deleted, begun, done: Instant::now() });
-        if done {
-            self.has_key = !self.has_key;
+        self.has_key &= !deleted;
+        deleted
+    }
+
+    /// With the history of the run's beginning. `cut`: after so many milliseconds the store is away for so many.
+    fn import_key(&mut self, cut: Option<(u64, u64)>) -> bool {
+        let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("secret"));
+        let secret = casemate_dev::interop::secret_key(u32::try_from(key).unwrap());
+        fs::write(&path, const_hex::encode(*secret)).unwrap();
+        let original = self.folder.path().join(ORIGINAL);
+        let (path, original) = (path.to_str().unwrap(), original.to_str().unwrap());
+        let words = ["import", "--raw-keys", path, "--slashing-protection", original];
+        let done = std::thread::scope(|scope| {
+            let import = scope.spawn(|| self.casemate(&words, true));
+            if let Some((after, ms)) = cut {
+                std::thread::sleep(Duration::from_millis(after));
+                self.store_away_for(ms);
+            }
+            import.join().unwrap()
+        });
+        // One whose outcome nobody knows may have brought it.
+        self.changes.push(Change { key, deleted: false, begun, done: Instant::now() });
+        self.has_key |= done;
+        let outcome = if done { "imports done" } else { "imports refused or not known to be done" };
+        *self.outcomes.entry(outcome).or_default() += 1;
+        done
+    }
+
+    /// The key comes in while the store is cut off between the sealing and the fence's word on it; all enclaves end; the parent never
+    /// had that state; somebody claims, hands over in order, and the key comes in again with the history that it had at first.
+    fn import_cut_and_rolled_back(&mut self) {
+        if self.has_key && !self.delete_key() {
+            return;
+        }
+        let before = self.offered();
+        let cut = (self.random.below(300), self.chain.slot_ms * (1 + self.random.below(3)));
+        self.import_key(Some(cut));
+        let newer: Vec<PathBuf> = self.offered().into_iter().filter(|path| !before.contains(path)).collect();
+        hide_all(&newer);
+        self.mark("a start of all enclaves at once, from older states");
+        self.kill_vaults();
+        if self.until_somebody_holds() {
+            *self.outcomes.entry("holders of a state that was rolled back").or_default() += 1;
+        }
+        self.hand_over();
+        self.until_somebody_holds();
+        self.import_key(None);
+        show(&newer);
+    }
+
+    fn until_somebody_holds(&self) -> bool {
+        let until = Instant::now() + Duration::from_millis(self.chain.slot_ms * 8);
+        while Instant::now() < until {
+            if self.status(None).is_some_and(|status| status["fence"]["standing"] == "holding") {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        false
+    }
+
+    /// Somebody deletes the record. Operators end all enclaves and have it made anew, as the book says: with what the last holder has
+    /// stated. The parent offers an older state first.
+    fn lose_the_record(&mut self) {
+        let (Some(last), Some(_)) = (self.status(None), self.etcd) else { return };
+        if last["fence"]["standing"] != "holding" {
+            return;
+        }
+        let (root, version) = (&last["public_keys"]["root"], &last["state"]["fence_version"]);
+        let (Some(root), version) = (root.as_str().map(str::to_owned), version.to_string()) else { return };
+        let etcd = self.data().join("etcd");
+        if casemate_local_etcd::ctl(&etcd, &["del", "", "--prefix"], &[]).is_err() {
+            return;
+        }
+        let file = |name: &str| etcd.join(name).to_str().unwrap().to_owned();
+        let (certificate, key) = (file("client.pem"), file("client-key.pem"));
+        let words = [
+            "fence",
+            "init",
+            "--enclave",
+            "0",
+            "--record-lost",
+            "--expect-keys",
+            &root,
+            "--expect-version",
+            &version,
+            "--client-certificate",
+            &certificate,
+            "--client-key",
+            &key,
+        ];
+        let hide = 1 + usize::try_from(self.random.below(3)).unwrap();
+        let hidden = self.hide(hide);
+        self.mark("a record that was lost");
+        self.kill_vaults();
+        self.until_the_first_is_there();
+        let taken = self.casemate(&words, true);
+        let outcome =
+            if taken { "older states taken for the last one" } else { "older states refused for the last one" };
+        *self.outcomes.entry(outcome).or_default() += 1;
+        show(&hidden);
+        if !taken {
+            self.kill_vaults();
+            // It may take a moment until the enclave answers, and until it does not say that it starts.
+            let until = Instant::now() + Duration::from_secs(20);
+            while !self.casemate(&words, true) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        }
+        *self.outcomes.entry("records made anew").or_default() += 1;
+        // The others have seen that it was gone: in that boot they sign no more.
+        self.kill_standbys();
+    }
+
+    fn until_the_first_is_there(&self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.status(Some("0")).is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn kill_standbys(&self) {
+        let holder = self.status(None).and_then(|status| status["boot_nonce"].as_str().map(str::to_owned));
+        for enclave in 1..self.enclaves {
+            let number = enclave.to_string();
+            let nonce = self.status(Some(&number)).and_then(|status| status["boot_nonce"].as_str().map(str::to_owned));
+            if nonce.is_none() || nonce != holder {
+                // Which of the processes it is nobody says: its broker goes with its socket.
+                self.end_enclave(enclave);
+            }
+        }
+    }
+
+    /// Ends the enclave of this number: the broker that listens on its socket, and with it the vault.
+    fn end_enclave(&self, number: u8) {
+        let Some(socket) = self.sockets.get(usize::from(number)) else { return };
+        for pid in self.stack.processes("broker") {
+            let told = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if told.contains(socket.to_str().unwrap()) {
+                signal(pid, Signal::KILL);
+            }
         }
     }
 
@@ -317,9 +505,14 @@ impl World {
 
     /// The generation that is held at the end.
     pub fn generation(&self) -> Option<u64> {
+        self.status(None)?["fence"]["record"]["generation"].as_u64()
+    }
+
+    /// What an enclave says of itself: of this number, or the holder.
+    fn status(&self, enclave: Option<&str>) -> Option<serde_json::Value> {
         let (data, url) = (self.data(), format!("http://{}", self.stack.address));
         let path = |path: &str| data.join(path).into_os_string();
-        let arguments: [OsString; 8] = [
+        let mut arguments: Vec<OsString> = vec![
             "casemate".into(),
             "status".into(),
             url.into(),
@@ -329,10 +522,26 @@ impl World {
             "--measurements".into(),
             path("nsm/measurements.json"),
         ];
+        arguments.extend(enclave.iter().flat_map(|number| [OsString::from("--enclave"), number.into()]));
         let mut out = Vec::new();
         casemate::run(&arguments, &mut out, &mut std::io::sink());
-        let status: serde_json::Value = serde_json::from_slice(&out).ok()?;
-        status["fence"]["record"]["generation"].as_u64()
+        serde_json::from_slice(&out).ok()
+    }
+}
+
+fn hidden(path: &Path) -> PathBuf {
+    path.with_extension("hidden")
+}
+
+fn hide_all(paths: &[PathBuf]) {
+    for path in paths {
+        let _ = fs::rename(path, hidden(path));
+    }
+}
+
+fn show(paths: &[PathBuf]) {
+    for path in paths {
+        let _ = fs::rename(hidden(path), path);
     }
 }
 

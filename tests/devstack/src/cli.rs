@@ -56,6 +56,14 @@ pub struct Options {
     /// the stack (Debian's package etcd-server), or solo, trusted time alone (signs two to three epochs after each start)
     #[arg(long, value_name = "KIND", default_value = "file", conflicts_with = "plain")]
     pub fence: FenceKind,
+    /// With --fence etcd: the folder of its etcd in the data directory. Another name is another cluster: to move a record from one to the
+    /// other
+    #[arg(long, value_name = "NAME", default_value = "etcd")]
+    pub etcd_folder: String,
+    /// Start everything as it is: the fence's record is neither made nor waited for, and no key is imported. Operators' commands do what
+    /// there is to do
+    #[arg(long, conflicts_with = "plain")]
+    pub as_it_is: bool,
     /// Enclaves of the group, all behind the one proxy: one holds the fence, the others stand by. With more than one no file of
     /// watermarks is kept, as in enclaves
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "plain")]

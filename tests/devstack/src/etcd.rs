@@ -13,10 +13,10 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Starts it, with what it kept before.
-    pub fn start(data_dir: &Path) -> Result<Self> {
+    /// Starts the one of this folder, with what it kept before.
+    pub fn start(folder: &Path) -> Result<Self> {
         let launcher = ["/proc/self/exe", crate::ETCD].map(Into::into);
-        let cluster = Cluster::start_by(&data_dir.join("etcd"), 1, &launcher)?;
+        let cluster = Cluster::start_by(folder, 1, &launcher)?;
         let cluster = cluster.context("--fence etcd needs etcd: apt-get install etcd-server etcd-client")?;
         let (_, port) = cluster.endpoints().first().copied().context("the port of etcd")?;
         Ok(Self { cluster, port })

@@ -124,7 +124,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
             casemate::make_operator_key(&operator_key)?;
         }
         if options.fence == FenceKind::Etcd {
-            etcd = Some(Etcd::start(&data_dir)?);
+            etcd = Some(Etcd::start(&data_dir.join(&options.etcd_folder))?);
         }
         let operator = casemate::operator_key(&operator_key)?;
         let configuration = configuration(&options, &kms.key_arn, operator, etcd.as_ref())?;
@@ -246,7 +246,7 @@ impl Stack {
         waiting.finish_and_clear();
         let mut info = info?;
         let mut left_out = 0;
-        if let Some(custody) = &self.custody {
+        if let Some(custody) = self.custody.as_ref().filter(|_| !self.options.as_it_is) {
             left_out = self.import(custody, network)?;
             info = self.await_enclave(enclaves, proxy)?;
         }

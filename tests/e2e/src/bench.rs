@@ -1,13 +1,16 @@
 //! A stack on a chain in a hurry: what the fence does takes slots.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use casemate::Exit;
-use serde_json::Value;
+use casemate_protocol::{Bytes, PublicKey};
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
-use crate::requests::NETWORK;
+use crate::hostile::Chain;
+use crate::requests::{NETWORK, root};
 use crate::stack::{Program, Stack, eventually};
 
 /// A folder with a chain, and what a stack keeps there.
@@ -106,6 +109,181 @@ impl Bench {
 
     pub fn blobs(&self) -> PathBuf {
         self.chain().join("blobs/dev")
+    }
+
+    /// The chain, for a hostile client.
+    pub fn clock(&self) -> Chain {
+        let (slot_ms, slots_per_epoch) = (self.slot_ms, self.slots_per_epoch);
+        let (root, version) = (Bytes([4; 32]), Bytes([7, 0, 0, 1]));
+        Chain { genesis_ms: self.genesis * 1000, slot_ms, slots_per_epoch, root, version }
+    }
+
+    /// A file of the test's own.
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The same, with this in it.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// A command of an operator that is carried out; what it says.
+    pub fn order(&self, stack: &Stack, words: &[&str]) -> String {
+        let (exit, text) = self.casemate(stack, words, true);
+        assert_eq!(exit, Exit::Accepted, "{words:?}: {text}");
+        text
+    }
+
+    /// A command of an operator that is refused, with this among the reasons.
+    pub fn refused(&self, stack: &Stack, words: &[&str], reason: &str) {
+        let (exit, text) = self.casemate(stack, words, true);
+        assert_eq!(exit, Exit::Refused, "{words:?}: {text}");
+        assert!(text.contains(reason), "{words:?}: {text}");
+    }
+
+    /// Waits until one of the enclaves is that to the fence.
+    pub fn await_standing(&self, stack: &Stack, enclave: u8, wanted: &str) -> Value {
+        let mut status = Value::Null;
+        eventually(&format!("enclave {enclave} to be {wanted}"), || {
+            let (exit, text) = self.casemate(stack, &["status", "--json", "--enclave", &enclave.to_string()], false);
+            status = serde_json::from_str(&text).unwrap_or_default();
+            exit == Exit::Accepted && status["fence"]["standing"] == wanted
+        });
+        status
+    }
+
+    /// Number of the enclave that holds the fence.
+    pub fn holder(&self, stack: &Stack, enclaves: u8) -> u8 {
+        let mut found = None;
+        eventually("an enclave to hold the fence", || {
+            found = (0..enclaves).find(|enclave| self.standing(stack, *enclave) == "holding");
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// What the parent keeps, aside under this name.
+    pub fn keep_blobs(&self, name: &str) {
+        copy(&self.blobs(), &self.folder.path().join(name));
+    }
+
+    /// The parent offers that in the place of what it keeps.
+    pub fn offer_blobs(&self, name: &str) {
+        std::fs::remove_dir_all(self.blobs()).unwrap();
+        copy(&self.folder.path().join(name), &self.blobs());
+    }
+
+    /// Names of the sealed states that the parent keeps, and what is in them.
+    pub fn kept(&self) -> Vec<(String, Vec<u8>)> {
+        let mut all: Vec<_> = std::fs::read_dir(self.blobs())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap()))
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// The folder of an etcd of this chain's.
+    pub fn etcd(&self, name: &str) -> PathBuf {
+        self.chain().join(name)
+    }
+
+    /// etcdctl, as somebody uses it who may read and write the record.
+    pub fn etcdctl(&self, name: &str, arguments: &[&str], input: &[u8]) -> String {
+        casemate_local_etcd::ctl(&self.etcd(name), arguments, input).unwrap()
+    }
+
+    /// The options that bring the client's certificate of this etcd.
+    pub fn credentials(&self, name: &str) -> [String; 4] {
+        let file = |file: &str| self.etcd(name).join(file).to_str().unwrap().to_owned();
+        ["--client-certificate".into(), file("client.pem"), "--client-key".into(), file("client-key.pem")]
+    }
+
+    /// A second machine with a copy of everything that lies on the disk of the first, but for this folder of the chain.
+    pub fn copied_without(&self, name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_but(self.folder.path(), folder.path(), &self.etcd(name));
+        Self { folder, ..*self }
+    }
+
+    /// An interop key that the stack does not have, with what an operator knows of its past: nothing since long ago.
+    pub fn newcomer(&self, number: u32) -> Newcomer {
+        let secret = casemate_dev::interop::secret_key(number);
+        let public = blst::min_pk::SecretKey::from_bytes(secret.as_slice()).unwrap().sk_to_pk().to_bytes();
+        let public_key = const_hex::encode_prefixed(public);
+        let history = json!({
+            "metadata": { "interchange_format_version": "5", "genesis_validators_root": root(4) },
+            "data": [ { "pubkey": public_key, "signed_blocks": [ { "slot": "1" } ],
+                "signed_attestations": [ { "source_epoch": "0", "target_epoch": "1" } ] } ],
+        });
+        let raw = self.file(&format!("key-{number}"), &const_hex::encode(*secret));
+        let history = self.file(&format!("history-{number}.json"), &history.to_string());
+        let listed = self.file(&format!("public-key-{number}"), &public_key);
+        Newcomer { public_key, raw, history, listed }
+    }
+}
+
+/// A key with its files.
+pub struct Newcomer {
+    pub public_key: String,
+    raw: String,
+    history: String,
+    /// A file with the public key.
+    pub listed: String,
+}
+
+impl Newcomer {
+    /// The import, always with the same history.
+    pub fn import(&self) -> [&str; 5] {
+        ["import", "--raw-keys", &self.raw, "--slashing-protection", &self.history]
+    }
+
+    /// For frames.
+    pub fn bytes(&self) -> PublicKey {
+        Bytes(const_hex::decode_to_array(&self.public_key).unwrap())
+    }
+}
+
+/// A folder with all that is in it; sockets and the like are passed over.
+pub fn copy(from: &Path, to: &Path) {
+    copy_but(from, to, Path::new(""));
+}
+
+fn copy_but(from: &Path, to: &Path, but: &Path) {
+    if from == but {
+        return;
+    }
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+        let to = to.join(entry.file_name().unwrap());
+        if kind.is_dir() {
+            copy_but(&entry, &to, but);
+        } else if kind.is_file() {
+            std::fs::copy(entry, to).unwrap();
+        }
+    }
+}
+
+/// Lets no byte through to the stack's etcd, and gives it back whatever happens.
+pub struct Frozen(u32);
+
+impl Frozen {
+    pub fn etcd(stack: &Stack) -> Self {
+        let pid = stack.pids["etcd"];
+        Stack::signal(pid, Signal::STOP);
+        Self(pid)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if crate::stack::alive(self.0) {
+            Stack::signal(self.0, Signal::CONT);
+        }
     }
 }
 

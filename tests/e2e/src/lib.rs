@@ -10,7 +10,9 @@
 )]
 
 pub mod bench;
+pub mod hostile;
 pub mod http;
+pub mod prober;
 pub mod requests;
 pub mod stack;
 pub mod tls;

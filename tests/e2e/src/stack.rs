@@ -160,6 +160,52 @@ impl Stack {
         }
     }
 
+    /// Kills every process of the stack: none of them gets to end in order, as when the machine's power goes.
+    pub fn kill_all(mut self) {
+        // Stopped first: it would start again what dies.
+        Self::signal(self.child.id(), Signal::STOP);
+        let parts = self.children();
+        for pid in &parts {
+            Self::signal(*pid, Signal::KILL);
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        eventually("every part to be gone", || parts.iter().all(|pid| !alive(*pid)));
+        if let Some(folder) = self.socket.parent() {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+
+    /// The processes that the stack has started and that have not ended.
+    fn children(&self) -> Vec<u32> {
+        let own = self.pid().to_string();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                let fields: Vec<&str> =
+                    stat.rsplit(')').next().map(|rest| rest.split_whitespace().collect()).unwrap_or_default();
+                fields.get(1) == Some(&own.as_str()) && fields.first() != Some(&"Z")
+            })
+            .collect()
+    }
+
+    /// The sockets of the enclaves, in their order.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let socket = |line: &str| Some(PathBuf::from(line.split_whitespace().last()?.strip_prefix("unix:")?));
+        self.banner.lines().filter_map(socket).collect()
+    }
+
+    /// The vaults' process ids as they were at the start, in the enclaves' order.
+    pub fn vaults(&self) -> Vec<u32> {
+        let vault = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.first() == Some(&"vault")).then(|| words[2].parse().unwrap())
+        };
+        self.banner.lines().filter_map(vault).collect()
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + Duration::from_mins(1);
         loop {

@@ -5,8 +5,10 @@
 mod partition;
 mod ports;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -34,57 +36,131 @@ pub fn program() -> Option<PathBuf> {
 /// Certificates of a cluster and of its one client, PEM.
 #[derive(Clone)]
 pub struct Certificates {
-    /// Root of the servers and the client.
+    /// Root of the servers.
     pub root: String,
     server: String,
     server_key: String,
+    /// Roots of the clients that it takes: the servers' own, because the JSON gateway is a client of its server, and the client's.
+    clients: String,
     /// The client's.
     pub client: String,
     /// Its private key.
     pub client_key: String,
 }
 
+/// A root of its own.
+fn authority(name: &str) -> Result<(String, rcgen::Issuer<'static, rcgen::KeyPair>)> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::new([])?;
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let root = params.self_signed(&key)?;
+    Ok((root.pem(), rcgen::Issuer::new(params, key)))
+}
+
+/// A certificate and its key.
+fn leaf(name: &str, names: Vec<String>, issuer: &rcgen::Issuer<'_, rcgen::KeyPair>) -> Result<(String, String)> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::new(names)?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    Ok((params.signed_by(&key, issuer)?.pem(), key.serialize_pem()))
+}
+
+/// A client under a root of its own: that root, its certificate and its key.
+fn client() -> Result<(String, String, String)> {
+    let (root, issuer) = authority("casemate-local-etcd-clients")?;
+    let (client, client_key) = leaf("enclave", vec!["enclave".to_owned()], &issuer)?;
+    Ok((root, client, client_key))
+}
+
 impl Certificates {
     fn new() -> Result<Self> {
-        let key = rcgen::KeyPair::generate()?;
-        let mut params = rcgen::CertificateParams::new([])?;
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "casemate-local-etcd");
-        let root = params.self_signed(&key)?;
-        let issuer = rcgen::Issuer::new(params, key);
-        let leaf = |name: &str, names: Vec<String>| -> Result<(String, String)> {
-            let key = rcgen::KeyPair::generate()?;
-            let mut params = rcgen::CertificateParams::new(names)?;
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            Ok((params.signed_by(&key, &issuer)?.pem(), key.serialize_pem()))
-        };
+        let (root, issuer) = authority("casemate-local-etcd")?;
+        let names = vec![HOST.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         // etcd's gateway dials its own server, with the server's certificate.
-        let (server, server_key) = leaf("server", vec![HOST.to_owned(), Ipv4Addr::LOCALHOST.to_string()])?;
-        let (client, client_key) = leaf("enclave", vec!["enclave".to_owned()])?;
-        Ok(Self { root: root.pem(), server, server_key, client, client_key })
+        let (server, server_key) = leaf("server", names, &issuer)?;
+        let (client_root, client, client_key) = client()?;
+        let clients = [root.as_str(), &client_root].concat();
+        Ok(Self { root, server, server_key, clients, client, client_key })
     }
 
-    const FILES: [&str; 5] = ["root.pem", "server.pem", "server-key.pem", "client.pem", "client-key.pem"];
+    const FILES: [&str; 6] =
+        ["root.pem", "server.pem", "server-key.pem", "clients.pem", "client.pem", "client-key.pem"];
 
     /// Those in this folder; new ones where there are none.
     fn keep(folder: &Path) -> Result<Self> {
-        let [root, server, server_key, client, client_key] = Self::FILES.map(|name| folder.join(name));
+        let [root, server, server_key, clients, client, client_key] = Self::FILES.map(|name| folder.join(name));
         if !client_key.exists() {
             let new = Self::new()?;
-            let parts = [&new.root, &new.server, &new.server_key, &new.client, &new.client_key];
+            let parts = [&new.root, &new.server, &new.server_key, &new.clients, &new.client, &new.client_key];
             for (name, text) in Self::FILES.iter().zip(parts) {
                 fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
             }
+        }
+        if !clients.exists() {
+            // Of a folder from before clients had a root of their own.
+            fs::copy(&root, &clients).context("writing clients.pem")?;
         }
         let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
         Ok(Self {
             root: read(&root)?,
             server: read(&server)?,
             server_key: read(&server_key)?,
+            clients: read(&clients)?,
             client: read(&client)?,
             client_key: read(&client_key)?,
         })
     }
+}
+
+/// Puts a new client certificate, under another root, in the place of the one in this cluster's folder. From its next start on the
+/// cluster refuses the old one.
+pub fn replace_client(folder: &Path) -> Result<()> {
+    let (client_root, client, client_key) = client()?;
+    let root = fs::read_to_string(folder.join("root.pem")).context("reading root.pem")?;
+    for (name, text) in [
+        ("clients.pem", [root.as_str(), &client_root].concat()),
+        ("client.pem", client),
+        ("client-key.pem", client_key),
+    ] {
+        fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
+    }
+    Ok(())
+}
+
+/// etcdctl at the first node of the cluster of this folder, with its client's certificate; what it says.
+pub fn ctl(folder: &Path, arguments: &[&str], input: &[u8]) -> Result<String> {
+    let [port, ..] = *ports::of(folder, 0)?.first().context("a cluster without nodes")?;
+    ctl_at(folder, &format!("https://{HOST}:{port}"), arguments, input)
+}
+
+fn ctl_at(folder: &Path, endpoint: &str, arguments: &[&str], input: &[u8]) -> Result<String> {
+    let program = program().context("etcd is not installed")?.with_file_name("etcdctl");
+    let file = |name: &str| folder.join(name);
+    let mut child = Command::new(program)
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", endpoint, "--command-timeout", "2s", "--dial-timeout", "1s"])
+        .arg("--cacert")
+        .arg(file("root.pem"))
+        .arg("--cert")
+        .arg(file("client.pem"))
+        .arg("--key")
+        .arg(file("client-key.pem"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting etcdctl")?;
+    if let Some(mut pipe) = child.stdin.take() {
+        // One that does not read its input has ended before it was written.
+        let _ = pipe.write_all(input);
+    }
+    let output = child.wait_with_output().context("waiting for etcdctl")?;
+    if !output.status.success() {
+        bail!("etcdctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How long a cluster may take to come up.
@@ -96,6 +172,10 @@ pub struct Cluster {
     program: PathBuf,
     launcher: Vec<OsString>,
     nodes: Vec<Node>,
+    /// Nodes that have come to a cluster that was there.
+    joins: BTreeSet<usize>,
+    /// Options of every node besides.
+    options: Vec<String>,
     peers: Peers,
     /// Its certificates.
     pub certificates: Certificates,
@@ -113,8 +193,17 @@ impl Cluster {
         Self::start_by(folder, nodes, &[])
     }
 
+    /// The same, with options of etcd besides.
+    pub fn start_with(folder: &Path, nodes: usize, options: &[&str]) -> Result<Option<Self>> {
+        Self::begin(folder, nodes, &[], options)
+    }
+
     /// The same, with each node started by this command line, which is to end in [`run`].
     pub fn start_by(folder: &Path, nodes: usize, launcher: &[OsString]) -> Result<Option<Self>> {
+        Self::begin(folder, nodes, launcher, &[])
+    }
+
+    fn begin(folder: &Path, nodes: usize, launcher: &[OsString], options: &[&str]) -> Result<Option<Self>> {
         let Some(program) = program() else { return Ok(None) };
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let certificates = Certificates::keep(folder)?;
@@ -127,6 +216,8 @@ impl Cluster {
             program,
             launcher: launcher.to_vec(),
             nodes: nodes.collect(),
+            joins: BTreeSet::new(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
             peers,
             certificates,
         };
@@ -205,10 +296,12 @@ impl Cluster {
             .args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", node.peer_port)])
             .args(["--initial-advertise-peer-urls", &format!("http://127.0.0.1:{}", self.peers.port(number))])
             .args(["--initial-cluster", &members.join(",")])
+            .args(["--initial-cluster-state", if self.joins.contains(&number) { "existing" } else { "new" }])
+            .args(&self.options)
             .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error"])
             .arg("--client-cert-auth")
             .arg("--trusted-ca-file")
-            .arg(file("root.pem"))
+            .arg(file("clients.pem"))
             .arg("--cert-file")
             .arg(file("server.pem"))
             .arg("--key-file")
@@ -241,6 +334,11 @@ impl Cluster {
         self.peers.cut_off(number, cut);
     }
 
+    /// From now on nothing of what one node says to another arrives, while the other is still heard; or all does again.
+    pub fn drop_direction(&self, from: usize, to: usize, dropped: bool) {
+        self.peers.drop_direction(from, to, dropped);
+    }
+
     /// Which node leads, as far as a node that answers knows.
     pub fn leader(&self) -> Option<usize> {
         let endpoints: Vec<String> =
@@ -261,31 +359,52 @@ impl Cluster {
     }
 
     fn status(&self, endpoint: &str) -> Option<String> {
-        self.ctl(endpoint, &["endpoint", "status", "-w", "fields"])
+        ctl_at(&self.folder, endpoint, &["endpoint", "status", "-w", "fields"], &[]).ok()
     }
 
-    fn ctl(&self, endpoint: &str, arguments: &[&str]) -> Option<String> {
-        let file = |name: &str| self.folder.join(name);
-        let output = Command::new(self.program.with_file_name("etcdctl"))
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", endpoint, "--command-timeout", "2s", "--dial-timeout", "1s"])
-            .arg("--cacert")
-            .arg(file("root.pem"))
-            .arg("--cert")
-            .arg(file("client.pem"))
-            .arg("--key")
-            .arg(file("client-key.pem"))
-            .args(arguments)
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    /// etcdctl at this node; what it says.
+    pub fn etcdctl(&self, number: usize, arguments: &[&str]) -> Result<String> {
+        let port = self.nodes.get(number).context("no such node")?.client_port;
+        ctl_at(&self.folder, &format!("https://{HOST}:{port}"), arguments, &[])
     }
 
     /// Deletes everything that the cluster keeps: as somebody does who may write it.
     pub fn wipe(&self) -> Result<()> {
-        let endpoint = format!("https://{HOST}:{}", self.nodes.first().context("no node")?.client_port);
-        self.ctl(&endpoint, &["del", "", "--prefix"]).map(drop).context("deleting the keys")
+        self.etcdctl(0, &["del", "", "--prefix"]).map(drop).context("deleting the keys")
+    }
+
+    /// Puts a node without data in the place of this one, as after the loss of its disk: the old member is removed, a new one added. The
+    /// others take no such change before they have heard from each other for five seconds: it takes as long.
+    pub fn replace(&mut self, number: usize) -> Result<()> {
+        self.kill(number)?;
+        let other = (0..self.nodes.len()).find(|other| *other != number).context("it is the only one")?;
+        let name = format!("node-{number}");
+        let members = self.persist(other, &["member", "list"])?;
+        let id = members.lines().find(|line| line.contains(&name)).and_then(|line| line.split(',').next());
+        self.persist(other, &["member", "remove", id.context("no such member")?])?;
+        fs::remove_dir_all(self.folder.join(&name)).context("removing its data")?;
+        let address = format!("--peer-urls=http://127.0.0.1:{}", self.peers.port(number));
+        self.persist(other, &["member", "add", &name, &address])?;
+        self.joins.insert(number);
+        self.start_node(number)
+    }
+
+    /// etcdctl again and again, until it works.
+    fn persist(&self, number: usize, arguments: &[&str]) -> Result<String> {
+        let begun = Instant::now();
+        loop {
+            match self.etcdctl(number, arguments) {
+                // A change that was made though its answer was lost.
+                Err(error)
+                    if error.to_string().contains("not found") || error.to_string().contains("already exist") =>
+                {
+                    return Ok(String::new());
+                }
+                Err(error) if begun.elapsed() > PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                Ok(told) => return Ok(told),
+            }
+        }
     }
 
     fn wait(&mut self) -> Result<()> {

@@ -23,6 +23,8 @@ pub struct Peers {
 #[derive(Default)]
 struct State {
     cut: BTreeSet<usize>,
+    /// Directions in which nothing arrives: from a node, to a node.
+    dropped: BTreeSet<(usize, usize)>,
     /// Connections that are open, from which node (where known) to which.
     open: Vec<(Option<usize>, usize, TcpStream)>,
     /// The peer port of each node, by which its own connections are told.
@@ -68,9 +70,19 @@ impl Peers {
             state.cut.remove(&number);
         }
     }
+
+    /// From now on nothing arrives of what `from` says to `to`, whoever has made the connection; or all does again.
+    pub fn drop_direction(&self, from: usize, to: usize, dropped: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if dropped {
+            state.dropped.insert((from, to));
+        } else {
+            state.dropped.remove(&(from, to));
+        }
+    }
 }
 
-fn pass(from: &TcpStream, to: usize, peer: u16, state: &Mutex<State>) {
+fn pass(from: &TcpStream, to: usize, peer: u16, state: &Arc<Mutex<State>>) {
     let Ok(address) = from.peer_addr() else { return };
     let source = {
         let ports = state.lock().unwrap_or_else(PoisonError::into_inner).peer_ports.clone();
@@ -88,15 +100,30 @@ fn pass(from: &TcpStream, to: usize, peer: u16, state: &Mutex<State>) {
         state.open.push((source, to, copy));
     }
     let (Ok(from_copy), Ok(onward_copy)) = (from.try_clone(), onward.try_clone()) else { return };
-    let back = thread::spawn(move || copy(&onward_copy, &from_copy));
-    copy(from, &onward);
+    // Who made the connection is not always known: then no direction of it is dropped.
+    let there = source.map(|source| (source, to));
+    let back_again = there.map(|(source, to)| (to, source));
+    let shared = Arc::clone(state);
+    let back = thread::spawn(move || copy(&onward_copy, &from_copy, back_again, &shared));
+    copy(from, &onward, there, state);
     let _ = back.join();
 }
 
-fn copy(mut from: &TcpStream, mut to: &TcpStream) {
+fn copy(mut from: &TcpStream, mut to: &TcpStream, direction: Option<(usize, usize)>, state: &Mutex<State>) {
+    let is_dropped = || {
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        direction.is_some_and(|direction| state.dropped.contains(&direction))
+    };
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match from.read(&mut buffer) {
+            // What was lost is lost: once something arrives again, the connection has a gap, and ends.
+            Ok(len) if len > 0 && is_dropped() => {
+                while is_dropped() {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                break;
+            }
             Ok(len) if len > 0 => {
                 if to.write_all(buffer.get(..len).unwrap_or_default()).is_err() {
                     break;

@@ -214,6 +214,8 @@ impl Fence {
             | State::Closed(_)
             | State::Implausible { .. }
             | State::Lost
+            // Operators may make it yet: above all that was seen.
+            | State::WentBack { found: 0 }
             // It learns whether it still does.
             | State::Holding { .. } => self.ask(Question::Read),
             _ => None,
@@ -221,13 +223,16 @@ impl Fence {
     }
 
     /// Has the record made, by operators' order: where it was seen that there is none, or that the one that is there has ended. Where
-    /// there was one before, and the store no longer shows it, operators must say that it was lost.
+    /// there was one before, and the store does not show it, operators must say that it was lost, or name the record that has ended,
+    /// in whatever store: then it must be the newest that was seen here.
     pub fn create(&mut self, beginning: &Beginning) -> Option<Ask> {
+        let newest = beginning.above_version >= self.seen;
         let closed = match self.state {
             State::NoRecord => None,
-            State::WentBack { found: 0 } if beginning.lost => None,
+            // Nothing newer was seen than the record that this one comes after, in another store; or it is lost.
+            State::WentBack { found: 0 } if beginning.lost || newest => None,
             // What comes after it lies above it.
-            State::Closed(old) if old.generation < beginning.generation => Some(old),
+            State::Closed(old) if newest && old.generation < beginning.generation => Some(old),
             _ => return None,
         };
         let Beginning { above_version, generation, ceilings, sealed_generation, exact, .. } = *beginning;
@@ -349,10 +354,16 @@ impl Fence {
 
     fn found(&mut self, found: Option<Record>) -> Option<Ask> {
         let version = found.map_or(0, |found| found.version);
-        // Whoever has it made anew knows already that there is none.
-        let expected = found.is_none() && matches!(self.state, State::Creating { .. });
+        // Whoever has it made anew knows already what is there: nothing, or one that has ended.
+        let expected = matches!(self.state, State::Creating { old, .. } if found == old);
         if version < self.seen && !expected {
-            self.state = State::WentBack { found: version };
+            let looks =
+                matches!(self.state, State::Apart | State::NoRecord | State::Closed(_) | State::Creating { .. });
+            self.state = match found {
+                // A record that has ended stays where it was, and the group's went on in another store: nobody signs under it.
+                Some(ended) if ended.closed && looks => State::Closed(ended),
+                _ => State::WentBack { found: version },
+            };
             return None;
         }
         if version > self.seen.saturating_add(MAX_VERSION_STEP) {

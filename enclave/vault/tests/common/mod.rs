@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 pub mod fence;
+pub mod linearizable;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -5,17 +5,22 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use casemate_e2e::Client;
 use casemate_protocol::PublicKey;
 use serde_json::{Value, json};
 
-use crate::judge::{Message, Released};
-use crate::world::{Chain, Mark};
+use crate::Client;
+use crate::hostile::{Chain, Message, Released};
 
 /// Between two questions.
 const EVERY: Duration = Duration::from_millis(20);
-/// The variant that nobody else asks for.
-const VARIANT: u8 = 99;
+/// A variant that nobody else asks for.
+pub const VARIANT: u8 = 99;
+
+/// When something was done to the group.
+pub struct Mark {
+    pub name: &'static str,
+    pub at: Instant,
+}
 
 /// Duties that there were, and those that were served in their time.
 #[derive(Clone, Copy, Default)]
@@ -95,8 +100,8 @@ fn ask(client: &mut Option<Client>, address: SocketAddr, key: &PublicKey, body: 
     signed
 }
 
-/// Asks until it is told to stop. Its key is the first.
-pub fn probe(chain: Chain, keys: &[PublicKey], address: SocketAddr, stop: &AtomicBool) -> Probed {
+/// Asks until it is told to stop, for messages of this variant. Its key is the first.
+pub fn probe(chain: Chain, keys: &[PublicKey], address: SocketAddr, variant: u8, stop: &AtomicBool) -> Probed {
     let mut probed = Probed::default();
     let mut client = None;
     let (mut slot, mut epoch) = chain.now();
@@ -123,8 +128,8 @@ pub fn probe(chain: Chain, keys: &[PublicKey], address: SocketAddr, stop: &Atomi
             (epoch, vote_served) = (now_epoch, false);
         }
         // The same block again and again: a repeat is signed as long as somebody signs at all.
-        let block = Message::Block { slot, variant: VARIANT };
-        let vote = Message::Vote { source: epoch.saturating_sub(1), target: epoch, variant: VARIANT };
+        let block = Message::Block { slot, variant };
+        let vote = Message::Vote { source: epoch.saturating_sub(1), target: epoch, variant };
         for (message, served) in [(block, &mut block_served), (vote, &mut vote_served)] {
             if matches!(message, Message::Vote { .. }) && *served {
                 continue;
