@@ -784,11 +784,14 @@ impl Office {
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
-                match self.seal_as(desk, book, before, next.saturating_add(1)) {
-                    Ok(before) => {
-                        self.stands(&before);
-                        Err(Refusal::NotSealed(waiting))
-                    }
+                let over = next.saturating_add(1);
+                let Ok(sealed) = self.seal_as(desk, book, before, over) else {
+                    return Err(Refusal::MaybeSealed(waiting));
+                };
+                self.stands(&sealed);
+                // Nothing has changed only once the one that the parent may have kept is refused too.
+                match desk.enforce(over, generation) {
+                    Ok(()) => Err(Refusal::NotSealed(waiting)),
                     Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
             }
