@@ -92,9 +92,8 @@ impl FenceConfig {
 
     fn check(&self) -> Result<(), ConfigurationError> {
         match self {
-            Self::Solo | Self::Record(RecordStore::File) => Ok(()),
             // An ARN that was read is right.
-            Self::Record(RecordStore::Dynamodb { .. }) => Ok(()),
+            Self::Solo | Self::Record(RecordStore::File | RecordStore::Dynamodb { .. }) => Ok(()),
             Self::Record(RecordStore::Etcd { endpoints, .. }) => {
                 if !(1..=MAX_ENDPOINTS).contains(&endpoints.len()) {
                     return Err(ConfigurationError::Endpoints(endpoints.len()));

@@ -426,7 +426,11 @@ fn an_etcd_whose_disk_is_full_holds_the_ceilings_where_they_are() {
 }
 
 /// Signs blocks for as long as it may; the refusal that ends it.
-fn await_refusal(member: &Member, network: &casemate_protocol::Network, released: &mut Vec<casemate_protocol::Duty>) -> Refusal {
+fn await_refusal(
+    member: &Member,
+    network: &casemate_protocol::Network,
+    released: &mut Vec<casemate_protocol::Duty>,
+) -> Refusal {
     let begun = Instant::now();
     loop {
         let next = block(network.slot_at(now_ms()).0, 1);
@@ -525,7 +529,12 @@ fn clones_on_three_nodes_whose_members_are_replaced() {
 
 fn told(outcome: &Outcome, book: &Book) {
     let unclear = book.events().iter().filter(|event| event.heard == Heard::Unclear).count();
-    println!("{} of {} signed; {} questions, {unclear} unclear", outcome.released.len(), outcome.asked, book.events().len());
+    println!(
+        "{} of {} signed; {} questions, {unclear} unclear",
+        outcome.released.len(),
+        outcome.asked,
+        book.events().len()
+    );
     assert!(outcome.released.len() > 10, "{} signed", outcome.released.len());
 }
 

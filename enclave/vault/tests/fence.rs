@@ -25,10 +25,10 @@ use casemate_vault::clock::Sources;
 use casemate_vault::journal::Forgetful;
 use casemate_vault::runtime::{Bell, Runtime};
 use casemate_vault::{Clock, FenceParts, Keeper, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
-use common::{Bench, NOW};
 use common::fence::{
     MEMORY, Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
 };
+use common::{Bench, NOW};
 
 fn begun() -> Memory {
     let memory = Memory::default();

@@ -130,8 +130,7 @@ impl World {
         let begun = Instant::now();
         let mut keys: Vec<PublicKey> = keys.collect();
         keys.extend((KEYS..KEYS + NEWCOMERS).map(interop_key));
-        let nothing =
-            |key: &PublicKey| format!(r#"{{"pubkey":"{key}","signed_blocks":[],"signed_attestations":[]}}"#);
+        let nothing = |key: &PublicKey| format!(r#"{{"pubkey":"{key}","signed_blocks":[],"signed_attestations":[]}}"#);
         let history = format!(
             r#"{{"metadata":{{"interchange_format_version":"5","genesis_validators_root":"{root}"}},"data":[{}]}}"#,
             keys.iter().map(nothing).collect::<Vec<_>>().join(",")
@@ -451,8 +450,19 @@ impl World {
         let file = |name: &str| etcd.join(name).to_str().unwrap().to_owned();
         let (certificate, key) = (file("client.pem"), file("client-key.pem"));
         let words = [
-            "fence", "init", "--enclave", "0", "--record-lost", "--expect-keys", &root, "--expect-version", &version,
-            "--client-certificate", &certificate, "--client-key", &key,
+            "fence",
+            "init",
+            "--enclave",
+            "0",
+            "--record-lost",
+            "--expect-keys",
+            &root,
+            "--expect-version",
+            &version,
+            "--client-certificate",
+            &certificate,
+            "--client-key",
+            &key,
         ];
         let hide = 1 + usize::try_from(self.random.below(3)).unwrap();
         let hidden = self.hide(hide);
@@ -460,7 +470,8 @@ impl World {
         self.kill_vaults();
         self.until_the_first_is_there();
         let taken = self.casemate(&words, true);
-        let outcome = if taken { "older states taken for the last one" } else { "older states refused for the last one" };
+        let outcome =
+            if taken { "older states taken for the last one" } else { "older states refused for the last one" };
         *self.outcomes.entry(outcome).or_default() += 1;
         show(&hidden);
         if !taken {

@@ -14,7 +14,6 @@ use casemate_protocol::{
     RequestFrame, Root, SignRequest, Slot, Version,
 };
 
-
 /// The chain's clock.
 #[derive(Clone, Copy)]
 pub struct Chain {

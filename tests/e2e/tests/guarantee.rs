@@ -603,9 +603,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
         let record = Record { version: before.version + 100, holder: Bytes([9; 32]), clean: None, ..before };
         let record = Record { generation: before.generation + 1, ..record };
         bench.etcdctl("etcd", &["put", &name], &fake(record).encode(&place));
-        eventually(&format!("the holder to be none under an absurd {what}"), || {
-            bench.standing(&stack, 0) != "holding"
-        });
+        eventually(&format!("the holder to be none under an absurd {what}"), || bench.standing(&stack, 0) != "holding");
         if what == "ceilings" {
             bench.refused(&stack, &["take-over"], "lies further ahead than any holder can ask for");
         }

@@ -59,11 +59,7 @@ fn authority(name: &str) -> Result<(String, rcgen::Issuer<'static, rcgen::KeyPai
 }
 
 /// A certificate and its key.
-fn leaf(
-    name: &str,
-    names: Vec<String>,
-    issuer: &rcgen::Issuer<'_, rcgen::KeyPair>,
-) -> Result<(String, String)> {
+fn leaf(name: &str, names: Vec<String>, issuer: &rcgen::Issuer<'_, rcgen::KeyPair>) -> Result<(String, String)> {
     let key = rcgen::KeyPair::generate()?;
     let mut params = rcgen::CertificateParams::new(names)?;
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -96,8 +92,7 @@ impl Certificates {
         let [root, server, server_key, clients, client, client_key] = Self::FILES.map(|name| folder.join(name));
         if !client_key.exists() {
             let new = Self::new()?;
-            let parts =
-                [&new.root, &new.server, &new.server_key, &new.clients, &new.client, &new.client_key];
+            let parts = [&new.root, &new.server, &new.server_key, &new.clients, &new.client, &new.client_key];
             for (name, text) in Self::FILES.iter().zip(parts) {
                 fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
             }
@@ -123,9 +118,11 @@ impl Certificates {
 pub fn replace_client(folder: &Path) -> Result<()> {
     let (client_root, client, client_key) = client()?;
     let root = fs::read_to_string(folder.join("root.pem")).context("reading root.pem")?;
-    for (name, text) in
-        [("clients.pem", [root.as_str(), &client_root].concat()), ("client.pem", client), ("client-key.pem", client_key)]
-    {
+    for (name, text) in [
+        ("clients.pem", [root.as_str(), &client_root].concat()),
+        ("client.pem", client),
+        ("client-key.pem", client_key),
+    ] {
         fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
     }
     Ok(())
@@ -398,7 +395,9 @@ impl Cluster {
         loop {
             match self.etcdctl(number, arguments) {
                 // A change that was made though its answer was lost.
-                Err(error) if error.to_string().contains("not found") || error.to_string().contains("already exist") => {
+                Err(error)
+                    if error.to_string().contains("not found") || error.to_string().contains("already exist") =>
+                {
                     return Ok(String::new());
                 }
                 Err(error) if begun.elapsed() > PATIENCE => return Err(error),

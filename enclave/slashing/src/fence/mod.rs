@@ -354,7 +354,8 @@ impl Fence {
         // Whoever has it made anew knows already what is there: nothing, or one that has ended.
         let expected = matches!(self.state, State::Creating { old, .. } if found == old);
         if version < self.seen && !expected {
-            let looks = matches!(self.state, State::Apart | State::NoRecord | State::Closed(_) | State::Creating { .. });
+            let looks =
+                matches!(self.state, State::Apart | State::NoRecord | State::Closed(_) | State::Creating { .. });
             self.state = match found {
                 // A record that has ended stays where it was, and the group's went on in another store: nobody signs under it.
                 Some(ended) if ended.closed && looks => State::Closed(ended),

@@ -192,5 +192,8 @@ pub fn check(events: &[Event], start: Register) -> Result<(), String> {
         return Ok(());
     }
     let (reached, stuck) = search.furthest;
-    Err(format!("{reached} of {} answers fit; none of those that follow does, such as {stuck:?}", search.answered.len()))
+    Err(format!(
+        "{reached} of {} answers fit; none of those that follow does, such as {stuck:?}",
+        search.answered.len()
+    ))
 }
