@@ -208,6 +208,10 @@ fn standing(fence: &Fence) -> &'static str {
         FenceStanding::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
         FenceStanding::Holding => "HOLDER: this enclave signs",
         FenceStanding::HandingOver => "handing over; nothing is signed here",
+        FenceStanding::WentBack if fence.record.is_none() => {
+            "the store has NO RECORD, though this group has had one: it was lost (casemate fence init --record-lost), or has ended in another \
+             store (--after); nothing is signed"
+        }
         FenceStanding::WentBack => {
             "THE STORE SHOWS AN OLDER RECORD than before: somebody has restored it; nothing is signed in this boot any more"
         }

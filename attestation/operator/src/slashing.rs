@@ -69,8 +69,9 @@ fn export(options: SlashingExport) -> Result<Answer> {
     if !unknown.is_empty() {
         let _ = writeln!(
             text,
-            "{} not known to the enclave: what stands for them is the group's floor, the most that any key can have signed here \
-             before it was known",
+            "{} not known to the enclave: what is written of them is the group's floor, the most that any key can have signed here \
+             before it was known. Before they sign anywhere else, no import of them may be on its way yet: an enclave that was given one \
+             must have ended, or have carried out a later command",
             plural(unknown.len(), "key")
         );
     }

@@ -218,7 +218,10 @@ pub enum NotHolder {
     OldState { found: u64, oldest: u64 },
     #[error("it is handing over")]
     HandingOver,
-    #[error("the store shows the record's version {found}, after version {seen}: somebody has restored an older one")]
+    #[error(
+        "the store shows the record's version {found}, after version {seen}: somebody has restored an older one, or removed it \
+         (version 0), or this is another store"
+    )]
     WentBack { seen: u64, found: u64 },
     #[error(
         "its record has ended for good (`casemate fence close`); its last holder signed blocks up to slot {slot_ceiling}. The next record is made with `casemate fence init --after`"

@@ -62,7 +62,7 @@ fn the_encoding_is_what_it_was() {
         out.extend(s.bytes());
     };
     let root = |out: &mut Vec<u8>, byte: u8| out.extend([&[0x58, 32][..], &[byte; 32]].concat());
-    expected.push(0xab);
+    expected.push(0xac);
     text(&mut expected, "version");
     expected.push(1);
     text(&mut expected, "product_version");

@@ -1,7 +1,7 @@
 //! Attestation documents for whoever asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
@@ -15,6 +15,7 @@ use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
 use zeroize::Zeroizing;
 
 use crate::nsm::{Nsm, NsmError};
+use crate::runtime::{Kernel, Runtime};
 use crate::{Keys, ssz};
 
 /// Documents that may be asked for at once, after a rest.
@@ -42,6 +43,7 @@ pub struct Attestor {
     network: StatedNetwork,
     boot_nonce: Bytes<32>,
     stated: RwLock<Stated>,
+    runtime: Arc<dyn Runtime>,
     bucket: Mutex<Bucket>,
     /// Held while a document is made.
     making: Mutex<()>,
@@ -68,11 +70,20 @@ impl Attestor {
         let network = StatedNetwork::from(network);
         let hpke = HpkeKey::generate().ok_or(NsmError::Unexpected)?;
         let record_key = Ed25519KeyPair::generate().map_err(|_| NsmError::Unexpected)?;
-        let bucket = Mutex::new(Bucket { tokens: BURST, since: Instant::now() });
+        let runtime: Arc<dyn Runtime> = Arc::new(Kernel::default());
+        let bucket = Mutex::new(Bucket { tokens: BURST, since: runtime.now() });
         let (stated, making) = (RwLock::default(), Mutex::new(()));
-        let attestor = Self { nsm, hpke, record_key, identity, network, boot_nonce, stated, bucket, making };
+        let attestor = Self { nsm, hpke, record_key, identity, network, boot_nonce, stated, runtime, bucket, making };
         attestor.state(keys);
         Ok(attestor)
+    }
+
+    /// On another's time than the kernel's: a simulator's.
+    #[must_use]
+    pub fn running_on(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.bucket = Mutex::new(Bucket { tokens: BURST, since: runtime.now() });
+        self.runtime = runtime;
+        self
     }
 
     /// From now on the statement names these keys.
@@ -165,7 +176,7 @@ impl Attestor {
             Err(TryLockError::WouldBlock) => return Err(Refusal::NsmBusy),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.runtime.now())?;
         let statement = self.statement(fence, window, state);
         let user_data = digest(&SHA256, &statement);
         let document = self
@@ -188,19 +199,19 @@ impl HpkeKey {
 /// Tokens that come back with time.
 struct Bucket {
     tokens: u32,
-    since: Instant,
+    since: Duration,
 }
 
 impl Bucket {
-    fn take(&mut self, now: Instant) -> Result<(), Refusal> {
-        let rested = now.saturating_duration_since(self.since);
+    fn take(&mut self, now: Duration) -> Result<(), Refusal> {
+        let rested = now.saturating_sub(self.since);
         let refilled = u32::try_from(rested.as_nanos() / REFILL.as_nanos()).unwrap_or(u32::MAX);
         if refilled > 0 {
             self.tokens = self.tokens.saturating_add(refilled).min(BURST);
             // What was begun of the next token is kept, unless the bucket is full anyway.
             self.since = match self.tokens {
                 BURST => now,
-                _ => self.since.checked_add(REFILL.saturating_mul(refilled)).unwrap_or(now),
+                _ => self.since.saturating_add(REFILL.saturating_mul(refilled)),
             };
         }
         self.tokens = self.tokens.checked_sub(1).ok_or(Refusal::TooManyAttestations { seconds: 1 })?;
@@ -214,7 +225,7 @@ mod tests {
 
     #[test]
     fn tokens_come_back_one_by_one_and_no_further_than_the_burst() {
-        let start = Instant::now();
+        let start = Duration::from_secs(1000);
         let mut bucket = Bucket { tokens: BURST, since: start };
         let mut at = |ms| bucket.take(start + Duration::from_millis(ms)).is_ok();
         assert!((0..BURST).all(|_| at(0)));

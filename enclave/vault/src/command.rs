@@ -71,6 +71,13 @@ impl Loaded {
     }
 }
 
+/// A state that was sealed, and is on the parent's disk.
+struct Sealed {
+    generation: u64,
+    digest: Root,
+    fence_version: u64,
+}
+
 /// One command at a time.
 struct Book {
     /// The newest that this enclave has tried to store.
@@ -207,7 +214,8 @@ impl Office {
     fn seal_exact(&self, desk: &Desk<'_>, book: &mut Book, generation: u64) -> Result<Root, Refusal> {
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &desk.keys(), next);
-        sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))
+        let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        Ok(self.stands(&sealed))
     }
 
     fn fence_init(
@@ -216,7 +224,7 @@ impl Office {
         book: &mut Book,
         record: RecordOrder,
         credentials: Option<&EncryptedSecrets>,
-        credentials_id: Option<CredentialsId>,
+        credentials_id: Option<&CredentialsId>,
     ) -> Result<Outcome, Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
@@ -230,7 +238,7 @@ impl Office {
             None => None,
         };
         // Those who signed saw the id, not the credentials: they must have signed for these.
-        if credentials.as_ref().and_then(|credentials| credentials.id(digest_of)) != credentials_id {
+        if credentials.as_ref().and_then(|credentials| credentials.id(digest_of)).as_ref() != credentials_id {
             return Err(Refusal::StoreCredentials);
         }
         let before = self.loaded();
@@ -330,6 +338,8 @@ impl Office {
         let at_hand = self.loaded();
         match order {
             RecordOrder::Lost { last } => check_last(desk, &at_hand, last)?,
+            // There was one: sealing a state for another first would change what stands.
+            RecordOrder::New if at_hand.fence_version > 0 => return Err(Refusal::RecordLost),
             // Before anything is sealed: the state that the closed record names stays the one at hand.
             RecordOrder::After { closed } => {
                 let (seen, found) = (at_hand.fence_version.max(desk.fencing.version()), closed.version);
@@ -359,7 +369,8 @@ impl Office {
         let generation = seconds.max(after).max(1);
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &keys, next);
-        let digest = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
+        let digest = self.stands(&sealed);
         // Sealing takes its time: it is what may be signed somewhere now that counts. After a record that has ended it is what could be
         // signed under that.
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
@@ -466,7 +477,7 @@ impl Office {
                 }
             }
             Action::FenceInit { record, credentials, credentials_id } => {
-                self.fence_init(desk, book, record, credentials.as_ref(), credentials_id)
+                self.fence_init(desk, book, record, credentials.as_ref(), credentials_id.as_ref())
             }
             Action::FenceClose => self.fence_close(desk, book),
             Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
@@ -701,7 +712,8 @@ impl Office {
         desk.publish(&changed);
         desk.fencing.settle();
         let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
-        desk.enforce(sealed, generation)?;
+        self.stands(&sealed);
+        desk.enforce(sealed.generation, generation)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
 
@@ -750,27 +762,36 @@ impl Office {
         before: &Keys,
     ) -> Result<(), Refusal> {
         let (sealed, generation) = self.seal(desk, book, changed, before)?;
-        desk.enforce(sealed, generation)?;
+        desk.enforce(sealed.generation, generation)?;
+        self.stands(&sealed);
         desk.publish(changed);
         Ok(())
     }
 
     fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
-        self.seal_as(desk, book, keys, next).map(drop).map_err(|error| match error {
+        let sealed = self.seal_as(desk, book, keys, next).map_err(|error| match error {
             CustodyError::NotStored(error) => Refusal::MaybeSealed(waiting_for(&CustodyError::Service(error))),
             error => Refusal::NotSealed(waiting_for(&error)),
-        })
+        })?;
+        self.stands(&sealed);
+        Ok(())
     }
 
-    /// Seals a state; its number, and the generation in which it was sealed. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
-    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(u64, u64), Refusal> {
+    /// Seals a state; in which generation. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
+    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(Sealed, u64), Refusal> {
         let (generation, _) = desk.fencing.held()?;
         let next = next_state(book, generation)?;
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
-                match self.seal_as(desk, book, before, next.saturating_add(1)) {
-                    Ok(_) => Err(Refusal::NotSealed(waiting)),
+                let over = next.saturating_add(1);
+                let Ok(sealed) = self.seal_as(desk, book, before, over) else {
+                    return Err(Refusal::MaybeSealed(waiting));
+                };
+                self.stands(&sealed);
+                // Nothing has changed only once the one that the parent may have kept is refused too.
+                match desk.enforce(over, generation) {
+                    Ok(()) => Err(Refusal::NotSealed(waiting)),
                     Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
             }
@@ -779,27 +800,45 @@ impl Office {
                 Err(Refusal::OtherState { kept, ours: self.loaded().generation })
             }
             Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
-            Ok(_) => Ok((next, generation)),
+            Ok(sealed) => Ok((sealed, generation)),
         }
     }
 
-    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Root, CustodyError> {
-        let Loaded { store, fence_version: seen, .. } = self.loaded();
-        // In a store that it has just come to, it may not have seen a record yet.
-        let fence_version = seen.max(desk.fencing.version());
+    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Sealed, CustodyError> {
+        let at_hand = self.loaded();
+        // It never falls: also where the store shows no record any more, the state has seen one.
+        let fence_version = at_hand.fence_version.max(desk.fencing.version());
+        let store = at_hand.store;
         let contents = Contents { store, fence_version, ..keys.contents() };
         let sealed = self.custody.seal(&contents, generation);
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
             book.tried = generation;
         }
-        if let Ok(digest) = sealed {
-            self.is_loaded(|loaded| {
-                loaded.generation = generation;
-                loaded.digest = Some(digest);
-                loaded.fence_version = fence_version;
-            });
+        sealed.map(|digest| Sealed { generation, digest, fence_version })
+    }
+
+    /// What was sealed is in force: it is what this enclave has loaded from now on, and what its statement names.
+    fn stands(&self, sealed: &Sealed) -> Root {
+        let Sealed { generation, digest, fence_version } = *sealed;
+        self.is_loaded(|loaded| {
+            loaded.generation = generation;
+            loaded.digest = Some(digest);
+            loaded.fence_version = fence_version;
+        });
+        digest
+    }
+
+    /// Has every state refused that was sealed before this generation, or that this enclave has sealed and could not confirm: one of
+    /// them may list a key that this enclave does not know. Only then can be told what such a key has signed at most.
+    pub(crate) fn settle_states(&self, desk: &Desk<'_>, generation: u64) -> Result<(), Refusal> {
+        let mut book = self.book()?;
+        let in_force = self.loaded().generation;
+        let first = group::next_state(0, generation).ok_or(Refusal::MalformedCommand)?;
+        if in_force >= first && in_force >= book.tried {
+            return desk.enforce(in_force, generation);
         }
-        sealed
+        let (sealed, generation) = self.seal_now(desk, &mut book)?;
+        desk.enforce(sealed, generation)
     }
 }
 

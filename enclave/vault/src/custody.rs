@@ -126,15 +126,27 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Root {
 pub struct Custody {
     services: Arc<dyn Services>,
     nsm: Arc<dyn Nsm>,
-    recipient: RecipientKey,
+    recipient: Arc<RecipientKey>,
     place: Place,
 }
 
 impl Custody {
     /// With a key of its own, made now, to which alone KMS's answers are encrypted.
     pub fn new(services: Arc<dyn Services>, nsm: Arc<dyn Nsm>, place: Place) -> Result<Self, CustodyError> {
-        let recipient = RecipientKey::generate().ok_or(CustodyError::NoKey)?;
-        Ok(Self { services, nsm, recipient, place })
+        let recipient = Arc::new(RecipientKey::generate().ok_or(CustodyError::NoKey)?);
+        Ok(Self::with_recipient(services, nsm, place, recipient))
+    }
+
+    /// With a key that others may have too: for a simulator that starts thousands of enclaves, where making a key would take most of the
+    /// time.
+    #[doc(hidden)]
+    pub fn with_recipient(
+        services: Arc<dyn Services>,
+        nsm: Arc<dyn Nsm>,
+        place: Place,
+        recipient: Arc<RecipientKey>,
+    ) -> Self {
+        Self { services, nsm, recipient, place }
     }
 
     /// The newest state that the parent keeps, with its generation; `None` where it keeps none.

@@ -540,6 +540,7 @@ impl<'a> Keeper<'a> {
             | Standing::Left(_)
             | Standing::Closed(_)
             | Standing::Implausible { .. }
+            | Standing::WentBack { found: 0, .. }
                 if rested =>
             {
                 self.fence.look()

@@ -97,7 +97,7 @@ impl Keys {
             return Err(KeyError::TooMany);
         }
         let by_public_key = HashMap::with_capacity(all.len());
-        let mut keys = Self { by_public_key, floor, ..Self::default() };
+        let mut keys = Self { floor, by_public_key, ..Self::default() };
         for (number, key) in (0..).zip(&all) {
             if keys.by_public_key.insert(key.public, number).is_some() {
                 return Err(KeyError::Duplicate(key.public));

@@ -168,13 +168,15 @@ impl Vault {
         // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
         // elsewhere must stay above them too.
         let (generation, floors) = self.still_held()?;
-        let (keys, floors) = (current(&self.keys), floors.watermarks());
+        let keys = current(&self.keys);
+        // Also of listed keys: one that a state did not list, and that this enclave remembers, need not have been raised to it.
+        let floors = keys.floor().with_floors(&floors).watermarks();
         let first = usize::try_from(start).unwrap_or(usize::MAX);
         let page = Pasts {
             start,
             total: count(keys.known()),
             time_ms: self.clock.unix_ms(),
-            floor: keys.floor().watermarks().merge(floors).into(),
+            floor: floors.into(),
             keys: keys.told(first, MAX_PASTS_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.
@@ -198,9 +200,9 @@ impl Vault {
         if record.generation != generation || record.holder != self.holder() {
             return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
         }
-        let sealed = self.sealed_generation();
-        if record.sealed_generation < sealed {
-            self.fencing.errand(Errand::Raise { sealed, generation })?;
+        if self.office.is_some() {
+            let (desk, office) = self.desk()?;
+            office.settle_states(&desk, generation)?;
         }
         Ok((generation, floors))
     }

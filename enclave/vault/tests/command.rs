@@ -527,7 +527,7 @@ fn where_nobody_knows_the_past_it_ends_with_the_import() {
             slot: Slot(1000),
             index: 0,
             beacon_block_root: Bytes([1; 32]),
-            source: checkpoint(31),
+            source: checkpoint(30),
             target: checkpoint(target),
         };
         enclave.sign_duty(waived.public_key, Duty::Attestation(data))

@@ -14,7 +14,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::statement::FenceStanding;
-use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root};
+use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Statement};
 use casemate_slashing::Limits;
 use casemate_vault::journal::Forgetful;
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
@@ -32,7 +32,14 @@ fn public() -> Bytes<32> {
 }
 
 /// An enclave of one operator, with the fence's record in memory.
-fn start(bench: &Bench, memory: &Memory) -> Member {
+struct Enclave {
+    member: Member,
+    /// What its document said: it gives few of them.
+    hpke_key: HpkePublicKey,
+    boot_nonce: Bytes<32>,
+}
+
+fn start(bench: &Bench, memory: &Memory) -> Enclave {
     let (network, clock) = (network(1000), Arc::new(SystemClock) as Arc<dyn Clock>);
     let keys = Keys::load(&mut [], |_, _| panic!("no key")).unwrap();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
@@ -44,34 +51,38 @@ fn start(bench: &Bench, memory: &Memory) -> Member {
         .fenced_by(fencing, clock)
         .attested_by(attestor)
         .commanded_by(office);
-    Member::run(vault, keeping)
-}
-
-fn encrypted(member: &Member, clear: &[u8]) -> EncryptedSecrets {
+    let member = Member::run(vault, keeping);
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
-    let Reply::Attestation { document, .. } = member.vault.handle(&Request::Attestation { nonce }) else { panic!() };
+    let Reply::Attestation { document, statement } = member.vault.handle(&Request::Attestation { nonce }) else {
+        panic!("not attested")
+    };
     let payload = casemate_protocol::cbor::cose_payload(document.as_ref()).unwrap();
     let document = aws_nitro_enclaves_nsm_api::api::AttestationDoc::from_binary(&payload).unwrap();
-    let key = HpkePublicKey(document.public_key.unwrap().into_vec());
-    let boot_nonce = member.statement().boot_nonce;
-    let (enc, ciphertext) =
-        DH_KEM_X25519_HKDF_SHA256_AES_256.seal(FENCE_HPKE_INFO, &boot_nonce.0, clear, &key).unwrap();
+    let hpke_key = HpkePublicKey(document.public_key.unwrap().into_vec());
+    let boot_nonce = Statement::decode(statement.as_ref()).unwrap().boot_nonce;
+    Enclave { member, hpke_key, boot_nonce }
+}
+
+fn encrypted(enclave: &Enclave, clear: &[u8]) -> EncryptedSecrets {
+    let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256
+        .seal(FENCE_HPKE_INFO, &enclave.boot_nonce.0, clear, &enclave.hpke_key)
+        .unwrap();
     EncryptedSecrets { enc: Bytes(enc.0.try_into().unwrap()), ciphertext: BoundedBytes::new(ciphertext).unwrap() }
 }
 
 fn init(
-    member: &Member,
+    enclave: &Enclave,
     counter: u64,
     credentials: Option<&StoreCredentials>,
     credentials_id: Option<CredentialsId>,
 ) -> Result<Outcome, Refusal> {
-    let credentials = credentials.map(|credentials| encrypted(member, &credentials.encode()));
+    let credentials = credentials.map(|credentials| encrypted(enclave, &credentials.encode()));
     let action = Action::FenceInit { record: RecordOrder::New, credentials, credentials_id };
-    let command = Command::new(GROUP.into(), GENESIS, member.statement().boot_nonce, counter, action);
+    let command = Command::new(GROUP.into(), GENESIS, enclave.boot_nonce, counter, action);
     let bytes = command.encode().unwrap();
     let signature = Bytes(operator().sign(&signed_bytes(bytes.as_ref())).as_ref().try_into().unwrap());
     let signed = SignedCommand::new(bytes, vec![OperatorSignature { operator: public(), signature }]);
-    match member.vault.handle(&Request::Command { envelope: signed.encode().unwrap() }) {
+    match enclave.member.vault.handle(&Request::Command { envelope: signed.encode().unwrap() }) {
         Reply::Command(outcome) => Ok(outcome),
         Reply::Refused(refusal) => Err(refusal),
         other => panic!("{other:?}"),
@@ -85,8 +96,8 @@ fn sha256(bytes: &[u8]) -> Root {
 #[test]
 fn only_the_credentials_that_the_signers_were_shown_are_taken() {
     let (bench, memory) = (Bench::new(), Memory::default());
-    let member = start(&bench, &memory);
-    member.await_standing(FenceStanding::NoRecord);
+    let enclave = start(&bench, &memory);
+    enclave.member.await_standing(FenceStanding::NoRecord);
     let access_key = |id: &str| Some(CredentialsId::AccessKey(id.into()));
     let dynamodb = StoreCredentials::Dynamodb { access_key_id: "AKIDOURS".into(), secret_access_key: "s".into() };
     let der = |byte: u8| BoundedBytes::new(vec![byte; 40]).unwrap();
@@ -101,11 +112,11 @@ fn only_the_credentials_that_the_signers_were_shown_are_taken() {
         (Some(&etcd), access_key("AKIDOURS"), "another kind"),
     ];
     for ((credentials, id, what), counter) in refused.into_iter().zip(1..) {
-        assert_eq!(init(&member, counter, credentials, id), Err(Refusal::StoreCredentials), "{what}");
+        assert_eq!(init(&enclave, counter, credentials, id), Err(Refusal::StoreCredentials), "{what}");
         assert_eq!(*memory.record.lock().unwrap(), None, "{what}");
     }
-    assert_eq!(init(&member, 20, Some(&etcd), certificate(1)), Ok(Outcome::FenceReady));
+    assert_eq!(init(&enclave, 20, Some(&etcd), certificate(1)), Ok(Outcome::FenceReady));
     // The record is there now: without credentials none are named.
-    assert_eq!(init(&member, 21, Some(&dynamodb), access_key("AKIDOURS")), Err(Refusal::FenceExists));
-    assert_eq!(init(&member, 22, None, None), Err(Refusal::FenceExists));
+    assert_eq!(init(&enclave, 21, Some(&dynamodb), access_key("AKIDOURS")), Err(Refusal::FenceExists));
+    assert_eq!(init(&enclave, 22, None, None), Err(Refusal::FenceExists));
 }

@@ -361,8 +361,8 @@ fn the_version_changes_with_the_epoch_of_the_fork() {
 #[test]
 fn floors_and_ceilings_bind_every_key() {
     let limits = Limits {
-        floors: Floors { slot: Some(Slot(310)), target: Some(Epoch(8)), source: Some(Epoch(7)) },
-        ceilings: Ceilings { slot: Slot(315), target: Epoch(9), source: Epoch(8) },
+        floors: Floors { slot: Some(Slot(310)), target: Some(Epoch(8)), source: Some(Epoch(6)) },
+        ceilings: Ceilings { slot: Slot(315), target: Epoch(9), source: Epoch(7) },
     };
     let b = bench_with(
         &[History::Known(Watermarks::NONE)],
@@ -373,10 +373,10 @@ fn floors_and_ceilings_bind_every_key() {
     assert_eq!(b.sign(block(316, 1)), Err(Refusal::BlockAboveCeiling { slot: Slot(316), ceiling: Slot(315) }));
     assert!(b.sign(block(315, 1)).is_ok());
     assert!(matches!(b.sign(attestation(7, 8, 1)), Err(Refusal::TargetNotAboveFloor { .. })));
-    assert!(matches!(b.sign(attestation(6, 9, 1)), Err(Refusal::SourceBelowFloor { .. })));
-    assert!(matches!(b.sign(attestation(9, 9, 1)), Err(Refusal::SourceAboveCeiling { .. })));
-    assert!(matches!(b.sign(attestation(8, 10, 1)), Err(Refusal::TargetAboveCeiling { .. })));
-    assert!(b.sign(attestation(8, 9, 1)).is_ok());
+    assert!(matches!(b.sign(attestation(5, 9, 1)), Err(Refusal::SourceBelowFloor { .. })));
+    assert!(matches!(b.sign(attestation(8, 9, 1)), Err(Refusal::SourceAboveCeiling { .. })));
+    assert!(matches!(b.sign(attestation(7, 10, 1)), Err(Refusal::TargetAboveCeiling { .. })));
+    assert!(b.sign(attestation(7, 9, 1)).is_ok());
     let granted = HighWatermark { slot: Slot(315), epoch: Epoch(9) };
     assert_eq!(b.vault.handle(&Request::HighWatermark), Reply::HighWatermark(Some(granted)));
     assert_eq!(bench().vault.handle(&Request::HighWatermark), Reply::HighWatermark(None));

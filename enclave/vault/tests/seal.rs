@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_protocol::{Bytes, Epoch, Slot};
-use casemate_slashing::{AttestationMark, BlockMark, History, Watermarks};
+use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, History, Watermarks};
 use casemate_vault::bls::SecretKey;
 use casemate_vault::seal::{self, Contents, Place, SealError, SealedKey, SecretBytes};
 
@@ -142,10 +142,10 @@ fn no_byte_of_a_blob_can_be_changed_cut_or_added() {
 fn another_version_is_named() {
     let blob = sealed();
     // map(3) { 0: map(6) { 0: version …
-    assert_eq!(&blob[..5], &[0xa3, 0x00, 0xa6, 0x00, 0x01]);
+    assert_eq!(&blob[..5], &[0xa3, 0x00, 0xa6, 0x00, 0x02]);
     let mut newer = blob;
-    newer[4] = 2;
-    assert_eq!(open(&newer, &place()).map(|_| ()), Err(SealError::Version(2)));
+    newer[4] = 3;
+    assert_eq!(open(&newer, &place()).map(|_| ()), Err(SealError::Version(3)));
 }
 
 /// Sealed well by somebody who had the data key: the keys themselves must still fit.
@@ -176,7 +176,8 @@ fn the_documented_example_opens() {
         attestation: Some(AttestationMark { source: Epoch(3), target: Epoch(4), signing_root: None }),
     };
     if std::env::var_os("UPDATE_EXAMPLE").is_some() {
-        let contents = Contents { keys: vec![key(1, History::Known(watermarks))], ..Contents::default() };
+        let floor = GroupFloor::from_watermarks(watermarks);
+        let contents = Contents { keys: vec![key(1, History::Known(watermarks))], floor, ..Contents::default() };
         let blob = seal::seal(&contents, &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap();
         for (number, line) in blob.chunks(32).enumerate() {
             println!("    {:04x}  {}", number * 32, const_hex::encode(line));
@@ -190,6 +191,7 @@ fn the_documented_example_opens() {
     let blob = const_hex::decode(lines.collect::<String>()).unwrap();
     let opened = open(&blob, &place()).unwrap();
     assert_eq!(shown(&opened), [(key(1, History::Missing).public_key, Some([1; 32]), History::Known(watermarks))]);
+    assert_eq!(opened.floor, GroupFloor::from_watermarks(watermarks));
     let header = seal::header(&blob, &place(), 6).unwrap();
     assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));
 }

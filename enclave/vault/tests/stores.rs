@@ -1,5 +1,6 @@
 //! What stores are asked and what they say of themselves, with answers that somebody else writes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::as_conversions, reason = "to trait objects")]
 
 mod common;
 
@@ -85,7 +86,7 @@ fn etcd(carrier: &Canned, prefix: &str) -> Etcd<Canned> {
 }
 
 /// What a server answers to a read: this record.
-fn range(header: Value, key: &str, record: &Record) -> Value {
+fn range(header: &Value, key: &str, record: &Record) -> Value {
     let kvs = json!([{
         "key": BASE64_STANDARD.encode(key), "value": BASE64_STANDARD.encode(record.encode(&place())), "mod_revision": "7",
     }]);
@@ -112,7 +113,7 @@ fn every_answer_of_etcd_must_be_the_configured_clusters() {
         json!({ "revision": "8" }),
         Value::Null,
     ] {
-        carrier.answers(range(header.clone(), &key("casemate/"), &first));
+        carrier.answers(range(&header, &key("casemate/"), &first));
         assert_eq!(store.ask(&Question::Read), other, "{header}");
         for succeeded in [true, false] {
             carrier.answers(json!({ "header": header, "succeeded": succeeded }));
@@ -123,7 +124,7 @@ fn every_answer_of_etcd_must_be_the_configured_clusters() {
         assert_eq!(store.ask(&Question::Read), other, "no record of another cluster: {header}");
     }
     let header = json!({ "cluster_id": ANSWERED, "member_id": "1", "revision": "8", "raft_term": "2" });
-    carrier.answers(range(header.clone(), &key("casemate/"), &first));
+    carrier.answers(range(&header, &key("casemate/"), &first));
     assert_eq!(store.ask(&Question::Read), (Heard::Record(Some(first)), None));
     carrier.answers(json!({ "header": header, "succeeded": true }));
     assert_eq!(store.ask(&swap), (Heard::Swapped, None));
@@ -134,7 +135,7 @@ fn every_answer_of_etcd_must_be_the_configured_clusters() {
 #[test]
 fn a_record_of_another_cluster_lets_nothing_be_signed() {
     let header = json!({ "cluster_id": "1", "revision": "8" });
-    let carrier = Canned::new(range(header, &key("casemate/"), &first_record()));
+    let carrier = Canned::new(range(&header, &key("casemate/"), &first_record()));
     let (bench, network) = (Bench::new(), network(50));
     let member = Member::start(&bench, &network, Box::new(etcd(&carrier, "casemate/")));
     while carrier.asked().len() < 3 {
@@ -150,7 +151,7 @@ fn a_record_of_another_cluster_lets_nothing_be_signed() {
 #[test]
 fn etcds_key_begins_with_the_configured_prefix() {
     let header = json!({ "cluster_id": ANSWERED, "revision": "8" });
-    let carrier = Canned::new(range(header, &key("/ours/"), &first_record()));
+    let carrier = Canned::new(range(&header, &key("/ours/"), &first_record()));
     assert_eq!(etcd(&carrier, "/ours/").ask(&Question::Read), (Heard::Record(Some(first_record())), None));
     // Another prefix is another key: an answer about this one is none.
     assert_eq!(etcd(&carrier, "casemate/").ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Record)));

@@ -14,6 +14,7 @@ pub struct Part {
 }
 
 /// Everything that the banner speaks of.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Running<'a> {
     pub network: &'a Network,
     pub now_ms: u64,

@@ -499,7 +499,8 @@ fn files_of_the_signing_log_follow_on_each_other_and_each_stands_alone() {
 
 #[test]
 fn what_is_too_old_or_too_early_is_refused_in_words() {
-    let bench = bench();
+    // An old chain, where there is something to be too old for.
+    let bench = Bench::since(PROGRAM, 0, 12_000, 32);
     let stack = bench.start(&["--interop-keys", "1"]);
     let key = keys(&stack)[0].clone();
     let mut client = stack.client();

@@ -214,6 +214,8 @@ impl Fence {
             | State::Closed(_)
             | State::Implausible { .. }
             | State::Lost
+            // Operators may make it yet: above all that was seen.
+            | State::WentBack { found: 0 }
             // It learns whether it still does.
             | State::Holding { .. } => self.ask(Question::Read),
             _ => None,
@@ -227,6 +229,7 @@ impl Fence {
         let newest = beginning.above_version >= self.seen;
         let closed = match self.state {
             State::NoRecord => None,
+            // Nothing newer was seen than the record that this one comes after, in another store; or it is lost.
             State::WentBack { found: 0 } if beginning.lost || newest => None,
             // What comes after it lies above it.
             State::Closed(old) if newest && old.generation < beginning.generation => Some(old),

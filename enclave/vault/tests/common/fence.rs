@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::{FenceStanding, RecordKind, Statement};
@@ -157,23 +158,23 @@ impl Member {
         let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
-        let vault = Vault::new(
-            network.clone(),
-            keys,
-            Limits::NONE,
-            Policy::default(),
-            Box::new(SystemClock),
-            Box::new(Forgetful),
-        );
+        // Of any age: what is refused here, the fence has refused.
+        let policy = Policy { window: Window::ANY, ..Policy::default() };
+        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(Forgetful));
         let (fencing, keeping) = FenceParts::with_record(store).split();
         Self::run(vault.fenced_by(fencing, clock).attested_by(attestor), keeping)
     }
 
     pub fn run(vault: Vault, keeping: Keeping) -> Self {
+        Self::run_from(vault, keeping, 0)
+    }
+
+    /// The same, from a state that has seen this version of the record.
+    pub fn run_from(vault: Vault, keeping: Keeping, seen: u64) -> Self {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
         let keeper =
-            std::thread::spawn(move || Keeper::new(&kept, keeping, 0).run(|| until.load(Ordering::SeqCst)).unwrap());
+            std::thread::spawn(move || Keeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap());
         Self { vault, ended, keeper: Some(keeper) }
     }
 
@@ -219,6 +220,11 @@ pub fn public_key() -> PublicKey {
 }
 
 pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {
+    sign_with(vault, public_key(), duty)
+}
+
+/// With another key than the first.
+pub fn sign_with(vault: &Vault, public_key: PublicKey, duty: &Duty) -> Result<(), Refusal> {
     let version = Bytes([0; 4]);
     let fork_info = ForkInfo {
         previous_version: version,
@@ -226,13 +232,8 @@ pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {
         epoch: Epoch(0),
         genesis_validators_root: GENESIS,
     };
-    let request = SignRequest {
-        public_key: public_key(),
-        duty: *duty,
-        fork_info: Some(fork_info),
-        signing_root: None,
-        proofs: Vec::new(),
-    };
+    let request =
+        SignRequest { public_key, duty: *duty, fork_info: Some(fork_info), signing_root: None, proofs: Vec::new() };
     match vault.handle(&Request::Sign(request)) {
         Reply::Signature(_) => Ok(()),
         Reply::Refused(refusal) => Err(refusal),
@@ -312,7 +313,7 @@ pub fn siege(
                         block((now + random.below(4)).saturating_sub(2), variant)
                     } else {
                         let target = (epoch + random.below(3)).saturating_sub(1);
-                        vote(target.saturating_sub(random.below(5)), target, variant)
+                        vote(target.saturating_sub(1 + random.below(4)), target, variant)
                     };
                     let members = members.read().unwrap();
                     for member in members.iter() {

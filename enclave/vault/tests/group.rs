@@ -1,0 +1,434 @@
+//! A group whose keys come and go, whose record is lost, closed and made anew: enclaves with operators, a store and a parent that keeps
+//! every blob.
+#![allow(
+    missing_docs,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use casemate_protocol::command::{
+    Action, ClosedRecord, Command, EncryptedSecrets, HPKE_INFO, ImportedKey, KeyOutcome, LastState, OperatorSignature,
+    Outcome, RecordOrder, SignedCommand, signed_bytes,
+};
+use casemate_protocol::configuration::{Operators, Window};
+use casemate_protocol::history::Past;
+use casemate_protocol::past::Pasts;
+use casemate_protocol::refusal::{NotHolder, Waiting};
+use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
+use casemate_slashing::fence::Record;
+use casemate_slashing::{Ceilings, Limits};
+use casemate_vault::bls::SecretKey;
+use casemate_vault::custody::Unsealed;
+use casemate_vault::journal::Forgetful;
+use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
+use common::fence::{GENESIS, Member, Memory, SLOTS_PER_EPOCH, block, network, now_ms, sign, vote};
+use common::{Bench, GROUP};
+use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
+use rustls::crypto::hpke::{Hpke, HpkePublicKey};
+
+/// Slots long enough for an order to a store that does not answer.
+const SLOT_MS: u64 = 6000;
+
+fn operator() -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap()
+}
+
+/// An enclave of a group, with its keeper.
+struct Enclave {
+    member: Member,
+    hpke_key: Bytes<32>,
+    boot_nonce: Bytes<32>,
+    counter: std::cell::Cell<u64>,
+}
+
+impl Enclave {
+    /// Starts from the newest blob that the parent offers.
+    fn start(bench: &Bench, network: &Network, memory: &Memory) -> Self {
+        let custody = bench.start();
+        let found = custody.unseal(0).unwrap();
+        let digest = found.as_ref().map(|found| found.digest);
+        let Unsealed { generation, contents, .. } = found.unwrap_or_default();
+        let (store, fence_version) = (contents.store.clone(), contents.fence_version);
+        let loaded = Loaded { generation, digest, store, store_unsealed: false, fence_version };
+        let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
+        let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
+        let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
+        let key = Bytes(operator().public_key().as_ref().try_into().unwrap());
+        let operators = Operators { threshold: 1, keys: vec![key] };
+        let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![], loaded);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let policy = Policy { window: Window::ANY, ..Policy::default() };
+        let boxed = Box::new(SystemClock);
+        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, boxed, Box::new(Forgetful));
+        let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
+        let vault = vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office);
+        let member = Member::run_from(vault, keeping, fence_version);
+        let (hpke_key, statement) = attested(&member);
+        Self { member, hpke_key, boot_nonce: statement.boot_nonce, counter: std::cell::Cell::new(0) }
+    }
+
+    fn order(&self, action: Action) -> Result<Outcome, Refusal> {
+        self.counter.set(self.counter.get() + 1);
+        let command = Command::new(GROUP.into(), GENESIS, self.boot_nonce, self.counter.get(), action);
+        let bytes = command.encode().unwrap();
+        let pair = operator();
+        let signature = Bytes(pair.sign(&signed_bytes(bytes.as_ref())).as_ref().try_into().unwrap());
+        let operator = Bytes(pair.public_key().as_ref().try_into().unwrap());
+        let signed = SignedCommand::new(bytes, vec![OperatorSignature { operator, signature }]);
+        match self.member.vault.handle(&Request::Command { envelope: signed.encode().unwrap() }) {
+            Reply::Command(outcome) => Ok(outcome),
+            Reply::Refused(refusal) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn record(&self, record: RecordOrder) -> Result<Outcome, Refusal> {
+        self.order(Action::FenceInit { record, credentials: None, credentials_id: None })
+    }
+
+    /// Imports the key of these bytes with a history of nothing.
+    fn import(&self, n: u8) -> Result<Outcome, Refusal> {
+        let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256
+            .seal(HPKE_INFO, &self.boot_nonce.0, &[n; 32], &HpkePublicKey(self.hpke_key.0.to_vec()))
+            .unwrap();
+        let enc = Bytes(enc.0.try_into().unwrap());
+        let secrets = EncryptedSecrets { enc, ciphertext: BoundedBytes::new(ciphertext).unwrap() };
+        self.order(Action::Import {
+            keys: vec![ImportedKey { public_key: key(n), history: Some(Past::default()) }],
+            secrets,
+        })
+    }
+
+    fn listed(&self) -> Vec<PublicKey> {
+        match self.member.vault.handle(&Request::PublicKeys { start: 0 }) {
+            Reply::PublicKeys { keys, .. } => keys,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn statement(&self) -> Statement {
+        self.member.statement()
+    }
+
+    /// What a key that it does not know may have signed at most.
+    fn floor(&self) -> Past {
+        let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
+        match self.member.vault.handle(&Request::Pasts { nonce, start: 0 }) {
+            Reply::Pasts(page) => Pasts::decode(&page.page.encode()).unwrap().floor,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn attested(member: &Member) -> (Bytes<32>, Statement) {
+    let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
+    let Reply::Attestation { document, statement } = member.vault.handle(&Request::Attestation { nonce }) else {
+        panic!("not attested")
+    };
+    let payload = casemate_protocol::cbor::cose_payload(document.as_ref()).unwrap();
+    let document = aws_nitro_enclaves_nsm_api::api::AttestationDoc::from_binary(&payload).unwrap();
+    (Bytes(document.public_key.unwrap().into_vec().try_into().unwrap()), Statement::decode(statement.as_ref()).unwrap())
+}
+
+fn key(n: u8) -> PublicKey {
+    SecretKey::from_be_bytes(&mut [n; 32]).unwrap().public_key()
+}
+
+/// A group with a record, and the first enclave that holds it.
+fn begun(bench: &Bench, network: &Network, memory: &Memory) -> Enclave {
+    let enclave = Enclave::start(bench, network, memory);
+    enclave.member.await_standing(FenceStanding::NoRecord);
+    assert_eq!(enclave.record(RecordOrder::New), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    enclave
+}
+
+fn slot(network: &Network) -> u64 {
+    network.slot_at(now_ms()).0
+}
+
+fn held(memory: &Memory) -> Record {
+    memory.record.lock().unwrap().unwrap()
+}
+
+/// What the parent offers from now on.
+fn offer(bench: &Bench, blobs: &std::collections::BTreeMap<u64, Vec<u8>>) {
+    bench.world.blobs.lock().unwrap().clone_from(blobs);
+}
+
+fn kept(bench: &Bench) -> std::collections::BTreeMap<u64, Vec<u8>> {
+    bench.world.blobs.lock().unwrap().clone()
+}
+
+#[test]
+fn a_first_record_names_the_state_that_was_sealed_with_it_and_no_other_is_free_of_floors() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let enclave = begun(&bench, &network, &memory);
+    let statement = enclave.statement();
+    assert_eq!(statement.fence.floors, casemate_protocol::statement::StatedFloors::default());
+    let record = held(&memory);
+    assert!(record.generation > 1_700_000_000, "above every generation of an earlier record: {record:?}");
+    assert!(record.sealed_generation >= (record.generation - 1) << 32);
+    drop(enclave);
+    // The same number from another state: a parent that withholds the blobs gets an enclave that is too old, not one without floors.
+    *memory.record.lock().unwrap() = Some(Record { holder: Bytes::ZERO, clean: Some(Bytes([3; 32])), ..held(&memory) });
+    let other = Enclave::start(&bench, &network, &memory);
+    other.member.await_standing(FenceStanding::Holding);
+    assert_eq!(other.statement().fence.floors.slot, Some(record.ceilings.slot));
+    drop(other);
+    offer(&bench, &std::collections::BTreeMap::new());
+    let empty = Enclave::start(&bench, &network, &memory);
+    empty.member.await_standing(FenceStanding::OldState);
+}
+
+#[test]
+fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never_below_the_groups_floor() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    holder.import(1).unwrap();
+    let before = kept(&bench);
+    // The store keeps its answers back: the state is sealed, and nobody can say that older ones are refused.
+    memory.away.store(true, Ordering::SeqCst);
+    assert_eq!(holder.import(2), Err(Refusal::MaybeSealed(Waiting::Fence)));
+    assert!(kept(&bench).len() > before.len(), "it was sealed");
+    assert_eq!(holder.listed(), [key(1)]);
+    let now = slot(&network);
+    let refused = common::fence::sign_with(&holder.member.vault, key(2), &block(now, 1));
+    assert_eq!(refused, Err(Refusal::UnknownKey));
+    // What is in force signs on, and is what the statement names.
+    assert_eq!(sign(&holder.member.vault, &block(now, 1)), Ok(()));
+    let in_force = before.keys().max().copied();
+    assert_eq!(holder.statement().state.map(|state| state.number), in_force);
+    drop(holder);
+    memory.away.store(false, Ordering::SeqCst);
+    // The parent offers the state without it, which is as good as any: nothing was confirmed.
+    offer(&bench, &before);
+    let ceilings = held(&memory).ceilings;
+    let next = Enclave::start(&bench, &network, &memory);
+    next.member.await_standing(FenceStanding::Standby);
+    let took = next.order(Action::TakeOver).unwrap();
+    assert!(matches!(took, Outcome::TookOver { .. }));
+    // It leaves in order, and comes back exactly: without floors of its own.
+    assert_eq!(next.order(Action::HandOver), Ok(Outcome::HandedOver));
+    let begun = Instant::now();
+    while next.member.standing() != FenceStanding::Holding {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let statement = next.statement();
+    assert_eq!(statement.fence.floors.slot, None, "it holds exactly");
+    // What the parent still has of the key is refused for good before anybody is told of it.
+    assert_eq!(next.floor().block.unwrap().slot, ceilings.slot);
+    assert!(held(&memory).sealed_generation >= held(&memory).generation << 32, "{:?}", held(&memory));
+    // The import is given again, with the history that it had: the key starts above all that it can have signed anywhere.
+    assert_eq!(next.import(2), Ok(Outcome::Imported { keys: vec![KeyOutcome::Imported] }));
+    let floor = next.floor();
+    assert_eq!(floor.block.unwrap().slot, ceilings.slot);
+    assert_eq!(floor.attestation.unwrap().target, ceilings.target);
+    for slot in [now, ceilings.slot.0] {
+        let refused = common::fence::sign_with(&next.member.vault, key(2), &block(slot, 2));
+        assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(slot), last: ceilings.slot }));
+    }
+    let (source, target) = (ceilings.target.0.saturating_sub(1), ceilings.target);
+    let refused = common::fence::sign_with(&next.member.vault, key(2), &vote(source, target.0, 2));
+    assert_eq!(refused, Err(Refusal::TargetNotAboveLast { target, last: target }));
+    // A key that comes in by the other door, or comes back, starts there too.
+    assert!(matches!(next.order(Action::Delete { keys: vec![key(2)] }), Ok(Outcome::Deleted { .. })));
+    assert_eq!(next.import(2), Ok(Outcome::Imported { keys: vec![KeyOutcome::Imported] }));
+    let refused = common::fence::sign_with(&next.member.vault, key(2), &block(now, 3));
+    assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(now), last: ceilings.slot }));
+}
+
+#[test]
+fn a_lost_record_is_made_anew_from_the_last_state_alone() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    for n in [1, 2] {
+        holder.import(n).unwrap();
+    }
+    let yesterday = kept(&bench);
+    let older = holder.statement();
+    holder.order(Action::Delete { keys: vec![key(2)] }).unwrap();
+    let stated = holder.statement();
+    let today = kept(&bench);
+    let last = LastState { keys_root: stated.public_keys.root, fence_version: stated.state.unwrap().fence_version };
+    assert!(stated.state.unwrap().fence_version >= older.state.unwrap().fence_version);
+    drop(holder);
+    *memory.record.lock().unwrap() = None;
+    // The parent offers the state in which the key was there.
+    offer(&bench, &yesterday);
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::WentBack);
+    let refused = enclave.record(RecordOrder::Lost { last });
+    let seen = older.state.unwrap().fence_version;
+    assert_eq!(refused, Err(Refusal::OtherLastState { keys_root: older.public_keys.root, fence_version: seen }));
+    assert_eq!(*memory.record.lock().unwrap(), None);
+    assert_eq!(kept(&bench), yesterday, "nothing was sealed");
+    // A state that has seen less than the last one is none, whatever its keys.
+    let later = LastState { keys_root: older.public_keys.root, fence_version: u64::MAX };
+    assert!(matches!(enclave.record(RecordOrder::Lost { last: later }), Err(Refusal::OtherLastState { .. })));
+    drop(enclave);
+    offer(&bench, &today);
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::WentBack);
+    assert_eq!(enclave.record(RecordOrder::New), Err(Refusal::RecordLost));
+    let now = slot(&network);
+    assert_eq!(enclave.record(RecordOrder::Lost { last }), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    assert_eq!(enclave.listed(), [key(1)]);
+    let floors = enclave.statement().fence.floors;
+    assert!(floors.slot.unwrap() >= Slot(now + 3), "above all that may be signed somewhere yet: {floors:?}");
+    // No state of the lost record's time is loaded any more.
+    drop(enclave);
+    offer(&bench, &yesterday);
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::OldState);
+}
+
+#[test]
+fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back() {
+    let (bench, network, first, second) = (Bench::new(), network(SLOT_MS), Memory::default(), Memory::default());
+    let holder = begun(&bench, &network, &first);
+    holder.import(1).unwrap();
+    let now = slot(&network);
+    assert_eq!(sign(&holder.member.vault, &block(now, 1)), Ok(()));
+    let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
+    assert!(record.clean.is_some());
+    holder.member.await_standing(FenceStanding::Closed);
+    let refused = sign(&holder.member.vault, &block(now + 1, 1));
+    assert_eq!(refused, Err(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: record.slot_ceiling })));
+    assert_eq!(holder.order(Action::TakeOver), Err(Refusal::FenceClosed));
+    // Nobody else claims it either.
+    let clone = Enclave::start(&bench, &network, &first);
+    clone.member.await_standing(FenceStanding::Closed);
+    assert_eq!(clone.order(Action::TakeOver), Err(Refusal::FenceClosed));
+    assert_eq!(clone.record(RecordOrder::New), Err(Refusal::FenceClosed));
+    // The very state that was left behind goes on at once, with another store.
+    let early = Enclave::start(&bench, &network, &second);
+    early.member.await_standing(FenceStanding::WentBack);
+    let moved = Enclave::start(&bench, &network, &second);
+    // The state has seen a record, and here is none: only operators who know of its end can say so.
+    moved.member.await_standing(FenceStanding::WentBack);
+    assert_eq!(moved.record(RecordOrder::New), Err(Refusal::RecordLost));
+    assert_eq!(moved.record(RecordOrder::After { closed: record }), Ok(Outcome::FenceReady));
+    moved.member.await_standing(FenceStanding::Holding);
+    assert_eq!(moved.statement().fence.floors.slot, None);
+    let next = held(&second);
+    assert!(next.generation > record.generation && next.version > record.version, "{next:?}");
+    assert!(matches!(sign(&moved.member.vault, &block(now, 2)), Err(Refusal::BlockNotAboveLast { .. })));
+    assert_eq!(sign(&moved.member.vault, &block(now, 1)), Ok(()), "what it has signed it signs again");
+    // One that came before the record was made stands by, and does not have to start anew.
+    early.member.await_standing(FenceStanding::Standby);
+    // Closed by a standby, after its holder has died: floors.
+    drop((holder, clone, early, moved));
+    let standby = Enclave::start(&bench, &network, &second);
+    standby.member.await_standing(FenceStanding::Standby);
+    let Ok(Outcome::FenceClosed { record: closed }) = standby.order(Action::FenceClose) else { panic!("not closed") };
+    assert_eq!(closed.clean, None);
+    drop(standby);
+    // Back to the first store, over the record that has ended there.
+    let older = ClosedRecord { generation: 1, ..closed };
+    let back = Enclave::start(&bench, &network, &first);
+    back.member.await_standing(FenceStanding::Closed);
+    assert!(back.record(RecordOrder::After { closed }).is_ok(), "{older:?}");
+    back.member.await_standing(FenceStanding::Holding);
+    assert_eq!(back.statement().fence.floors.slot, Some(closed.slot_ceiling.max(record.slot_ceiling)));
+    assert_eq!(back.listed(), [key(1)]);
+}
+
+#[test]
+fn an_older_state_does_not_follow_on_a_record_that_has_ended() {
+    let (bench, network, first, second) = (Bench::new(), network(SLOT_MS), Memory::default(), Memory::default());
+    let holder = begun(&bench, &network, &first);
+    let before = kept(&bench);
+    holder.import(1).unwrap();
+    let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
+    drop(holder);
+    offer(&bench, &before);
+    let moved = Enclave::start(&bench, &network, &second);
+    let refused = moved.record(RecordOrder::After { closed: record });
+    assert!(matches!(refused, Err(Refusal::StateBeforeClosed { .. })), "{refused:?}");
+    assert_eq!(*second.record.lock().unwrap(), None);
+}
+
+#[test]
+fn a_host_gets_a_hand_over_without_a_signature_once_in_a_while_alone() {
+    let (bench, network, memory) = (Bench::new(), network(2000), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    assert_eq!(holder.member.vault.handle(&Request::HandOver), Reply::HandedOver);
+    // It comes back by itself; the next one has to wait, and operators' do not.
+    holder.member.await_standing(FenceStanding::Holding);
+    let refused = holder.member.vault.handle(&Request::HandOver);
+    assert_eq!(refused, Reply::Refused(Refusal::HandOverTooSoon { slots: 8 }));
+    assert_eq!(holder.member.standing(), FenceStanding::Holding);
+    assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
+}
+
+#[test]
+fn a_record_that_nobody_can_have_written_is_not_believed_and_silences_nobody_for_good() {
+    let (bench, network, memory) = (Bench::new(), network(1000), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    holder.import(1).unwrap();
+    let last = holder.statement();
+    drop(holder);
+    let good = held(&memory);
+    let far = Ceilings { slot: Slot(u64::MAX), target: Epoch(u64::MAX), source: Epoch(u64::MAX) };
+    // Versions that are used up, and ceilings that would be floors for ever.
+    for bad in [
+        Record { version: u64::MAX, ..good },
+        Record { version: good.version + 1, ceilings: far, ..good },
+        Record { version: good.version + 1, ceilings: Ceilings { source: Epoch(u64::MAX), ..good.ceilings }, ..good },
+        Record { version: good.version + 1, ceilings: Ceilings { target: Epoch(u64::MAX), ..good.ceilings }, ..good },
+    ] {
+        *memory.record.lock().unwrap() = Some(bad);
+        let enclave = Enclave::start(&bench, &network, &memory);
+        let refused = enclave.order(Action::TakeOver);
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(held(&memory), bad, "it was not claimed");
+        assert_ne!(enclave.member.standing(), FenceStanding::Holding);
+        drop(enclave);
+    }
+    // Removed, it is made anew as any lost one.
+    *memory.record.lock().unwrap() = None;
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::WentBack);
+    let (keys_root, state) = (last.public_keys.root, last.state.unwrap());
+    let last = LastState { keys_root, fence_version: state.fence_version };
+    assert_eq!(enclave.record(RecordOrder::Lost { last }), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    let begun = Instant::now();
+    while sign(&enclave.member.vault, &block(slot(&network), 1)).is_err() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it stays silent");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_vote_does_not_move_the_groups_source_ceiling_to_its_own_target() {
+    let (bench, network, memory) = (Bench::new(), network(500), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    holder.import(1).unwrap();
+    let before = held(&memory).ceilings.source;
+    // The next epoch has begun, so that the ceiling could rise.
+    let begun = Instant::now();
+    while slot(&network) / SLOTS_PER_EPOCH <= before.0 {
+        assert!(begun.elapsed() < Duration::from_mins(2));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let epoch = slot(&network) / SLOTS_PER_EPOCH;
+    let refused = sign(&holder.member.vault, &vote(epoch, epoch, 1));
+    assert_eq!(refused, Err(Refusal::SourceIsTarget { epoch: Epoch(epoch) }));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(held(&memory).ceilings.source, before);
+}
