@@ -639,7 +639,7 @@ fn the_record_on_a_cluster_that_breaks_has_one_history() {
             }
             1 => {
                 cluster.cut_off(leader, true);
-                std::thread::sleep(Duration::from_millis(1000));
+                std::thread::sleep(Duration::from_secs(1));
                 cluster.cut_off(leader, false);
             }
             _ => {

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use casemate_e2e::Stack;
-use casemate_e2e::hostile::{Chain, Random, ask_one, now_ms};
+use casemate_e2e::hostile::{Chain, Random, ask_one, interop_key, now_ms};
 use casemate_e2e::prober::Mark;
 use casemate_protocol::{Bytes, PublicKey, Refusal, Reply, Request};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Interop keys: the first is the prober's own, the others are fair game for everybody; the last one comes and goes.
 const KEYS: usize = 4;
-/// What was known of the last one when the run began: nothing. It is imported with that again and again.
+/// Keys behind those that come in during the run; no state knows them before.
+const NEWCOMERS: usize = 3;
+/// What was known of the keys when the run began: nothing. They are imported with that again and again.
 const ORIGINAL: &str = "original.json";
 
 /// The last key was deleted or brought back.
@@ -40,6 +42,7 @@ pub struct World {
     begun: Instant,
     until: Instant,
     scripts: u32,
+    newcomers: usize,
     only: Vec<String>,
     folder: tempfile::TempDir,
     enclaves: u8,
@@ -125,10 +128,12 @@ impl World {
         let etcd = stack.pids.get("etcd").copied();
         let chain = Chain { genesis_ms: genesis * 1000, slot_ms, slots_per_epoch, root, version };
         let begun = Instant::now();
-        let keys: Vec<PublicKey> = keys.collect();
+        let mut keys: Vec<PublicKey> = keys.collect();
+        keys.extend((KEYS..KEYS + NEWCOMERS).map(interop_key));
+        let nothing = |key: &PublicKey| format!(r#"{{"pubkey":"{key}","signed_blocks":[],"signed_attestations":[]}}"#);
         let history = format!(
-            r#"{{"metadata":{{"interchange_format_version":"5","genesis_validators_root":"{root}"}},"data":[{{"pubkey":"{}","signed_blocks":[],"signed_attestations":[]}}]}}"#,
-            keys[KEYS - 1]
+            r#"{{"metadata":{{"interchange_format_version":"5","genesis_validators_root":"{root}"}},"data":[{}]}}"#,
+            keys.iter().map(nothing).collect::<Vec<_>>().join(",")
         );
         fs::write(folder.path().join(ORIGINAL), history).unwrap();
         Self {
@@ -142,6 +147,7 @@ impl World {
             begun,
             until: begun + Duration::from_secs(seconds),
             scripts: 0,
+            newcomers: 0,
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             only: only.to_vec(),
             folder,
@@ -345,23 +351,22 @@ impl World {
         if self.has_key {
             self.delete_key();
         } else {
-            self.import_key(|_| ());
+            self.import_key(KEYS - 1, |_| ());
         }
     }
 
-    fn delete_key(&mut self) -> bool {
+    fn delete_key(&mut self) {
         let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("key"));
         fs::write(&path, self.keys[key].to_string()).unwrap();
         let deleted = self.casemate(&["delete", "--yes", "--public-keys", path.to_str().unwrap()], true);
         // A command whose outcome nobody knows may not yet have deleted it.
         self.changes.push(Change { key, deleted, begun, done: Instant::now() });
         self.has_key &= !deleted;
-        deleted
     }
 
     /// With the history of the run's beginning; `meanwhile` something else is done.
-    fn import_key(&mut self, meanwhile: impl FnOnce(&Self)) -> bool {
-        let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("secret"));
+    fn import_key(&mut self, key: usize, meanwhile: impl FnOnce(&Self)) -> bool {
+        let (begun, path) = (Instant::now(), self.folder.path().join("secret"));
         let secret = casemate_dev::interop::secret_key(u32::try_from(key).unwrap());
         fs::write(&path, const_hex::encode(*secret)).unwrap();
         let original = self.folder.path().join(ORIGINAL);
@@ -373,25 +378,29 @@ impl World {
             import.join().unwrap()
         });
         // One whose outcome nobody knows may have brought it.
-        self.changes.push(Change { key, deleted: false, begun, done: Instant::now() });
-        self.has_key |= done;
+        if key == KEYS - 1 {
+            self.changes.push(Change { key, deleted: false, begun, done: Instant::now() });
+            self.has_key |= done;
+        }
         let outcome = if done { "imports done" } else { "imports refused or not known to be done" };
         *self.outcomes.entry(outcome).or_default() += 1;
         done
     }
 
-    /// The key comes in while the store is cut off, so that the fence does not say whether the sealed state counts; all enclaves end;
+    /// A key comes in while the store is cut off, so that the fence does not say whether the sealed state counts; all enclaves end;
     /// the parent never had that state; somebody claims, hands over in order, and the key comes in again with the history that it had
     /// at first.
     fn import_cut_and_rolled_back(&mut self) {
-        if !self.until_somebody_holds() || (self.has_key && !self.delete_key()) {
+        let key = KEYS + self.newcomers;
+        if key >= self.keys.len() || !self.until_somebody_holds() {
             return;
         }
+        self.newcomers += 1;
         let before = self.offered();
         let wait = Duration::from_millis(self.random.below(self.chain.slot_ms * 2));
         self.cut_store(true);
         let mut newer = Vec::new();
-        self.import_key(|world| {
+        self.import_key(key, |world| {
             let until = Instant::now() + Duration::from_secs(5);
             while newer.is_empty() && Instant::now() < until {
                 newer = world.offered().into_iter().filter(|path| !before.contains(path)).collect();
@@ -409,7 +418,7 @@ impl World {
         }
         self.hand_over();
         self.until_somebody_holds();
-        self.import_key(|_| ());
+        self.import_key(key, |_| ());
         show(&newer);
     }
 

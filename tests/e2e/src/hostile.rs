@@ -93,6 +93,12 @@ pub fn slashable_pairs(released: &[Released]) -> Vec<(usize, Message, Message)> 
     found
 }
 
+/// Of an interop key.
+pub fn interop_key(number: usize) -> PublicKey {
+    let secret = casemate_dev::interop::secret_key(u32::try_from(number).unwrap());
+    Bytes(blst::min_pk::SecretKey::from_bytes(secret.as_slice()).unwrap().sk_to_pk().to_bytes())
+}
+
 pub fn duty(chain: Chain, message: Message) -> Duty {
     match message {
         Message::Block { slot, variant } => Duty::Block(BeaconBlockHeader {

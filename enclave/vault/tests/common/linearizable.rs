@@ -105,6 +105,19 @@ struct Place {
     register: Register,
 }
 
+impl Place {
+    /// This one comes next, and leaves the register so.
+    fn take(&mut self, number: usize, register: Register) {
+        self.register = register;
+        self.done.push(number);
+        self.done.sort_unstable();
+        while let Some(at) = self.done.iter().position(|done| *done == self.first) {
+            self.done.remove(at);
+            self.first += 1;
+        }
+    }
+}
+
 impl Search {
     /// The questions that may come next: none that was put after another, still without its place, was answered.
     fn candidates(&self, place: &Place) -> Vec<usize> {
@@ -122,15 +135,6 @@ impl Search {
         found
     }
 
-    fn take(&self, place: &mut Place, number: usize, register: Register) {
-        place.register = register;
-        place.done.push(number);
-        place.done.sort_unstable();
-        while let Some(at) = place.done.iter().position(|done| *done == place.first) {
-            place.done.remove(at);
-            place.first += 1;
-        }
-    }
 
     /// Depth first, with what leaves the register as it is taken at once: it is never wrong to have that stand as early as it may.
     fn run(&mut self, start: Register) -> bool {
@@ -143,7 +147,7 @@ impl Search {
                 });
                 let Some(number) = still else { break };
                 let register = place.register;
-                self.take(&mut place, number, register);
+                place.take(number, register);
             }
             if place.first == self.answered.len() {
                 return true;
@@ -172,7 +176,7 @@ impl Search {
                 let event = &self.answered[number];
                 if let Some(register) = fits(place.register, &event.question, event.heard) {
                     let mut next = place.clone();
-                    self.take(&mut next, number, register);
+                    next.take(number, register);
                     stack.push(next);
                 }
             }
