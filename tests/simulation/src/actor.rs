@@ -13,7 +13,7 @@ use std::time::Duration;
 use casemate_vault::runtime::{Bell, Runtime};
 
 /// An actor that keeps its turn for so long waits for something that the driver does not know of.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);
 
 /// Simulated time: it moves when the driver says so.
 #[derive(Default)]

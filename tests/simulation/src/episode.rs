@@ -176,14 +176,14 @@ impl Episode {
     /// Before its first step.
     pub fn new(options: &Options, number: u64) -> Self {
         let mut seeds = Random::new(options.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut random = Random::new(seeds.next());
+        let mut random = Random::new(seeds.number());
         let slot_ms = random.pick(&[1000, 2000, 4000]);
         let network = network(slot_ms);
         let time = Arc::<Time>::default();
-        let world = Shared::new(seeds.next(), network.clone(), Arc::clone(&time), options.is_loud);
+        let world = Shared::new(seeds.number(), network.clone(), Arc::clone(&time), options.is_loud);
         let window = if random.chance(700) { Window::ANY } else { Window::default() };
         let policy = Policy { window, ..Policy::default() };
-        let keys = (0..KEYS).map(|n| key(n)).collect();
+        let keys = (0..KEYS).map(key).collect();
         let mut level = |levels: &[u64]| random.pick(levels);
         let faults = Faults {
             lost: level(&[0, 10, 60]),
@@ -282,7 +282,7 @@ impl Episode {
                 break;
             }
             if !holds || keys > 0 {
-                self.recover()?;
+                self.recover();
             }
         }
         self.is_calm = false;
@@ -303,7 +303,7 @@ impl Episode {
             0..740 => self.let_go_on(),
             740..880 => self.ask_for_duties()?,
             880..900 => self.sign_elsewhere()?,
-            900..960 => self.operate()?,
+            900..960 => self.operate(),
             960..972 => self.parent(),
             972..978 => self.skip_time(),
             978..990 if self.random(|random| random.chance(self.wildness)) => self.break_something(),
@@ -365,7 +365,7 @@ impl Episode {
             self.end(number, "ends by itself");
         }
         for (number, reply) in replies {
-            self.answered(number, reply)?;
+            self.answered(number, reply);
         }
         Ok(())
     }
@@ -394,7 +394,7 @@ impl Episode {
                 recipient: Arc::clone(&self.options.recipient),
                 nsm_ms,
                 wall_ms,
-                seed: random.next(),
+                seed: random.number(),
                 world: self.world.clone(),
             }
         };
@@ -455,9 +455,12 @@ impl Episode {
     fn ask_for_duties(&mut self) -> Result<(), Violation> {
         // Of those that are in here, or may be, mostly.
         let near: Vec<usize> = (0..KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
-        let key = self.random(|random| {
-            if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
-        });
+        let key =
+            self.random(
+                |random| {
+                    if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
+                },
+            );
         let now = self.slot().0;
         let signed = &self.keys[key].signed;
         let message = self.random(|random| {
@@ -486,16 +489,15 @@ impl Episode {
                 return Ok(false);
             }
             world.stats.signatures += 1;
-            world.say(format_args!(
-                "enclave {number} signs {message} with key {key} in generation {generation}"
-            ));
+            world.say(format_args!("enclave {number} signs {message} with key {key} in generation {generation}"));
             let granted = world.stores[store].granted.get(&generation).copied().unwrap_or(Ceilings::ZERO);
             let within = match message {
                 Message::Block { slot, .. } => slot <= granted.slot.0,
                 Message::Vote { source, target, .. } => source <= granted.source.0 && target <= granted.target.0,
             };
             if !within {
-                let what = format!("enclave {number} signs {message}, beyond all that generation {generation} was granted");
+                let what =
+                    format!("enclave {number} signs {message}, beyond all that generation {generation} was granted");
                 return Err(Violation(what));
             }
         }
@@ -526,8 +528,10 @@ impl Episode {
     fn sign_elsewhere(&mut self) -> Result<(), Violation> {
         let now = self.slot().0;
         let (key, message) = self.random(|random| {
-            let message = some_message(random, now.saturating_sub(1));
-            (random.index(KEYS), varied(random, message))
+            let key = random.index(KEYS);
+            let known = if random.chance(400) { self.keys[key].signed.some(random) } else { None };
+            let message = known.unwrap_or_else(|| some_message(random, now.saturating_sub(1)));
+            (key, varied(random, message))
         });
         let Key { place, foreign, told, .. } = &self.keys[key];
         let above = match message {
@@ -721,7 +725,7 @@ impl Episode {
     fn calm(&mut self) -> Result<(), Violation> {
         (self.is_calm, self.spare) = (true, KEYS - 1);
         self.end_all();
-        self.give_up_now()?;
+        self.give_up_now();
         {
             let world = &mut *self.world.lock();
             world.faults = Faults::default();
@@ -758,7 +762,7 @@ impl Episode {
                 continue;
             }
             asked = now + 300;
-            self.recover()?;
+            self.recover();
             let slot = self.slot().0;
             let Some(number) = self.running().first().copied() else { continue };
             if self.standing(number) != Some(FenceStanding::Holding) {
@@ -825,7 +829,8 @@ impl Episode {
             self.order(number, Request::HandOver);
         }
         if holding * 5 < looks {
-            let what = format!("not alive: hand-overs that nobody has signed leave {holding} of {looks} moments to sign in");
+            let what =
+                format!("not alive: hand-overs that nobody has signed leave {holding} of {looks} moments to sign in");
             return Err(Violation(what));
         }
         Ok(())

@@ -14,7 +14,7 @@ use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
 
 use crate::enclave::Boot;
-use crate::episode::{Episode, KEYS, KeptCommand, Violation, Whereabouts};
+use crate::episode::{Episode, KEYS, KeptCommand, Whereabouts};
 use crate::say;
 use crate::world::{GENESIS, GROUP, credentials, sha256, state_words};
 
@@ -87,10 +87,7 @@ pub fn operator_keys() -> Vec<Bytes<32>> {
 fn encrypted(boot: &Boot, info: &[u8], clear: &[u8]) -> EncryptedSecrets {
     let key = HpkePublicKey(boot.hpke.0.to_vec());
     let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256.seal(info, &boot.nonce.0, clear, &key).unwrap();
-    EncryptedSecrets {
-        enc: Bytes(enc.0.try_into().unwrap()),
-        ciphertext: BoundedBytes::new(ciphertext).unwrap(),
-    }
+    EncryptedSecrets { enc: Bytes(enc.0.try_into().unwrap()), ciphertext: BoundedBytes::new(ciphertext).unwrap() }
 }
 
 fn higher(a: Past, b: Past) -> Past {
@@ -100,24 +97,24 @@ fn higher(a: Past, b: Past) -> Past {
 
 impl Episode {
     /// Operators do something, or wait.
-    pub(crate) fn operate(&mut self) -> Result<(), Violation> {
-        self.give_up()?;
+    pub(crate) fn operate(&mut self) {
+        self.give_up();
         if self.job.is_some() {
-            return Ok(());
+            return;
         }
         let running = self.running();
         if running.is_empty() {
-            return Ok(());
+            return;
         }
         let number = self.random(|random| random.pick(&running));
-        let Some(statement) = self.statement(number) else { return Ok(()) };
+        let Some(statement) = self.statement(number) else { return };
         self.looked(&statement);
         // What is needed comes first, mostly.
         if self.random(|random| random.chance(700))
             && let Some(task) = self.needed(&statement)
         {
             self.begin(number, task);
-            return Ok(());
+            return;
         }
         let holder = running.iter().copied().find(|one| self.standing(*one) == Some(FenceStanding::Holding));
         let key = self.random(|random| random.index(KEYS - 1));
@@ -133,6 +130,8 @@ impl Episode {
         let is_of_use = holder.is_some() || self.random(|random| random.chance(100));
         match roll {
             0..50 if is_of_use => match place {
+                // Or back where it was: then it must be out of here first, whether it ever came in or not.
+                Whereabouts::Entering { perhaps: true, .. } if roll < 20 => self.begin(at, Task::Delete(key)),
                 Whereabouts::Foreign | Whereabouts::Entering { .. } => self.begin(at, Task::Import(key)),
                 // A script that is run again.
                 Whereabouts::Here { .. } if roll < 8 => self.begin(at, Task::Import(key)),
@@ -151,7 +150,6 @@ impl Episode {
             }
             _ => {}
         }
-        Ok(())
     }
 
     /// What an enclave's statement asks for.
@@ -204,41 +202,41 @@ impl Episode {
     }
 
     /// What has to be done so that a lone enclave with everything that was sealed can sign.
-    pub(crate) fn recover(&mut self) -> Result<(), Violation> {
-        self.give_up()?;
+    pub(crate) fn recover(&mut self) {
+        self.give_up();
         if self.job.is_some() {
-            return Ok(());
+            return;
         }
         let Some(number) = self.running().first().copied() else {
             if self.enclaves.is_empty() {
                 self.start_enclave(true);
             }
-            return Ok(());
+            return;
         };
         // Where operators have moved to another store meanwhile, this one is of the old image.
         if self.enclave(number).is_some_and(|enclave| enclave.store != self.store) {
             self.end(number, "is ended: it asks the old store");
-            return Ok(());
+            return;
         }
-        let Some(statement) = self.statement(number) else { return Ok(()) };
+        let Some(statement) = self.statement(number) else { return };
         self.looked(&statement);
         if let Some(task) = self.needed(&statement) {
             self.begin(number, task);
-            return Ok(());
+            return;
         }
         if statement.fence.standing != FenceStanding::Holding {
-            return Ok(());
+            return;
         }
         // Something must be there to sign with; and what was given before is given again until it is known.
         for key in 0..KEYS {
             match self.keys[key].place {
                 Whereabouts::Entering { .. } => {
                     self.begin(number, Task::Import(key));
-                    return Ok(());
+                    return;
                 }
                 Whereabouts::Leaving { .. } => {
                     self.begin(number, Task::Delete(key));
-                    return Ok(());
+                    return;
                 }
                 _ => {}
             }
@@ -247,7 +245,6 @@ impl Episode {
         if !self.keys.iter().any(here) {
             self.begin(number, Task::Import(self.spare));
         }
-        Ok(())
     }
 
     /// Gives an enclave what a task takes.
@@ -362,7 +359,8 @@ impl Episode {
                 Action::Import { keys: vec![imported], secrets: encrypted(boot, HPKE_INFO, &key.secret) }
             }
             Task::Delete(key) => Action::Delete { keys: vec![self.keys[key].public] },
-            Task::HandOver => Action::HandOver,
+            // To move away is no command: it was asked for before.
+            Task::HandOver | Task::MoveAway(_) => Action::HandOver,
             Task::TakeOver => Action::TakeOver,
             Task::New => init(RecordOrder::New),
             Task::Lost(last) => init(RecordOrder::Lost { last }),
@@ -372,37 +370,34 @@ impl Episode {
                 Some(closed) => init(RecordOrder::After { closed }),
                 None => init(RecordOrder::New),
             },
-            Task::MoveAway(_) => Action::HandOver,
         }
     }
 
     /// An answer that nobody waits for any more.
-    pub(crate) fn give_up_now(&mut self) -> Result<(), Violation> {
-        match self.job.take() {
-            Some(job) => self.finish(&job, Told::Unknown),
-            None => Ok(()),
+    pub(crate) fn give_up_now(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.finish(&job, &Told::Unknown);
         }
     }
 
     /// The same where its time is over, or its enclave has ended.
-    fn give_up(&mut self) -> Result<(), Violation> {
+    fn give_up(&mut self) {
         let now = self.time.ms();
         let gone = |job: &Job| self.enclave(job.enclave).is_none() || now >= job.until;
         if self.job.as_ref().is_some_and(gone)
             && let Some(job) = self.job.take()
         {
-            self.finish(&job, Told::Unknown)?;
+            self.finish(&job, &Told::Unknown);
         }
-        Ok(())
     }
 
     /// An enclave has answered.
-    pub(crate) fn answered(&mut self, number: u64, reply: Reply) -> Result<(), Violation> {
-        if !self.job.as_ref().is_some_and(|job| job.order == Some(number)) {
+    pub(crate) fn answered(&mut self, number: u64, reply: Reply) {
+        if self.job.as_ref().is_none_or(|job| job.order != Some(number)) {
             say!(self.world.lock(), "order {number} is answered to nobody: {}", short(&reply));
-            return Ok(());
+            return;
         }
-        let Some(job) = self.job.take() else { return Ok(()) };
+        let Some(job) = self.job.take() else { return };
         say!(self.world.lock(), "enclave {} answers {:?}: {}", job.enclave, job.task, short(&reply));
         let told = match reply {
             Reply::Command(outcome) => Told::Done(outcome),
@@ -418,10 +413,10 @@ impl Episode {
             Reply::Refused(refusal) => Told::Refused(refusal),
             _ => Told::Unknown,
         };
-        self.finish(&job, told)
+        self.finish(&job, &told);
     }
 
-    fn finish(&mut self, job: &Job, told: Told) -> Result<(), Violation> {
+    fn finish(&mut self, job: &Job, told: &Told) {
         if matches!(told, Told::Unknown) {
             self.world.lock().stats.unknown += 1;
             say!(self.world.lock(), "operators do not know what became of {:?} at enclave {}", job.task, job.enclave);
@@ -430,8 +425,8 @@ impl Episode {
         // What has changed the keys makes what was stated before old.
         self.is_stale |= matches!(told, Told::Done(Outcome::Imported { .. } | Outcome::Deleted { .. }));
         match job.task {
-            Task::Import(key) => self.imported(key, &told),
-            Task::Delete(key) => self.deleted(key, job, &told),
+            Task::Import(key) => self.imported(key, told),
+            Task::Delete(key) => self.deleted(key, job, told),
             Task::MoveAway(key) => self.moved_away(key, job.enclave, told),
             // Whether it is there, the next look shows.
             Task::New => self.made |= !self.is_record_missing(),
@@ -462,6 +457,7 @@ impl Episode {
             }
             Task::Close => {
                 if let Told::Done(Outcome::FenceClosed { record }) = told {
+                    let record = *record;
                     self.world.lock().stats.records_closed += 1;
                     self.closed = Some(record);
                     // To the other store, mostly: the enclaves of the new image ask that.
@@ -483,7 +479,6 @@ impl Episode {
         if failed && about_keys && self.random(|random| random.chance(self.spite.1)) {
             self.strike();
         }
-        Ok(())
     }
 
     fn imported(&mut self, key: usize, told: &Told) {
@@ -495,7 +490,9 @@ impl Episode {
         let refused = matches!(told, Told::Refused(_)) || matches!(outcome, Some(KeyOutcome::ImpossibleHistory));
         match (*place, outcome) {
             (
-                Whereabouts::Entering { history, .. } | Whereabouts::Gone { history, .. } | Whereabouts::Here { history },
+                Whereabouts::Entering { history, .. }
+                | Whereabouts::Gone { history, .. }
+                | Whereabouts::Here { history },
                 Some(KeyOutcome::Imported | KeyOutcome::Duplicate),
             ) => *place = Whereabouts::Here { history },
             // «Refused by the enclave, which has changed nothing»: the key is where it was.
@@ -569,7 +566,7 @@ impl Episode {
     }
 
     /// A deleted key signs elsewhere from now on, above what the enclave tells.
-    fn moved_away(&mut self, key: usize, enclave: u32, told: Told) {
+    fn moved_away(&mut self, key: usize, enclave: u32, told: &Told) {
         let (Told::Pasts(page), Whereabouts::Gone { .. }) = (told, self.keys[key].place) else { return };
         if page.page.time_ms.is_none() {
             return;
