@@ -239,10 +239,9 @@ fn standing(why: NotHolder) -> FenceStanding {
     match why {
         NotHolder::Apart(_) => FenceStanding::Apart,
         NotHolder::NoRecord => FenceStanding::NoRecord,
-        NotHolder::Standby { .. } => FenceStanding::Standby,
+        NotHolder::Standby { .. } | NotHolder::FromFuture { .. } => FenceStanding::Standby,
         NotHolder::OldState { .. } => FenceStanding::OldState,
         NotHolder::Closed { .. } => FenceStanding::Closed,
-        NotHolder::FromFuture { .. } => FenceStanding::Standby,
         NotHolder::HandingOver => FenceStanding::HandingOver,
         NotHolder::WentBack { .. } => FenceStanding::WentBack,
     }
