@@ -13,6 +13,7 @@ use casemate_protocol::{
     Network, Preset, PublicKey, Reply, Request, SignRequest, Slot,
 };
 use casemate_slashing::Ceilings;
+use casemate_slashing::fence::Question;
 use casemate_vault::Policy;
 use casemate_vault::bls::SecretKey;
 use casemate_vault::cms::RecipientKey;
@@ -687,6 +688,9 @@ impl Episode {
         if closed || store.record.take().is_none() {
             return;
         }
+        // One that is still on its way would be a record of long ago: a store that goes back (docs/THREAT_MODEL.md, «The fence's
+        // assumptions»), which nothing here can stand.
+        store.late.retain(|(_, question)| !matches!(question, Question::Create(_)));
         world.stats.records_lost += 1;
         say!(*world, "somebody removes the record of store {}", self.store);
     }
