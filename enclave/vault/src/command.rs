@@ -27,7 +27,7 @@ use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey};
 use crate::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
 use crate::fence::{Done, Errand, Fencing};
-use crate::keys::Key;
+use crate::keys::{Key, current};
 use crate::log::SigningLog;
 use crate::margins::{self, latest_granted, latest_signed};
 use crate::policy::Exits;
@@ -998,9 +998,4 @@ pub fn waiting_for(error: &CustodyError) -> Waiting {
         CustodyError::Service(ServiceError::Denied) => Waiting::Denied,
         _ => Waiting::Refused,
     }
-}
-
-/// A vault's lock on its keys is short; poisoning changes nothing that it guards.
-pub(crate) fn current(keys: &RwLock<Arc<Keys>>) -> Arc<Keys> {
-    Arc::clone(&keys.read().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,15 +1,15 @@
 //! The keys of the enclave's group, each with its watermarks behind its own lock.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use casemate_protocol::past::ToldPast;
-use casemate_protocol::{ExecutionAddress, PublicKey};
+use casemate_protocol::{ExecutionAddress, PublicKey, Refusal};
 use casemate_slashing::{Floors, GroupFloor, History, Watermarks, group};
 
 use crate::bls::SecretKey;
 use crate::journal::{Journal, NotSaved};
 use crate::seal::{Contents, SealedKey, SecretBytes};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A key and its past.
 pub(crate) struct Key {
@@ -323,14 +323,36 @@ impl Key {
     }
 
     /// Its past, locked: whoever changes it holds this from the check to the end of the saving.
-    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, History> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks a duty against its past, and writes down what its past becomes, in one step: of conflicting requests exactly one finds the old
+    /// past. Saved before anything is signed.
+    pub(crate) fn advance(
+        &self,
+        journal: &dyn Journal,
+        check: impl FnOnce(Watermarks) -> Result<Watermarks, Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut history = self.lock();
+        let old = history.watermarks()?;
+        let new = check(old)?;
+        if new != old {
+            journal.record(&self.public, &new).map_err(|_| Refusal::NotSaved)?;
+            *history = History::Known(new);
+        }
+        Ok(())
     }
 
     /// Its past, now.
     pub(crate) fn history(&self) -> History {
         *self.lock()
     }
+}
+
+/// The keys that are in force. The lock is short; poisoning changes nothing that it guards.
+pub(crate) fn current(keys: &RwLock<Arc<Keys>>) -> Arc<Keys> {
+    Arc::clone(&keys.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn derive(bytes: &mut [u8; 32]) -> Option<(SecretKey, PublicKey)> {

@@ -42,6 +42,7 @@ pub mod server;
 pub mod signing_root;
 mod ssz;
 pub mod store;
+mod sync;
 pub mod tls;
 mod vault;
 

@@ -9,13 +9,13 @@ use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage};
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::fence::{Holder, Record};
-use casemate_slashing::{Ceilings, Floors, History, Limits, rules};
+use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
 use crate::attest::Attestor;
 use crate::bls::{HashedMessage, SecretKey, sign_batch};
-use crate::command::{Desk, Office, current};
+use crate::command::{Desk, Office};
 use crate::fence::{Done, Errand, Fencing};
-use crate::keys::Key;
+use crate::keys::{Key, current};
 use crate::log::SigningLog;
 use crate::points::PointCache;
 use crate::policy::{Exits, Policy};
@@ -375,7 +375,7 @@ impl Vault {
             return Err(Refusal::SigningRootDiffers { asked, computed: root });
         }
         let now = self.network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
-        let checked = self.check_and_update(&pass.limits, &request.public_key, key, &request.duty, root, now);
+        let checked = self.check_and_update(&pass.limits, key, &request.duty, root, now);
         drop(pass);
         checked.inspect_err(|refusal| self.want(refusal, &request.duty))?;
         Ok(Due { key: Arc::clone(key), message: self.points.hashed(&root) })
@@ -390,37 +390,20 @@ impl Vault {
     }
 
     /// The rules, and for slashable duties the watermarks: saved before anything is signed.
-    fn check_and_update(
-        &self,
-        limits: &Limits,
-        public_key: &PublicKey,
-        key: &Key,
-        duty: &Duty,
-        root: Root,
-        now: Slot,
-    ) -> Result<(), Refusal> {
+    fn check_and_update(&self, limits: &Limits, key: &Key, duty: &Duty, root: Root, now: Slot) -> Result<(), Refusal> {
+        let window = &self.policy.window;
         match duty {
-            Duty::Block(header) => rules::window::check_block(header.slot, now, &self.policy.window)?,
-            Duty::Attestation(data) => {
-                rules::window::check_target(data.target.epoch, now, &self.network, &self.policy.window)?;
+            Duty::Block(header) => {
+                rules::window::check_block(header.slot, now, window)?;
+                key.advance(self.journal.as_ref(), |old| rules::block::check(old, header.slot, root, limits))
             }
-            other => return rules::window::check_early(other, now, &self.network),
-        }
-        // Held from the check to the end of the saving: of conflicting requests exactly one finds the old watermarks.
-        let mut history = key.lock();
-        let old = history.watermarks()?;
-        let new = match duty {
-            Duty::Block(header) => rules::block::check(old, header.slot, root, limits)?,
             Duty::Attestation(data) => {
-                rules::attestation::check(old, data.source.epoch, data.target.epoch, root, limits)?
+                let (source, target) = (data.source.epoch, data.target.epoch);
+                rules::window::check_target(target, now, &self.network, window)?;
+                key.advance(self.journal.as_ref(), |old| rules::attestation::check(old, source, target, root, limits))
             }
-            _ => return Ok(()),
-        };
-        if new != old {
-            self.journal.record(public_key, &new).map_err(|_| Refusal::NotSaved)?;
-            *history = History::Known(new);
+            other => rules::window::check_early(other, now, &self.network),
         }
-        Ok(())
     }
 
     fn proof_of_validation(&self, public_key: &PublicKey, platform: &str, timestamp: &str) -> Result<Reply, Refusal> {

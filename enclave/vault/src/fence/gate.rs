@@ -1,0 +1,402 @@
+//! The gate: every signature passes it, and one thread, the keeper, opens and closes it.
+//!
+//! A signature takes the gate's read lock from the look at the limits to the saving of the watermark: once the gate is closed, nothing
+//! is under way any more. tests/shuttle runs this very file, with [`crate::keys`], through the orders in which threads can meet here.
+
+use std::time::Duration;
+
+use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::refusal::{NotHolder, StoreTrouble};
+use casemate_protocol::statement::{self, FenceKind, FenceStanding, StatedFloors, StatedRecord};
+use casemate_protocol::{Refusal, Root, Slot};
+use casemate_slashing::fence::{Beginning, Record};
+use casemate_slashing::{Ceilings, Floors, Limits};
+
+use crate::margins::HAND_OVER_REST;
+use crate::runtime::{Bell, Kernel, Runtime};
+use crate::store::Store;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+/// Longest time for what the keeper is sent for, for whoever waits.
+const ERRAND_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// What the fence lets this enclave sign, for everybody who has to know.
+pub struct Fencing {
+    kind: FenceKind,
+    /// Which store has the record, for statements.
+    identity: Option<String>,
+    gate: RwLock<Gate>,
+    view: RwLock<View>,
+    orders: Mutex<Orders>,
+    runtime: Arc<dyn Runtime>,
+    /// Wakes the keeper.
+    woken: Arc<dyn Bell>,
+    changes: AtomicU64,
+    waiting: Mutex<()>,
+    /// Wakes those who wait for the limits to change.
+    changed: Condvar,
+}
+
+#[derive(PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// With the generation that is held.
+    Open(Limits, u64),
+    Closed(NotHolder),
+}
+
+/// For statements.
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    pub(crate) standing: FenceStanding,
+    pub(crate) record: Option<Record>,
+    pub(crate) floors: Floors,
+}
+
+#[derive(Default)]
+struct Orders {
+    /// What requests that wait would need.
+    wanted: Option<Ceilings>,
+    /// The gate stays closed, whatever the record says.
+    handing_over: bool,
+    errand: Option<(Errand, Arc<Answer>)>,
+    /// No keeper will come any more.
+    closed: bool,
+    /// When the host was last granted a hand-over that no operator has signed.
+    unsigned_hand_over: Option<Slot>,
+}
+
+/// Where the keeper puts what came of an errand.
+pub(crate) struct Answer {
+    done: Mutex<Option<Result<Done, Refusal>>>,
+    bell: Arc<dyn Bell>,
+}
+
+impl Answer {
+    pub(crate) fn give(&self, done: Result<Done, Refusal>) {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        self.bell.ring();
+    }
+
+    fn take(&self) -> Option<Result<Done, Refusal>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// What the keeper is sent for.
+pub(crate) enum Errand {
+    /// Try whether the store answers, with new credentials where there are some.
+    Probe(Option<StoreCredentials>),
+    /// Read the record, and learn whether it is still held.
+    Look,
+    /// Make the record.
+    Create(Beginning),
+    /// Ask the store for its record with these credentials, and keep them where it shows the record that is known.
+    Credentials(StoreCredentials),
+    /// End the record; with the state that is left behind, where this enclave holds it in this generation.
+    Close(Option<(Root, u64)>),
+    /// Have older sealed states refused, in the generation in which this one was sealed.
+    Raise { sealed: u64, generation: u64 },
+    /// Leave, with this state behind: it stands for what was signed until the gate was closed in this generation, and for no other.
+    Leave { state: Root, generation: u64 },
+    /// Claim without waiting.
+    TakeOver,
+}
+
+/// What the keeper came back with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Done {
+    /// The record as it is.
+    Record(Option<Record>),
+    Yes,
+}
+
+/// A passed gate. While it is held, the limits stay in force.
+pub(crate) struct Pass<'a> {
+    pub(crate) limits: Limits,
+    /// The generation that is held; 0 where the kind has none.
+    pub(crate) generation: u64,
+    _gate: RwLockReadGuard<'a, Gate>,
+}
+
+/// A fence whose parts belong together: the gate, and what its keeper asks. Only here is either made, so no gate of a kind with a
+/// record stands open because its store is missing, and what the statement says of the store is what is asked.
+pub struct FenceParts {
+    fencing: Fencing,
+    keeping: Keeping,
+}
+
+/// What a [`Keeper`] needs of its fence: the store, where the kind has a record.
+pub struct Keeping(pub(crate) Option<Box<dyn Store>>);
+
+impl FenceParts {
+    /// With a record in this store: closed until a [`Keeper`] has claimed it.
+    pub fn with_record(store: Box<dyn Store>) -> Self {
+        let view = View { standing: FenceStanding::Apart, record: None, floors: Floors::default() };
+        let gate = Gate::Closed(NotHolder::Apart(StoreTrouble::NotAsked));
+        let fencing = Fencing::new(store.kind().into(), store.identity(), gate, view);
+        Self { fencing, keeping: Keeping(Some(store)) }
+    }
+
+    /// Without a record, on trusted time alone: these limits for good.
+    pub fn solo(limits: Limits) -> Self {
+        Self { fencing: Fencing::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
+    }
+
+    /// The gate for the vault, and the rest for its keeper.
+    pub fn split(self) -> (Fencing, Keeping) {
+        (self.fencing, self.keeping)
+    }
+}
+
+impl Fencing {
+    /// No fence: the development stack's, with its watermarks in a file. The statement says so.
+    pub(crate) fn none(limits: Limits) -> Self {
+        Self::fixed(FenceKind::None, limits)
+    }
+
+    fn fixed(kind: FenceKind, limits: Limits) -> Self {
+        let view = View { standing: FenceStanding::NoStore, record: None, floors: limits.floors };
+        Self::new(kind, None, Gate::Open(limits, 0), view)
+    }
+
+    fn new(kind: FenceKind, identity: Option<String>, gate: Gate, view: View) -> Self {
+        let runtime = Kernel::default();
+        let woken = runtime.bell();
+        Self {
+            kind,
+            identity,
+            gate: RwLock::new(gate),
+            view: RwLock::new(view),
+            orders: Mutex::default(),
+            runtime: Arc::new(runtime),
+            woken,
+            changes: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// On another's time than the kernel's: a simulator's.
+    #[must_use]
+    pub fn running_on(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.woken = runtime.bell();
+        self.runtime = runtime;
+        self
+    }
+
+    /// Whether there is a record.
+    pub(crate) fn has_record(&self) -> bool {
+        !matches!(self.kind, FenceKind::None | FenceKind::Solo)
+    }
+
+    pub(crate) fn kind(&self) -> FenceKind {
+        self.kind
+    }
+
+    /// The limits in force, or why nothing may be signed.
+    pub(crate) fn pass(&self) -> Result<Pass<'_>, Refusal> {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        match *gate {
+            Gate::Open(limits, generation) => Ok(Pass { limits, generation, _gate: gate }),
+            Gate::Closed(why) => Err(Refusal::NotHolder(why)),
+        }
+    }
+
+    /// What this enclave is to the fence.
+    pub(crate) fn standing(&self) -> FenceStanding {
+        self.view().standing
+    }
+
+    /// For the statement.
+    pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::Fence {
+        let View { standing, record, floors } = self.view();
+        let generation = record.filter(|_| standing == FenceStanding::Holding).map_or(0, |record| record.generation);
+        let record = record.map(|record| StatedRecord {
+            version: record.version,
+            holder: record.holder,
+            generation: record.generation,
+            slot_ceiling: record.ceilings.slot,
+            target_ceiling: record.ceilings.target,
+            source_ceiling: record.ceilings.source,
+            sealed_generation: record.sealed_generation,
+            clean: record.clean,
+            closed: record.closed,
+        });
+        let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
+        let store = self.identity.clone();
+        statement::Fence { kind: self.kind, store, generation, standing, record, floors, time_ms }
+    }
+
+    /// The generation that this enclave holds, and its floors; 0 where the kind has none.
+    pub(crate) fn held(&self) -> Result<(u64, Floors), Refusal> {
+        let pass = self.pass()?;
+        Ok((pass.generation, pass.limits.floors))
+    }
+
+    /// The gate, as long as it is closed: it cannot open while this is held. Nothing where it is open.
+    pub(crate) fn closed(&self) -> Option<impl Sized + '_> {
+        let gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        matches!(*gate, Gate::Closed(_)).then_some(gate)
+    }
+
+    /// Version of the record as it was last seen; 0 for none.
+    pub(crate) fn version(&self) -> u64 {
+        self.view().record.map_or(0, |record| record.version)
+    }
+
+    /// Returns once every signature that is under way has passed the gate: what has changed before is seen by all that follow.
+    pub(crate) fn settle(&self) {
+        drop(self.gate.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A request needs higher ceilings. It has passed the window, so the clock allows them.
+    pub(crate) fn want(&self, ceilings: Ceilings) {
+        let mut orders = self.orders();
+        orders.wanted = Some(orders.wanted.map_or(ceilings, |wanted| wanted.max(ceilings)));
+        drop(orders);
+        self.woken.ring();
+    }
+
+    /// Whether the host may have a hand-over now that no operator has signed: it costs seconds without a signature each time.
+    pub(crate) fn may_hand_over_unsigned(&self, now: Slot) -> Result<(), Refusal> {
+        let mut orders = self.orders();
+        match orders.unsigned_hand_over {
+            Some(last) if now < last.saturating_add(HAND_OVER_REST) => {
+                Err(Refusal::HandOverTooSoon { slots: HAND_OVER_REST })
+            }
+            _ => {
+                orders.unsigned_hand_over = Some(now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Closes the gate: what is being signed is signed, and then nothing more. It stays closed until [`Self::reopen`], or until
+    /// another generation is held.
+    pub(crate) fn close(&self) -> Result<(), Refusal> {
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        match *gate {
+            Gate::Open(..) => *gate = Gate::Closed(NotHolder::HandingOver),
+            Gate::Closed(why) => return Err(Refusal::NotHolder(why)),
+        }
+        // Under the gate's lock, where the keeper reads it too.
+        self.orders().handing_over = true;
+        drop(gate);
+        self.view.write().unwrap_or_else(PoisonError::into_inner).standing = FenceStanding::HandingOver;
+        Ok(())
+    }
+
+    /// Opens the gate that was closed, because handing over did not work.
+    pub(crate) fn reopen(&self) {
+        let mut orders = self.orders();
+        orders.handing_over = false;
+        drop(orders);
+        self.woken.ring();
+    }
+
+    /// Sends the keeper for something and waits for it.
+    pub(crate) fn errand(&self, errand: Errand) -> Result<Done, Refusal> {
+        let answer = Arc::new(Answer { done: Mutex::default(), bell: self.runtime.bell() });
+        {
+            let mut orders = self.orders();
+            if orders.closed || !self.has_record() {
+                return Err(Refusal::NoFenceRecord(self.kind));
+            }
+            if orders.errand.is_some() {
+                return Err(Refusal::CommandBusy);
+            }
+            orders.errand = Some((errand, Arc::clone(&answer)));
+        }
+        self.woken.ring();
+        let until = self.runtime.now().saturating_add(ERRAND_TIMEOUT);
+        loop {
+            if let Some(done) = answer.take() {
+                return done;
+            }
+            let rest = until.saturating_sub(self.runtime.now());
+            if rest.is_zero() {
+                // What the keeper has not begun it must not begin later, when nobody waits any more.
+                let begun = self.orders().errand.take().is_none();
+                let trouble = StoreTrouble::NotAsked;
+                return Err(if begun { Refusal::FenceUnclear(trouble) } else { Refusal::StoreAway(trouble) });
+            }
+            answer.bell.wait(rest);
+        }
+    }
+
+    /// Waits until the limits have changed since `seen`, at most so long; the count of changes.
+    pub(crate) fn wait_for_change(&self, seen: u64, at_most: Duration) -> u64 {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(waiting, at_most, |()| self.changes() == seen));
+        self.changes()
+    }
+
+    /// How often the limits have changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Puts in force what the keeper has decided, which is told whether the gate is to stay closed because of a hand-over: whoever closes it
+    /// says so under its lock, so that is true as long as this lasts.
+    pub(crate) fn put(&self, decide: impl FnOnce(bool) -> (View, Gate)) {
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let (view, now) = decide(self.orders().handing_over);
+        {
+            let mut told = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let record = view.record.or(told.record);
+            *told = View { record, ..view };
+        }
+        let differs = *gate != now;
+        *gate = now;
+        drop(gate);
+        if differs {
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            self.changes.fetch_add(1, Ordering::Release);
+            drop(waiting);
+            self.changed.notify_all();
+        }
+    }
+
+    /// A generation is held anew: whatever was to be handed over was of one before.
+    pub(crate) fn holds_anew(&self) {
+        self.orders().handing_over = false;
+    }
+
+    /// Whether the gate was closed for a hand-over, and is to stay so.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.orders().handing_over
+    }
+
+    /// Waits until somebody wants something of the keeper, at most so long; what that is.
+    pub(crate) fn next_errand(&self, at_most: Duration) -> Option<(Errand, Arc<Answer>)> {
+        self.woken.wait(at_most);
+        self.orders().errand.take()
+    }
+
+    /// What requests that wait would need, once.
+    pub(crate) fn take_wanted(&self) -> Option<Ceilings> {
+        self.orders().wanted.take()
+    }
+
+    /// No keeper will come any more.
+    pub(crate) fn end(&self) {
+        let mut orders = self.orders();
+        orders.closed = true;
+        if let Some((_, answer)) = orders.errand.take() {
+            answer.give(Err(Refusal::StoreAway(StoreTrouble::NotAsked)));
+        }
+    }
+
+    pub(crate) fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::clone(&self.runtime)
+    }
+
+    fn view(&self) -> View {
+        *self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

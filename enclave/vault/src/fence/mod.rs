@@ -1,0 +1,11 @@
+//! The fence at work: the gate that every signature passes, and the one thread that keeps the record.
+//!
+//! What may be signed is decided by [`casemate_slashing::Fence`]; here its questions are put to the store and its limits put in
+//! force.
+
+pub(crate) mod gate;
+mod keeper;
+
+pub(crate) use self::gate::{Done, Errand};
+pub use self::gate::{FenceParts, Fencing, Keeping};
+pub use self::keeper::{Keeper, KeeperError};
