@@ -201,8 +201,7 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let Setup { world, enclave, store, network, policy, operators, recipient, nsm_ms, wall_ms, seed } = setup;
     let time = Arc::clone(&world.lock().time);
     let clocks = Arc::new(Clocks { time, network: network.clone(), nsm_ms, wall_ms });
-    let nsm: Arc<dyn Nsm> =
-        Arc::new(SimNsm { random: Mutex::new(Random::new(seed)), clocks: Arc::clone(&clocks) });
+    let nsm: Arc<dyn Nsm> = Arc::new(SimNsm { random: Mutex::new(Random::new(seed)), clocks: Arc::clone(&clocks) });
     let clock = TrustedClock::new(SimSources(clocks));
     clock.check(nsm.timestamp_ms().ok()?);
     clock.unix_ms()?;
@@ -233,11 +232,10 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&nsm), identity, &network, &keys).ok()?.running_on(Arc::clone(runtime));
     let office = Office::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
-    let vault =
-        Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(Forgetful))
-            .fenced_by(fencing, clock)
-            .attested_by(attestor)
-            .commanded_by(office)
-            .timed_by(nsm);
+    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(Forgetful))
+        .fenced_by(fencing, clock)
+        .attested_by(attestor)
+        .commanded_by(office)
+        .timed_by(nsm);
     Some((vault, keeping, fence_version))
 }

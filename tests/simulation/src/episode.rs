@@ -455,9 +455,12 @@ impl Episode {
     fn ask_for_duties(&mut self) -> Result<(), Violation> {
         // Of those that are in here, or may be, mostly.
         let near: Vec<usize> = (0..KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
-        let key = self.random(|random| {
-            if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
-        });
+        let key =
+            self.random(
+                |random| {
+                    if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
+                },
+            );
         let now = self.slot().0;
         let signed = &self.keys[key].signed;
         let message = self.random(|random| {
@@ -486,16 +489,15 @@ impl Episode {
                 return Ok(false);
             }
             world.stats.signatures += 1;
-            world.say(format_args!(
-                "enclave {number} signs {message} with key {key} in generation {generation}"
-            ));
+            world.say(format_args!("enclave {number} signs {message} with key {key} in generation {generation}"));
             let granted = world.stores[store].granted.get(&generation).copied().unwrap_or(Ceilings::ZERO);
             let within = match message {
                 Message::Block { slot, .. } => slot <= granted.slot.0,
                 Message::Vote { source, target, .. } => source <= granted.source.0 && target <= granted.target.0,
             };
             if !within {
-                let what = format!("enclave {number} signs {message}, beyond all that generation {generation} was granted");
+                let what =
+                    format!("enclave {number} signs {message}, beyond all that generation {generation} was granted");
                 return Err(Violation(what));
             }
         }
@@ -825,7 +827,8 @@ impl Episode {
             self.order(number, Request::HandOver);
         }
         if holding * 5 < looks {
-            let what = format!("not alive: hand-overs that nobody has signed leave {holding} of {looks} moments to sign in");
+            let what =
+                format!("not alive: hand-overs that nobody has signed leave {holding} of {looks} moments to sign in");
             return Err(Violation(what));
         }
         Ok(())

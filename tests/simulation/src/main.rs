@@ -1,6 +1,10 @@
 //! `casemate-simulation`: runs episodes until the time is over or something happens that must never happen.
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test program: whatever is not as it should be ends it with an error")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test program: whatever is not as it should be ends it with an error"
+)]
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -87,10 +87,7 @@ pub fn operator_keys() -> Vec<Bytes<32>> {
 fn encrypted(boot: &Boot, info: &[u8], clear: &[u8]) -> EncryptedSecrets {
     let key = HpkePublicKey(boot.hpke.0.to_vec());
     let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256.seal(info, &boot.nonce.0, clear, &key).unwrap();
-    EncryptedSecrets {
-        enc: Bytes(enc.0.try_into().unwrap()),
-        ciphertext: BoundedBytes::new(ciphertext).unwrap(),
-    }
+    EncryptedSecrets { enc: Bytes(enc.0.try_into().unwrap()), ciphertext: BoundedBytes::new(ciphertext).unwrap() }
 }
 
 fn higher(a: Past, b: Past) -> Past {
@@ -495,7 +492,9 @@ impl Episode {
         let refused = matches!(told, Told::Refused(_)) || matches!(outcome, Some(KeyOutcome::ImpossibleHistory));
         match (*place, outcome) {
             (
-                Whereabouts::Entering { history, .. } | Whereabouts::Gone { history, .. } | Whereabouts::Here { history },
+                Whereabouts::Entering { history, .. }
+                | Whereabouts::Gone { history, .. }
+                | Whereabouts::Here { history },
                 Some(KeyOutcome::Imported | KeyOutcome::Duplicate),
             ) => *place = Whereabouts::Here { history },
             // «Refused by the enclave, which has changed nothing»: the key is where it was.

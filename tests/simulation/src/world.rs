@@ -246,7 +246,11 @@ impl World {
             while let Some(at) = self.stores[number].late.iter().position(due) {
                 let (_, question) = self.stores[number].late.remove(at);
                 let heard = self.stores[number].carry_out(&question, &mut self.stats);
-                self.say(format_args!("store {number}: a late question arrives, {}: {}", words(&question), said(&heard)));
+                self.say(format_args!(
+                    "store {number}: a late question arrives, {}: {}",
+                    words(&question),
+                    said(&heard)
+                ));
             }
         }
     }
@@ -317,7 +321,11 @@ impl SimStore {
         let (enclave, number) = (self.enclave, self.number);
         if !matches!(question, Question::Read) {
             let lost = if heard_of { "" } else { "; the answer is lost" };
-            world.say(format_args!("enclave {enclave} asks store {number} {}: {}{lost}", words(question), said(&heard)));
+            world.say(format_args!(
+                "enclave {enclave} asks store {number} {}: {}{lost}",
+                words(question),
+                said(&heard)
+            ));
         }
         heard
     }
@@ -360,7 +368,10 @@ impl Store for SimStore {
                 world.stores[self.number].late.push((due, *question));
                 let (enclave, number) = (self.enclave, self.number);
                 if !matches!(question, Question::Read) {
-                    world.say(format_args!("enclave {enclave} asks store {number} {}: it is on its way", words(question)));
+                    world.say(format_args!(
+                        "enclave {enclave} asks store {number} {}: it is on its way",
+                        words(question)
+                    ));
                 }
                 away(StoreTrouble::Away)
             }

@@ -135,7 +135,6 @@ impl Search {
         found
     }
 
-
     /// Depth first, with what leaves the register as it is taken at once: it is never wrong to have that stand as early as it may.
     fn run(&mut self, start: Register) -> bool {
         let mut stack = vec![Place { first: 0, done: Vec::new(), used: Vec::new(), register: start }];
