@@ -38,6 +38,9 @@ use crate::{Clock, Journal, Keys, Nsm, keystore, signing_root};
 pub const MAX_GROUP_KEYS: usize = 100_000;
 /// With those that were deleted: at some 220 bytes each, their sealed state still fits into the longest blob.
 pub const MAX_KNOWN_KEYS: usize = 200_000;
+/// More than a record's version rises in a second; until 2106 below what is believed at once (`MAX_VERSION_STEP`).
+const VERSIONS_A_SECOND: u64 = 1 << 16;
+
 /// Who may change the keys, and where changes are kept.
 pub struct Office {
     custody: Custody,
@@ -376,7 +379,12 @@ impl Office {
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
         let ceilings = closed.map_or_else(|| latest_granted(desk.network, now), |closed| ceilings_of(&closed));
         let beginning = Beginning {
-            above_version: closed.map_or(0, |closed| closed.version),
+            above_version: match order {
+                RecordOrder::After { closed } => closed.version,
+                // Above all that there can have been, in whatever store: a record that has ended elsewhere must not be the newer one.
+                RecordOrder::Lost { .. } => seconds.saturating_mul(VERSIONS_A_SECOND),
+                RecordOrder::New | RecordOrder::Keep => 0,
+            },
             generation,
             ceilings,
             sealed_generation: next,
