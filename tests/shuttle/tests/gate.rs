@@ -4,6 +4,7 @@
 //! Random schedules, and such with few changes of thread (PCT), which find what needs a rare order. Nothing here is in a program.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(dropping_copy_types, reason = "what a signer is told does not matter here")]
 #![allow(clippy::needless_for_each, reason = "threads that are waited for read better in one line")]
 #![allow(
     clippy::ignored_unit_patterns,
