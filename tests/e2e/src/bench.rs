@@ -203,6 +203,7 @@ impl Bench {
     }
 
     /// A second machine with a copy of everything that lies on the disk of the first, but for this folder of the chain.
+    #[must_use]
     pub fn copied_without(&self, name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         copy_but(self.folder.path(), folder.path(), &self.etcd(name));
