@@ -522,7 +522,7 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
 /// What was signed is not signed otherwise.
 fn not_forgotten(stack: &Stack, keys: &[PublicKey], released: &[Released]) {
     let mut asked = 0;
-    for number in 0..keys.len() {
+    for (number, key) in keys.iter().enumerate() {
         let of = || released.iter().filter(|one| one.key == number).map(|one| one.message);
         let blocks = of().filter_map(|message| match message {
             Message::Block { slot, .. } => Some(block(slot, 200)),
@@ -535,7 +535,7 @@ fn not_forgotten(stack: &Stack, keys: &[PublicKey], released: &[Released]) {
         let duties: Vec<Value> = blocks.chain(votes).collect();
         asked += duties.len();
         // A few are enough: the others lie below the newest.
-        refused_as_slashable(stack, &keys[number].to_string(), &duties[duties.len().saturating_sub(12)..]);
+        refused_as_slashable(stack, &key.to_string(), &duties[duties.len().saturating_sub(12)..]);
     }
     assert!(asked > 0);
 }
@@ -569,6 +569,9 @@ fn the_parent_alone_gets_one_hand_over_in_eight_slots_and_operators_as_many_as_t
     stack.client().sign(&key, &block(now, 1)).signature();
 }
 
+/// What somebody makes of a record who may write it.
+type Fake = fn(Record) -> Record;
+
 #[test]
 fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
     if !has_etcd() {
@@ -588,7 +591,6 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
     let others = [attestation(epoch - 1, epoch, 2), block(slot, 2)];
     let far = u64::MAX - 1;
     // By somebody who may write the record, with the production encoder.
-    type Fake = fn(Record) -> Record;
     let fakes: [(&str, Fake); 4] = [
         ("version", |record| Record { version: u64::MAX - 1, ..record }),
         ("ceilings", |record| Record {
