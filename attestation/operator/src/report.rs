@@ -174,6 +174,9 @@ impl Report {
         for (number, words) in window(statement.window).iter().enumerate() {
             line(out, if number == 0 { "window" } else { "" }, words);
         }
+        if let Some(StatedState { number, sha256, .. }) = &statement.state {
+            line(out, "state", &format!("sealed state {number}, SHA-256 {sha256} (casemate backup verify)"));
+        }
         line(out, "boot nonce", &statement.boot_nonce.to_string());
     }
 
@@ -257,6 +260,7 @@ fn statement_json(statement: &Statement) -> Value {
         },
         "configuration_sha256": statement.configuration_sha256.to_string(),
         "fence": fence_json(&statement.fence),
+        "state": state_json(statement.state.as_ref()),
         "window": {
             "max_block_age_slots": statement.window.max_block_age_slots,
             "max_target_age_epochs": statement.window.max_target_age_epochs,

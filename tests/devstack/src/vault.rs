@@ -11,11 +11,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use casemate_protocol::configuration::Window;
 use casemate_protocol::{Bytes, Network, PublicKey};
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::boot::{Start, serve};
 use casemate_vault::clock::KernelClocks;
 use casemate_vault::journal::Forgetful;
 use casemate_vault::kms::Endpoint;
+use casemate_vault::margins;
 use casemate_vault::store::DynamodbAt;
 use casemate_vault::{Attestor, Clock, Identity, KeyError, Keys, Policy, SystemClock, TrustedClock, Vault, server};
 use rustls::RootCertStore;
@@ -172,11 +173,10 @@ fn clock(fixed_time_ms: Option<u64>) -> Box<dyn Clock> {
 }
 
 fn journal(path: &Path, network: &Network, clock: &dyn Clock) -> Result<FileJournal> {
-    // What the window rule has allowed until now at most; a vote from that epoch to itself is among it, so the source
-    // must not be lower (docs/ARCHITECTURE.md, «The floor after an unclean end»).
-    let latest_slot = network.slot_at(clock.unix_ms().context("the clock has stopped")?).saturating_add(1);
-    let latest = network.epoch_of(latest_slot);
-    let above = floor_at(latest_slot, latest, latest);
+    // What the window rule has allowed until now at most (docs/ARCHITECTURE.md, «The floor after an unclean end»).
+    let now = network.slot_at(clock.unix_ms().context("the clock has stopped")?);
+    let Ceilings { slot, target: latest, source } = margins::latest_signed(network, now);
+    let above = floor_at(slot, source, latest);
     let journal = FileJournal::open(path, network.genesis_validators_root(), above)?;
     if journal.maybe_behind {
         eprintln!(
