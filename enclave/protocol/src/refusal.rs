@@ -199,6 +199,11 @@ pub enum Refusal {
         "message refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed"
     )]
     DutySlotFromFuture { slot: Slot, now: Slot, latest: Slot },
+    #[error(
+        "the record that the command names has ended with version {found}, and this enclave has seen version {seen} of one after it: \
+         name the end of the newest (`casemate status --json` where it ended)"
+    )]
+    OlderEnd { seen: u64, found: u64 },
 }
 
 /// Why an enclave does not hold the fence.
@@ -353,6 +358,7 @@ impl Refusal {
             | Self::OtherLastState { .. }
             | Self::StateBeforeClosed { .. }
             | Self::FenceClosed
+            | Self::OlderEnd { .. }
             | Self::CommandForAnother
             | Self::CommandCounter { .. }
             | Self::CommandSignature { .. }

@@ -347,7 +347,7 @@ impl Office {
             RecordOrder::After { closed } => {
                 let (seen, found) = (at_hand.fence_version.max(desk.fencing.version()), closed.version);
                 if found < seen {
-                    return Err(Refusal::NotHolder(NotHolder::WentBack { seen, found }));
+                    return Err(Refusal::OlderEnd { seen, found });
                 }
             }
             RecordOrder::New | RecordOrder::Keep => {}
