@@ -151,10 +151,12 @@ fn the_statement_tells_keys_chain_configuration_and_start() {
     assert_eq!(first["statement"]["public_keys"]["count"], 3);
     assert_eq!(first["statement"]["network"]["name"], "hoodi");
     let fence = &first["statement"]["fence"];
-    assert_eq!(
-        (&fence["kind"], &fence["generation"], &fence["standing"]),
-        (&"file".into(), &1.into(), &"holding".into())
-    );
+    assert_eq!((&fence["kind"], &fence["standing"]), (&"file".into(), &"holding".into()));
+    // They begin with the time.
+    assert!(fence["generation"].as_u64().is_some_and(|generation| generation > 1_700_000_000), "{fence}");
+    assert_eq!(fence["generation"], fence["record"]["generation"]);
+    let state = &first["statement"]["state"];
+    assert!(state["number"].as_u64().is_some_and(|number| number >= 1_700_000_000 << 32), "{state}");
     assert_eq!(fence["record"]["holder"], first["statement"]["boot_nonce"]);
     // Other keys than expected.
     let two = serde_json::from_str::<Vec<String>>(&keys).unwrap()[..2].join("\n");
