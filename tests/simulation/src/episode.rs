@@ -152,6 +152,8 @@ pub struct Episode {
     pub(crate) made: bool,
     /// The record that has ended, until the next one is made.
     pub(crate) closed: Option<ClosedRecord>,
+    /// Version of the newest record that operators know to have ended.
+    pub(crate) ended: u64,
     /// What the last holder has stated of its state, in this generation.
     pub(crate) last_stated: Option<(u64, LastState)>,
     /// Commands that may have changed the keys since.
@@ -186,7 +188,7 @@ impl Episode {
         let policy = Policy { window, ..Policy::default() };
         let keys = (0..KEYS).map(key).collect();
         let mut level = |levels: &[u64]| random.pick(levels);
-        let faults = Faults {
+        let mut faults = Faults {
             lost: level(&[0, 10, 60]),
             unheard: level(&[0, 10, 60]),
             late: level(&[0, 5, 30]),
@@ -195,9 +197,14 @@ impl Episode {
             denied: level(&[0, 50, 200]),
             dropped: level(&[0, 20, 100]),
         };
-        let (wildness, lateness) = (level(&[150, 400, 1000]), level(&[0, 300, 1000, 2500]));
-        let bent = (level(&[0, 0, 0, 20]), level(&[0, 0, 30]));
-        let spite = (level(&[0, 200, 500]), level(&[0, 200, 500]));
+        let (mut wildness, mut lateness) = (level(&[150, 400, 1000]), level(&[0, 300, 1000, 2500]));
+        let mut bent = (level(&[0, 0, 0, 20]), level(&[0, 0, 30]));
+        let mut spite = (level(&[0, 200, 500]), level(&[0, 200, 500]));
+        // Mostly things are let be, and hit where it hurts: as a key comes in.
+        if random.chance(300) {
+            faults = Faults { call: 0, lost: 0, late: 0, ..faults };
+            (wildness, lateness, spite, bent) = (100, 800, (700, 700), (0, 35));
+        }
         {
             let world = &mut *world.lock();
             world.faults = faults;
@@ -224,6 +231,7 @@ impl Episode {
             store: 0,
             made: false,
             closed: None,
+            ended: 0,
             last_stated: None,
             is_stale: false,
             is_calm: false,
@@ -456,12 +464,13 @@ impl Episode {
     fn ask_for_duties(&mut self) -> Result<(), Violation> {
         // Of those that are in here, or may be, mostly.
         let near: Vec<usize> = (0..KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
-        let key =
-            self.random(
-                |random| {
-                    if near.is_empty() || random.chance(150) { random.index(KEYS) } else { random.pick(&near) }
-                },
-            );
+        // And of the one that operators are about.
+        let about = self.job.as_ref().and_then(Job::key);
+        let key = self.random(|random| match about.filter(|_| random.chance(500)) {
+            Some(key) => key,
+            None if near.is_empty() || random.chance(150) => random.index(KEYS),
+            None => random.pick(&near),
+        });
         let now = self.slot().0;
         let signed = &self.keys[key].signed;
         let message = self.random(|random| {
@@ -633,7 +642,7 @@ impl Episode {
                 say!(self.world.lock(), "enclave {number} is stopped for {length} ms");
             }
             (60..72, Some(number)) => {
-                self.cut_off(number);
+                self.cut_off(number, 500);
             }
             (72..80, Some(number)) => {
                 let world = &mut *self.world.lock();
@@ -651,9 +660,10 @@ impl Episode {
     }
 
     /// The store is not heard of for a while; or it does not hear either.
-    pub(crate) fn cut_off(&mut self, enclave: u32) {
+    pub(crate) fn cut_off(&mut self, enclave: u32, at_least: u64) {
         let world = &mut *self.world.lock();
-        let (length, carried) = (world.random.within(500, 10 * self.slot_ms), world.random.chance(500));
+        let length = world.random.within(at_least, at_least + 10 * self.slot_ms);
+        let carried = world.random.chance(500);
         world.cuts.insert(enclave, (world.time.ms() + length, carried));
         let what = if carried { "hears no answer of the store" } else { "is cut off from the store" };
         world.say(format_args!("enclave {enclave} {what} for {length} ms"));
@@ -663,7 +673,16 @@ impl Episode {
     pub(crate) fn strike(&mut self) {
         self.world.lock().stats.kills += 1;
         self.end_all();
-        self.start_enclave(false);
+        let number = self.start_enclave(false);
+        let world = &mut *self.world.lock();
+        let numbers = world.disk.iter().map(|kept| kept.generation);
+        let newest = numbers.clone().max().unwrap_or(0);
+        // The state before the change, mostly.
+        let before = numbers.filter(|number| *number < newest).max();
+        if let Some(before) = before.filter(|_| world.random.chance(600)) {
+            world.views.insert(number, before);
+            say!(*world, "the parent shows enclave {number} states up to {}", state_words(before));
+        }
     }
 
     /// Somebody removes the record. Only where operators know what the last holder's state was: nothing else can help then.

@@ -90,7 +90,7 @@ fn report(all: &Stats, took: Duration) {
     println!(
         "{} steps in {} episodes, {:.1} s, {per_second} steps/s: {} boots, {} kills, {} claims, {} records made, {} removed, {} closed\n\
          {} commands ({} not known): {} imports, {} deletions, {} exchanges of credentials; {} keys moved away; {} rollbacks\n\
-         {} signatures judged, {} of them of the foreign signer; {} refusals; no violation counted where none is told above",
+         {} signatures judged, {} of them of the foreign signer; {} refusals",
         all.steps,
         all.episodes,
         took.as_secs_f64(),

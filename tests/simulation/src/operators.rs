@@ -59,6 +59,16 @@ pub struct Job {
     was: Option<Whereabouts>,
 }
 
+impl Job {
+    /// The key that it is about.
+    pub(crate) fn key(&self) -> Option<usize> {
+        match self.task {
+            Task::Import(key) | Task::Delete(key) | Task::MoveAway(key) => Some(key),
+            _ => None,
+        }
+    }
+}
+
 /// What the tool says of a command.
 enum Told {
     /// Exit 0, or 1 for a key.
@@ -160,7 +170,10 @@ impl Episode {
             (&self.closed, statement.fence.standing, &statement.fence.record)
             && record.closed
             && self.is_current(statement)
+            // Not one that they have dealt with long ago, as an enclave that is cut off still has it.
+            && record.version > self.ended
         {
+            self.ended = record.version;
             self.closed = Some(closed_record(record));
         }
         if let Some(closed) = &self.closed {
@@ -301,8 +314,10 @@ impl Episode {
         }
         let calm = self.is_calm;
         let (kept_back, unheard) = self.random(|random| (random.chance(60), random.chance(60)));
-        if !calm && self.random(|random| random.chance(self.spite.0)) {
-            self.cut_off(enclave);
+        let about_keys = imports.is_some() || deletes.is_some();
+        if !calm && about_keys && self.random(|random| random.chance(self.spite.0)) {
+            // For longer than the vault tries.
+            self.cut_off(enclave, 13_000);
         }
         let request = Request::Command { envelope: envelope.clone() };
         let order = if kept_back && !calm { None } else { self.order(enclave, request) };
@@ -459,6 +474,7 @@ impl Episode {
                 if let Told::Done(Outcome::FenceClosed { record }) = told {
                     let record = *record;
                     self.world.lock().stats.records_closed += 1;
+                    self.ended = self.ended.max(record.version);
                     self.closed = Some(record);
                     // To the other store, mostly: the enclaves of the new image ask that.
                     if self.random(|random| random.chance(800)) {
