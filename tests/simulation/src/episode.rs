@@ -734,6 +734,12 @@ impl Episode {
     }
 
     pub(crate) fn looked(&mut self, statement: &Statement) {
+        // While a command is carried out, the keys that are stated need not be those of the state that is stated: a deletion that comes to
+        // nothing in the end has taken its key out of the former.
+        let whose = |enclave: &&Enclave| enclave.boot.is_some_and(|boot| boot.nonce == statement.boot_nonce);
+        if self.enclaves.iter().find(whose).is_some_and(|enclave| enclave.inside.parts().at.is_some()) {
+            return;
+        }
         let generation = statement.fence.generation;
         let (FenceStanding::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
         if self.last_stated.is_some_and(|(last, _)| last > generation) {

@@ -147,7 +147,7 @@ impl Episode {
                 Whereabouts::Here { .. } if roll < 8 => self.begin(at, Task::Import(key)),
                 Whereabouts::Here { .. } if roll < 25 => self.begin(at, Task::Delete(key)),
                 Whereabouts::Leaving { .. } => self.begin(at, Task::Delete(key)),
-                Whereabouts::Gone { .. } if roll < 20 => self.begin(at, Task::Import(key)),
+                Whereabouts::Gone { .. } if roll < 12 => self.begin(at, Task::Import(key)),
                 Whereabouts::Gone { .. } => self.begin(at, Task::MoveAway(key)),
                 Whereabouts::Here { .. } => {}
             },
