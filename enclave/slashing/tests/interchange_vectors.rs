@@ -153,6 +153,10 @@ fn files_with_a_fault_are_refused_whole() {
     ] {
         assert!(read(&text).is_err(), "{what} was accepted");
     }
+    // What belongs there is said.
+    let said = |text: &str| read(text).unwrap_err().to_string();
+    assert!(said(&file("5", &root, "{}")).contains("an array of validators"));
+    assert!(said(&file("5", &root, &record("7", "[]"))).contains("an array of signed messages"));
     // Fixtures of other signers that must not import, each for the reason its name gives.
     let Some(folder) = folder("slashing") else { return };
     for name in ["teku/invalid_json.json", "teku/minimal_invalidKey.json", "teku/oldMetadata.json"] {
