@@ -128,6 +128,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_down_is_what_is_read() {
+        for marks in [
+            Watermarks::NONE,
+            block(5, Some(1)),
+            attestation(3, 9, None),
+            block(7, None).merge(attestation(1, 2, Some(3))),
+        ] {
+            let written = Past::from(marks);
+            assert_eq!(Watermarks::from(written), marks);
+            assert_eq!(written.block.map(|b| (b.slot, b.signing_root)), marks.block.map(|b| (b.slot, b.signing_root)));
+            let vote = written.attestation.map(|a| (a.source, a.target, a.signing_root));
+            assert_eq!(vote, marks.attestation.map(|a| (a.source, a.target, a.signing_root)));
+        }
+    }
+
+    #[test]
     fn two_roots_at_one_height_leave_none_to_repeat() {
         assert_eq!(block(5, Some(1)).merge(block(5, Some(2))), block(5, None));
         assert_eq!(block(5, Some(1)).merge(block(5, None)), block(5, None));
