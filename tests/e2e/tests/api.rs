@@ -739,13 +739,14 @@ fn after_a_power_cut_every_key_starts_above_the_current_epoch_and_stays_there() 
     let marks = casemate_testdata::files(&bench.folder.path().join("data"), "watermarks");
     let file = std::fs::OpenOptions::new().write(true).open(&marks[0]).unwrap();
     file.write_all_at(&[b'0'; 36], 48).unwrap();
-    // Slot 320, epoch 10: nothing up to slot 321 and target 10 is signed any more, and nothing from below source 10.
+    // Slot 320, epoch 10: nothing up to slot 322 (one ahead of the clock, one for two clocks) and target 10 is signed any more, and
+    // nothing from below source 10.
     let bound = |stack: &Stack| {
         let mut client = stack.client();
         for key in &keys {
             refused(&mut client, key, &attestation(9, 10, 1), 412, &["target epoch 10", "last signed target epoch 10"]);
             refused(&mut client, key, &attestation(10, 10, 1), 412, &["both epoch 10"]);
-            refused(&mut client, key, &block(321, 1), 412, &["slot 321", "last signed slot 321"]);
+            refused(&mut client, key, &block(321, 1), 412, &["slot 321", "last signed slot 322"]);
             client.sign(key, &randao(10)).signature();
         }
     };

@@ -503,7 +503,7 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
     let credentials = beside.credentials("etcd");
     // What ended before is not what ended last.
     let before = beside.kept();
-    beside.refused(&back, &init(&["--after", &second], &credentials), "an older one");
+    beside.refused(&back, &init(&["--after", &second], &credentials), "name the end of the newest");
     assert!(beside.kept() == before, "a state was sealed");
     beside.order(&back, &init(&["--after", &third], &credentials));
     let status = beside.await_standing(&back, 0, "holding");
