@@ -177,8 +177,8 @@ pub struct Episode {
     pub(crate) bent: (u64, u64),
     /// What somebody is about who knows the protocol.
     pub(crate) plot: Option<Plot>,
-    /// Whether there is such a one.
-    has_plots: bool,
+    /// How often, of a thousand steps, that one does something.
+    plots: u64,
     /// How late who waits is woken, at most.
     lateness: u64,
     /// How much of what may break does.
@@ -252,7 +252,7 @@ impl Episode {
             older: 0,
             spite,
             plot: None,
-            has_plots,
+            plots: if has_plots { 60 } else { 0 },
             wildness,
             lateness,
             bent,
@@ -336,12 +336,12 @@ impl Episode {
             960..972 => self.parent(),
             972..977 => self.skip_time(),
             // Mostly while the one who holds the fence is about its own.
-            977..983 if self.has_plots => {}
+            977..983 if self.plots > 0 => {}
             977..990 if self.random(|random| random.chance(self.wildness)) => self.break_something(),
             _ => self.look(),
         }
-        let often = if self.plots_to_ask() { 250 } else { 60 };
-        if self.has_plots && self.random(|random| random.chance(often)) {
+        let often = if self.plots_to_ask() { 250 } else { self.plots };
+        if self.plots > 0 && self.random(|random| random.chance(often)) {
             self.plot()?;
         }
         self.collect()

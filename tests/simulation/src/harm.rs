@@ -215,7 +215,12 @@ fn forged(random: &mut Random, before: Record) -> (Record, bool) {
     let most = u64::MAX - random.below(2);
     let named = random.pick(&[None, before.clean, Some(Bytes([9; 32]))]);
     let (version, generation) = (before.version + random.pick(&[1, 1, 100]), before.generation);
-    let (holder, generation) = random.pick(&[(before.holder, generation), (Bytes([9; 32]), generation + 1)]);
+    let (holder, generation) = random.pick(&[
+        (before.holder, generation),
+        (Bytes([9; 32]), generation + 1),
+        // As one that was just made: whoever sees it may claim it at once.
+        (Bytes::ZERO, generation + 1),
+    ]);
     let next = Record { version, holder, generation, clean: named, ..before };
     match random.below(8) {
         // No record at all.
@@ -227,8 +232,9 @@ fn forged(random: &mut Random, before: Record) -> (Record, bool) {
         4 => (Record { version: before.version + MAX_VERSION_STEP, ..next }, true),
         5 => {
             let ceilings = Ceilings { slot: Slot(most), target: Epoch(most), source: Epoch(most) };
-            let some = Ceilings { slot: Slot(most), ..before.ceilings };
-            (Record { ceilings: random.pick(&[ceilings, some]), ..next }, true)
+            let slot = Ceilings { slot: Slot(most), ..before.ceilings };
+            let source = Ceilings { source: Epoch(most), ..before.ceilings };
+            (Record { ceilings: random.pick(&[ceilings, ceilings, slot, source]), ..next }, true)
         }
         6 => (Record { sealed_generation: most, ..next }, true),
         _ => (Record { generation: MAX_GENERATION, ..next }, true),

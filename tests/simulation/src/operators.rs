@@ -542,8 +542,12 @@ impl Episode {
                     self.start_enclave(true);
                 }
             }
-            Task::Credentials | Task::HandOver | Task::TakeOver => {}
-            Task::FeeRecipient(_) | Task::Exit(_) | Task::Raise(_) => {}
+            Task::Credentials
+            | Task::HandOver
+            | Task::TakeOver
+            | Task::FeeRecipient(_)
+            | Task::Exit(_)
+            | Task::Raise(_) => {}
         }
         if let Some(statement) = self.statement(job.enclave) {
             self.looked(&statement);
