@@ -38,6 +38,8 @@ enum Kind {
     TakenBack,
     /// The record ends while its holder does not look, and goes on in another store.
     Moved,
+    /// A key's import is kept and denied, and offered once operators have been told that nothing has changed.
+    Denied,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,18 @@ impl Episode {
         let now = self.time.ms();
         let Some(mut plot) = self.plot else {
             let (kind, rolls_back, hands_over) = self.random(|random| {
-                let kind = random.pick(&[Kind::ImportedTwice, Kind::TakenBack, Kind::Moved]);
+                let kind = random.pick(&[
+                    Kind::ImportedTwice,
+                    Kind::ImportedTwice,
+                    Kind::TakenBack,
+                    Kind::TakenBack,
+                    Kind::Moved,
+                    Kind::Denied,
+                ]);
                 (kind, random.chance(400), random.chance(700))
             });
             let rolls_back = rolls_back && !self.options.has_honest_disk;
+            let kind = if self.options.has_honest_disk && kind == Kind::Denied { Kind::ImportedTwice } else { kind };
             let (stage, until) = (Stage::Begin, now + PATIENCE_MS);
             self.plot = Some(Plot { kind, stage, key: 0, holder: 0, until, rolls_back, hands_over });
             return Ok(());
@@ -127,6 +137,24 @@ impl Episode {
                 }
                 let moved = self.current_holder().is_some_and(|holder| holder != plot.holder);
                 return Ok(Some(if moved { Stage::Questions(QUESTIONS) } else { stage }));
+            }
+            (Stage::Ordered, Kind::Denied) => {
+                if self.job.is_some() {
+                    return Ok(Some(stage));
+                }
+                if self.keys[plot.key].place != Whereabouts::Foreign || self.world.lock().denied == 0 {
+                    return Ok(None);
+                }
+                self.end_all();
+                let number = self.start_enclave(true);
+                let world = &mut *self.world.lock();
+                world.views.insert(number, world.denied);
+                say!(*world, "the parent shows enclave {number} what it has denied");
+                return Ok(Some(Stage::Succession));
+            }
+            (Stage::Succession, Kind::Denied) => {
+                self.follow_the_tool();
+                return Ok(Some(self.current_holder().map_or(stage, |_| Stage::Questions(QUESTIONS))));
             }
             (Stage::Ordered, _) => {
                 // It signs with it before anybody can know that it has it.
@@ -195,7 +223,7 @@ impl Episode {
             (Stage::Questions(0), _) => return Ok(None),
             (Stage::Questions(left), kind) => {
                 self.asks_all(plot.key, 1)?;
-                if kind == Kind::TakenBack {
+                if kind == Kind::TakenBack || kind == Kind::Denied {
                     self.sign_elsewhere_with(plot.key)?;
                 }
                 return Ok(Some(Stage::Questions(left - 1)));
@@ -243,6 +271,12 @@ impl Episode {
         say!(self.world.lock(), "a plot about key {}, while enclave {holder} holds the fence", plot.key);
         if is_moved {
             self.begin(beside, Task::Close);
+        } else if plot.kind == Kind::Denied {
+            {
+                let world = &mut *self.world.lock();
+                (world.deny, world.denied) = (Some(holder), 0);
+            }
+            self.begin(holder, Task::Import(plot.key));
         } else {
             self.cut_off(holder, 16_000);
             self.begin(holder, Task::Import(plot.key));

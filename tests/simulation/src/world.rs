@@ -125,6 +125,10 @@ pub struct World {
     pub stores: Vec<StoreState>,
     /// Every blob that was ever kept, in this order.
     pub disk: Vec<Kept>,
+    /// Whose next blob is kept and denied.
+    pub deny: Option<u32>,
+    /// The last that was denied so.
+    pub denied: u64,
     /// The newest generation that an enclave is shown; everything where there is none.
     pub views: BTreeMap<u32, u64>,
     /// Enclaves whose questions to the store are not answered until a time; and whether they are carried out.
@@ -220,6 +224,8 @@ impl Shared {
             faults: Faults::default(),
             stores,
             disk: Vec::new(),
+            deny: None,
+            denied: 0,
             views: BTreeMap::new(),
             cuts: BTreeMap::new(),
             stats: Stats::default(),
@@ -546,14 +552,18 @@ impl Services for SimServices {
         self.call()?;
         let world = &mut *self.world.lock();
         let Faults { denied, dropped, .. } = world.faults;
-        let roll = world.random.below(1000);
+        let denies = world.deny == Some(self.enclave);
+        if denies {
+            (world.deny, world.denied) = (None, generation);
+        }
+        let roll = if denies { dropped } else { world.random.below(1000) };
         let (enclave, number) = (self.enclave, state_words(generation));
         if roll < dropped {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent loses it, and says so"));
             return Err(ServiceError::Refused);
         }
         world.disk.push(Kept { generation, bytes: Arc::new(blob.to_vec()) });
-        if roll < dropped + denied {
+        if denies || roll < dropped + denied {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent keeps it, and denies it"));
             return Err(ServiceError::Refused);
         }
