@@ -188,7 +188,17 @@ fn the_documented_example_opens() {
     let page = std::fs::read_to_string(page).unwrap();
     let example = page.split("### A worked example").nth(1).unwrap().split("\n## ").next().unwrap();
     let lines = example.lines().filter_map(|line| line.strip_prefix("    ")?.split_once("  ")).map(|(_, hex)| hex);
-    let blob = const_hex::decode(lines.collect::<String>()).unwrap();
+    opens(&lines.collect::<String>(), watermarks);
+    // And as each version wrote it (docs/COMPATIBILITY.md).
+    let versions = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compatibility");
+    let versions = std::fs::read_dir(versions).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    for version in versions {
+        opens(&std::fs::read_to_string(version.join("sealed-state.hex")).unwrap().replace('\n', ""), watermarks);
+    }
+}
+
+fn opens(hex: &str, watermarks: Watermarks) {
+    let blob = const_hex::decode(hex).unwrap();
     let opened = open(&blob, &place()).unwrap();
     assert_eq!(shown(&opened), [(key(1, History::Missing).public_key, Some([1; 32]), History::Known(watermarks))]);
     assert_eq!(opened.floor, GroupFloor::from_watermarks(watermarks));

@@ -1,0 +1,84 @@
+//! What earlier versions wrote is still read: the folders of tests/compatibility (docs/COMPATIBILITY.md).
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use casemate_protocol::Slot;
+use casemate_slashing::fence::{Place, Record};
+
+/// The chain of all that was kept.
+const HOODI: &str = "212f13fc4df078b6cb7db228f1c8307566dcecf900867401a92023d7ba99cb5f";
+
+fn versions() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compatibility");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let versions: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    assert!(!versions.is_empty());
+    versions
+}
+
+/// What `casemate` says, and that it says so with this exit code.
+fn casemate(arguments: &[&str], exit: i32) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_casemate")).args(arguments).output().unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {output:?}");
+    text
+}
+
+struct Kept(PathBuf);
+
+impl Kept {
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn pins(&self) -> Vec<String> {
+        ["--root".into(), self.path("root.pem"), "--measurements".into(), self.path("measurements.json")].into()
+    }
+
+    fn casemate(&self, command: &[&str], pins: &[String], exit: i32) -> String {
+        let pins = pins.iter().map(String::as_str);
+        casemate(&command.iter().copied().chain(pins).collect::<Vec<_>>(), exit)
+    }
+}
+
+#[test]
+fn answers_that_were_kept_are_still_verified() {
+    for kept in versions().into_iter().map(Kept) {
+        let answer = kept.path("attestation.json");
+        let verify = ["attest", "verify", &answer, "--at", "document"];
+        let text = kept.casemate(&verify, &kept.pins(), 0);
+        assert!(text.contains("ACCEPTED"), "{text}");
+        let as_json = [&verify[..], &["--json"]].concat();
+        let told: serde_json::Value = serde_json::from_str(&kept.casemate(&as_json, &kept.pins(), 0)).unwrap();
+        assert_eq!(told["statement"]["group"], "dev", "{told}");
+    }
+}
+
+#[test]
+fn signing_logs_that_were_kept_are_still_verified() {
+    for kept in versions().into_iter().map(Kept) {
+        let text = kept.casemate(&["log", "verify", &kept.path("log")], &kept.pins(), 0);
+        assert!(text.contains("1 signed, 1 refused"), "{text}");
+    }
+}
+
+#[test]
+fn commands_that_were_kept_are_still_shown() {
+    for kept in versions().into_iter().map(Kept) {
+        let text = kept.casemate(&["command", "show", &kept.path("command.json")], &[], 0);
+        assert!(text.contains("SEND THE FEES of 1 key to 0x00000000219ab540356cbb839cbe05303d7705fa"), "{text}");
+    }
+}
+
+#[test]
+fn records_that_were_kept_are_still_read() {
+    for kept in versions().into_iter().map(Kept) {
+        let network = const_hex::decode_to_array(HOODI).map(casemate_protocol::Bytes).unwrap();
+        let place = Place { group: "dev".into(), network };
+        let record = Record::decode(&std::fs::read(kept.path("closed.record")).unwrap(), &place).unwrap();
+        assert!(record.closed && record.version == 5, "{record:?}");
+        assert_eq!(record.ceilings.slot, Slot(4_486_341));
+    }
+}
