@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use casemate_fence::{Place, Record};
 use casemate_protocol::Slot;
-use casemate_slashing::fence::{Place, Record};
 
 /// The chain of all that was kept.
 const HOODI: &str = "212f13fc4df078b6cb7db228f1c8307566dcecf900867401a92023d7ba99cb5f";

@@ -14,7 +14,6 @@
 //! more than a complete history would, and never less.
 #![forbid(unsafe_code)]
 
-pub mod fence;
 pub mod group;
 pub mod history;
 #[cfg(feature = "interchange")]
@@ -23,7 +22,6 @@ pub mod limits;
 pub mod rules;
 pub mod watermarks;
 
-pub use fence::Fence;
 pub use group::GroupFloor;
 pub use history::History;
 pub use limits::{Ceilings, Floors, Limits};

@@ -121,7 +121,7 @@ fn record_fence(
     dynamodb: &DynamodbAt,
     credentials: Option<&StoreCredentials>,
 ) -> Result<FenceParts, FenceError> {
-    let place = casemate_slashing::fence::Place { group: group.to_owned(), network: network.genesis_validators_root() };
+    let place = casemate_fence::Place { group: group.to_owned(), network: network.genesis_validators_root() };
     let mut store = store::open(configured, place, Arc::clone(calls), Arc::clone(clock), dynamodb)?;
     if let Some(credentials) = credentials {
         // Those that do not fit are told by the keeper, which goes without.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, CredentialsId, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey,
     HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN,
@@ -19,7 +20,6 @@ use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::{NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{CommandResult, StatedCommand, StatedState};
 use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::fence::{Beginning, Record};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Watermarks, group};
 use zeroize::{Zeroize, Zeroizing};
 

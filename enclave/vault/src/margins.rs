@@ -3,8 +3,8 @@
 //! All that may be signed is bounded by a clock that is trusted to [`CLOCK_TOLERANCE_MS`]. Whoever has to lie above what another may have
 //! signed, or may sign yet, allows for two such clocks that are off in opposite ways ([`clock_margin`]).
 
+use casemate_fence::Record;
 use casemate_protocol::{Network, Slot};
-use casemate_slashing::fence::Record;
 use casemate_slashing::{Ceilings, Floors};
 
 /// How far two clocks may be apart.

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, RwLock};
 
+use casemate_fence::{Holder, Record};
 use casemate_protocol::command::{Envelope, Outcome, StoreCredentials};
 use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce};
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage};
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
-use casemate_slashing::fence::{Holder, Record};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
 use crate::attest::Attestor;

@@ -51,6 +51,7 @@ const EXPECTED: &[&str] = &[
     "bitflags",
     "blst",
     "bytes",
+    "casemate-fence",
     "casemate-keystore",
     "casemate-protocol",
     "casemate-sandbox",

@@ -14,11 +14,11 @@ mod common;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use casemate_fence::{Heard, Question, Record};
 use casemate_protocol::Bytes;
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
-use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::store::Store;
 use casemate_vault::store::dynamodb::Dynamodb;

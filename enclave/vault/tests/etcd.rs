@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use casemate_fence::{Heard, Question, Record};
 use casemate_local_etcd::{Certificates, Cluster};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::Bytes;
@@ -26,7 +27,6 @@ use casemate_protocol::refusal::{NotHolder, Refusal, StoreTrouble};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::store::Store;
 use casemate_vault::store::etcd::{Etcd, Which};
 use common::Bench;

@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use casemate_fence::{MAX_GENERATION, Record};
 use casemate_protocol::past::PastsPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
-use casemate_slashing::fence::{MAX_GENERATION, Record};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::clock::Sources;
 use casemate_vault::journal::Forgetful;

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use casemate_fence::Record;
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, EncryptedSecrets, HPKE_INFO, ImportedKey, KeyOutcome, LastState, OperatorSignature,
     Outcome, RecordOrder, SignedCommand, signed_bytes,
@@ -26,7 +27,6 @@ use casemate_protocol::past::Pasts;
 use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
-use casemate_slashing::fence::Record;
 use casemate_slashing::{Ceilings, Limits};
 use casemate_vault::bls::SecretKey;
 use casemate_vault::custody::Unsealed;

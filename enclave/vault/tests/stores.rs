@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use casemate_fence::{Heard, Question, Record};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
@@ -16,7 +17,6 @@ use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes, Refusal};
-use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::store::dynamodb::Dynamodb;
 use casemate_vault::store::etcd::{Etcd, Which};

@@ -17,9 +17,9 @@ use casemate_e2e::prober::{Probed, probe};
 use casemate_e2e::requests::{attestation, block};
 use casemate_e2e::stack::eventually;
 use casemate_e2e::{Bench, Stack};
+use casemate_fence::{MAX_GENERATION, Place, Record};
 use casemate_protocol::{Bytes, Epoch, PublicKey, Refusal, Reply, Request, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{MAX_GENERATION, Place, Record};
 use rustix::process::Signal;
 use serde_json::Value;
 

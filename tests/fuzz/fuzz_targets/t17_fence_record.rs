@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::command::StoreCredentials;
-use casemate_slashing::fence::{Place, Record};
+use casemate_fence::{Place, Record};
 use libfuzzer_sys::fuzz_target;
 
 static PLACE: LazyLock<Place> = LazyLock::new(|| Place { group: "alpha".into(), network: Bytes([5; 32]) });

@@ -11,7 +11,7 @@ use casemate_protocol::statement::RecordKind;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{Heard, Place, Question, Record};
+use casemate_fence::{Heard, Place, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::store::dynamodb::Dynamodb;
 use casemate_vault::store::etcd::{Etcd, Which};

@@ -62,11 +62,11 @@ mod store {
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use casemate_fence::{Heard, Question, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceStanding, RecordKind};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Limits, Watermarks, rules};
 use casemate_vault::journal::Forgetful;
 use gate::{FenceParts, Fencing, Gate, View};

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use casemate_fence::Question;
 use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
@@ -13,7 +14,6 @@ use casemate_protocol::{
     Network, Preset, PublicKey, Reply, Request, SignRequest, Slot,
 };
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::Question;
 use casemate_vault::Policy;
 use casemate_vault::bls::SecretKey;
 use casemate_vault::cms::RecipientKey;

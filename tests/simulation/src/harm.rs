@@ -1,9 +1,9 @@
 //! Records that no enclave has asked for, and clocks that jump: what happens, what ends it, and what has to be so afterwards.
 
+use casemate_fence::{MAX_GENERATION, MAX_VERSION_STEP, Question, Record};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{MAX_GENERATION, MAX_VERSION_STEP, Question, Record};
 
 use crate::episode::{Episode, SLOTS_PER_EPOCH, Violation, Whereabouts};
 use crate::judge::Message;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use aws_nitro_enclaves_nsm_api::api::{AttestationDoc, Digest, ErrorCode, Request, Response};
+use casemate_fence::{Heard, Holder, Place, Question, Record};
 use casemate_nsm::{ES384, cose_sign1};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use casemate_protocol::{Bytes, Network, Root, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{Heard, Holder, Place, Question, Record};
 use casemate_vault::Nsm;
 use casemate_vault::clock::Sources;
 use casemate_vault::cms::RecipientKey;

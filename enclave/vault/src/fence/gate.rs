@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{self, FenceKind, FenceStanding, StatedFloors, StatedRecord};
 use casemate_protocol::{Refusal, Root, Slot};
-use casemate_slashing::fence::{Beginning, Record};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
 use crate::margins::HAND_OVER_REST;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use casemate_fence::Fence;
+use casemate_fence::{Ask, Heard, Holder, Question, Record, Standing};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::Fence;
-use casemate_slashing::fence::{Ask, Heard, Holder, Question, Record, Standing};
 
 use super::gate::{Answer, Done, Errand, Fencing, Gate, Keeping, View};
 use crate::Vault;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use casemate_fence::{Heard, Place, Question, Record};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
-use casemate_slashing::fence::{Heard, Place, Question, Record};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use casemate_fence::{Heard, Place, Question, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use casemate_protocol::store::{ClusterId, KeyPrefix, etcd_identity};
-use casemate_slashing::fence::{Heard, Place, Question, Record};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
+use casemate_fence::{Heard, Place, Question, Record};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::outward::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
-use casemate_slashing::fence::{Heard, Place, Question, Record};
 
 use super::Store;
 use crate::custody::ServiceError;

@@ -11,12 +11,12 @@ pub mod sigv4;
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_fence::{Heard, Place, Question};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::RecordStore;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
-use casemate_slashing::fence::{Heard, Place, Question};
 use rustls::RootCertStore;
 
 use crate::calls::Calls;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use casemate_fence::{Heard, Place, Question, Record};
 use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
@@ -15,7 +16,6 @@ use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, SignRequest, Slot,
 };
-use casemate_slashing::fence::{Heard, Place, Question, Record};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::journal::Forgetful;
 use casemate_vault::store::{Carrier, Store};

@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use casemate_fence::{Heard, Question, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
-use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_vault::store::Store;
 
 /// A question and what came of it.

@@ -1,9 +1,10 @@
 //! The fence's state machine, step by step: each question with every field of its record, and each answer with what follows.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use casemate_fence::Fence;
+use casemate_fence::{Ask, Beginning, Heard, MAX_VERSION_STEP, Question, Record, Standing};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
-use casemate_slashing::fence::{Ask, Beginning, Heard, MAX_VERSION_STEP, Question, Record, Standing};
-use casemate_slashing::{Ceilings, Fence, Floors, Limits};
+use casemate_slashing::{Ceilings, Floors, Limits};
 
 const ME: Bytes<32> = Bytes([1; 32]);
 const OTHER: Bytes<32> = Bytes([2; 32]);
@@ -249,7 +250,7 @@ fn a_first_record_has_all_that_it_begins_with_and_is_made_once() {
     assert_eq!(fence.create(&beginning()), None, "it has not looked yet");
     assert_eq!(look(&mut fence, None), None);
     assert_eq!(fence.standing(), Standing::NoRecord);
-    for generation in [0, casemate_slashing::fence::MAX_GENERATION + 1] {
+    for generation in [0, casemate_fence::MAX_GENERATION + 1] {
         assert_eq!(fence.create(&Beginning { generation, ..beginning() }), None, "{generation}");
     }
     let ask = fence.create(&beginning());

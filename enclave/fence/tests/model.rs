@@ -23,9 +23,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
+use casemate_fence::Fence;
+use casemate_fence::{Ask, Beginning, Heard, Question, Record, Standing};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
-use casemate_slashing::fence::{Ask, Beginning, Heard, Question, Record, Standing};
-use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Fence, Floors, Limits, Watermarks, rules};
+use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, Limits, Watermarks, rules};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const SLASHABLE: &str = "no two released signatures are slashable";

@@ -41,10 +41,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
+use casemate_fence::Fence;
+use casemate_fence::{Ask, Beginning, Heard, Question, Record, Standing};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
-use casemate_slashing::fence::{Ask, Beginning, Heard, Question, Record, Standing};
 use casemate_slashing::group::{self, GroupFloor};
-use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Fence, Floors, History, Limits, Watermarks, rules};
+use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, History, Limits, Watermarks, rules};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const SLASHABLE: &str = "no two released signatures of a key are slashable";

@@ -11,17 +11,16 @@
 //!
 //! A holder that leaves in order names the exact state that it leaves behind, by its digest; who has that very state needs no floors,
 //! and nobody else does without. That state stands for the whole past, so the holder's own floors are in it
-//! ([`Floors::watermarks`]), and the floor of keys that it does not list ([`crate::group`]). A record that is made anew is no
+//! ([`Floors::watermarks`]), and the floor of keys that it does not list ([`casemate_slashing::group`]). A record that is made anew is no
 //! exception: it is free of floors for the state that it names, if it names one.
 //!
 //! A record can be closed: it ends for good, and the next one, in whatever store, begins above it.
 
-mod record;
-
 use casemate_protocol::{Bytes, Root};
 
-pub use self::record::{Beginning, MAX_GENERATION, MAX_RECORD_LEN, Place, Record, RecordError};
-use crate::{Ceilings, Floors, Limits};
+use casemate_slashing::{Ceilings, Floors, Limits};
+
+use crate::record::{Beginning, MAX_GENERATION, Record};
 
 /// A record's version is believed up to so far above the newest that was seen: else whoever can write to the store once could use
 /// up all versions, for good. Changes are counted one by one; nobody makes so many.

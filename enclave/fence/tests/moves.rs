@@ -1,9 +1,9 @@
 //! A group's record goes on in another store, and comes back over one that has ended.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use casemate_fence::{Ask, Beginning, Fence, Heard, Question, Record, Standing};
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{Ask, Beginning, Fence, Heard, Question, Record, Standing};
 
 const ME: Bytes<32> = Bytes([1; 32]);
 

@@ -4,8 +4,9 @@ use casemate_protocol::cbor::{self, Form};
 use casemate_protocol::{Bytes, Root};
 use serde::{Deserialize, Serialize};
 
-use super::Holder;
-use crate::{Ceilings, Floors};
+use casemate_slashing::{Ceilings, Floors};
+
+use crate::Holder;
 
 /// The one format version.
 const FORMAT: u64 = 2;
