@@ -15,7 +15,7 @@ use casemate_broker::outward::Parent;
 use casemate_protocol::Bytes;
 use casemate_protocol::address::Address;
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
-use casemate_vault::kms::{Asked, Endpoint};
+use casemate_vault::link::kms::{Asked, Endpoint};
 use common::{Question, conversation};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;

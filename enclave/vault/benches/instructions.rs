@@ -11,8 +11,8 @@ use casemate_protocol::{
     ReplyFrame, Request, RequestFrame, Root, SignRequest, Slot, frame,
 };
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::bls::{BATCH, HashedMessage, SecretKey, sign_batch};
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::signing::bls::{BATCH, HashedMessage, SecretKey, sign_batch};
 use casemate_vault::{Clock, Keys, Policy, Vault};
 
 const GENESIS: Root = Bytes([4; 32]);

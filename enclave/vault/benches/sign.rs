@@ -12,9 +12,10 @@ use casemate_protocol::{
     Request, RequestFrame, Root, SignRequest, Slot,
 };
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::bls::{HashedMessage, SecretKey};
-use casemate_vault::journal::Forgetful;
-use casemate_vault::{Clock, Keys, Policy, Vault, signing_root};
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::signing::bls::{HashedMessage, SecretKey};
+use casemate_vault::signing::signing_root;
+use casemate_vault::{Clock, Keys, Policy, Vault};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const GENESIS: Root = Bytes([4; 32]);

@@ -6,8 +6,8 @@ use std::hint::black_box;
 use casemate_protocol::Bytes;
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::Keys;
-use casemate_vault::bls::SecretKey;
-use casemate_vault::seal::{self, Contents, Place, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{self, Contents, Place, SealedKey, SecretBytes};
+use casemate_vault::signing::bls::SecretKey;
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const DATA_KEY: [u8; 32] = [7; 32];

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::command::StoreCredentials;
@@ -15,17 +15,18 @@ use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Configuration, Network};
 use casemate_slashing::{Ceilings, Limits};
 
-use crate::calls::{Calls, Outside};
-use crate::clock::{KernelClocks, Sources};
-use crate::command::waiting_for;
-use crate::custody::{self, Custody, CustodyError};
-use crate::journal::Forgetful;
-use crate::kms::Endpoint;
-use crate::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
-use crate::nsm::NsmError;
-use crate::seal::{Contents, Place};
-use crate::server::Link;
-use crate::store::{self, DynamodbAt, StoreError};
+use crate::admin::command::waiting_for;
+use crate::fence::store::{self, DynamodbAt, StoreError};
+use crate::keys::custody::{self, Custody, CustodyError};
+use crate::keys::journal::Forgetful;
+use crate::keys::seal::{Contents, Place};
+use crate::link::calls::{Calls, Outside};
+use crate::link::kms::Endpoint;
+use crate::link::server::Link;
+use crate::platform::clock::{KernelClocks, Sources};
+use crate::platform::cpus::cores;
+use crate::platform::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
+use crate::platform::nsm::NsmError;
 use crate::{
     Attestor, Clock, FenceParts, Fencing, Identity, Journal, Keeper, Keeping, Keys, Loaded, Nsm, NsmDevice, Office,
     TrustedClock, Vault,
@@ -204,12 +205,6 @@ pub fn program(
     let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
     let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful))?;
     Ok(serve(link, &vault, keeping, seen, cores())?)
-}
-
-/// How many threads run at once. Counting them reads files: once, before the sandbox.
-pub fn cores() -> NonZeroUsize {
-    static CORES: OnceLock<NonZeroUsize> = OnceLock::new();
-    *CORES.get_or_init(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
 }
 
 /// What libraries do once, at their first use, and may not do in the sandbox: the random number generator looks for a device of

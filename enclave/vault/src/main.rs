@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use casemate_vault::boot::program;
-use casemate_vault::kms::Endpoint;
+use casemate_vault::link::kms::Endpoint;
 
 fn main() -> ExitCode {
     let started = std::io::stdout().as_fd().try_clone_to_owned();

@@ -11,15 +11,16 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
-use crate::attest::Attestor;
-use crate::bls::{HashedMessage, SecretKey, sign_batch};
-use crate::command::{Desk, Office};
+use crate::admin::command::{Desk, Office};
 use crate::fence::{Done, Errand, Fencing};
-use crate::keys::{Key, current};
-use crate::log::SigningLog;
-use crate::points::PointCache;
-use crate::policy::{Exits, Policy};
-use crate::{Clock, Journal, Keys, Loaded, Nsm, signing_root};
+use crate::keys::keyring::{Key, current};
+use crate::platform::attest::Attestor;
+use crate::signing::bls::{HashedMessage, SecretKey, sign_batch};
+use crate::signing::log::SigningLog;
+use crate::signing::points::PointCache;
+use crate::signing::policy::{Exits, Policy};
+use crate::signing::signing_root;
+use crate::{Clock, Journal, Keys, Loaded, Nsm};
 
 /// A signature that is due: every rule has let it through, and its watermark is saved.
 pub(crate) struct Due {

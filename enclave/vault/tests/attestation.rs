@@ -10,8 +10,8 @@ use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{Fence, FenceKind, FenceStanding};
 use casemate_protocol::{Bytes, Network, Refusal, Reply, Request, Statement};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::attest::BURST;
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::platform::attest::BURST;
 use casemate_vault::{Attestor, Identity, Keys, Nsm, Policy, SystemClock, Vault};
 
 const NOW: u64 = 1_790_000_000_123;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use casemate_vault::cms::{CmsError, EnvelopedData, RecipientKey};
+use casemate_vault::keys::cms::{CmsError, EnvelopedData, RecipientKey};
 use serde_json::Value;
 
 struct Sample {

@@ -21,9 +21,10 @@ use casemate_protocol::{
     Network, Preset, PublicKey, Refusal, Reply, Request, Root, SignRequest, Slot, Statement,
 };
 use casemate_slashing::{Limits, Watermarks};
-use casemate_vault::custody::{ServiceError, Unsealed};
-use casemate_vault::journal::Forgetful;
-use casemate_vault::{Attestor, Clock, Deposits, Identity, Keys, Loaded, Office, Vault, bls::SecretKey};
+use casemate_vault::keys::custody::{ServiceError, Unsealed};
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::signing::bls::SecretKey;
+use casemate_vault::{Attestor, Clock, Deposits, Identity, Keys, Loaded, Office, Vault};
 use common::{Bench, GROUP};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -369,7 +370,7 @@ fn generated_keys_have_deposits_for_the_measured_address_alone() {
         amount: 32_000_000_000,
         genesis_fork_version: Bytes([0; 4]),
     };
-    let root = casemate_vault::signing_root::compute(&deposit, None, &network()).unwrap();
+    let root = casemate_vault::signing::signing_root::compute(&deposit, None, &network()).unwrap();
     let public_key = blst::min_pk::PublicKey::from_bytes(&keys[0].public_key.0).unwrap();
     let signature = blst::min_pk::Signature::from_bytes(&keys[0].deposit_signature.0).unwrap();
     let suite = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";

@@ -16,7 +16,7 @@ use casemate_protocol::configuration::Operators;
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Statement};
 use casemate_slashing::Limits;
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
 use common::fence::{GENESIS, Member, Memory, network};
 use common::{Bench, GROUP};

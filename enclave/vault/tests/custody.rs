@@ -10,11 +10,12 @@ use casemate_document::Anchor;
 use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmResponse, SoftwareNsm, root_params};
 use casemate_protocol::Bytes;
 use casemate_slashing::{History, Watermarks};
-use casemate_vault::bls::SecretKey;
-use casemate_vault::cms::CmsError;
-use casemate_vault::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services, Unsealed};
-use casemate_vault::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
-use casemate_vault::{Nsm, seal};
+use casemate_vault::Nsm;
+use casemate_vault::keys::cms::CmsError;
+use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services, Unsealed};
+use casemate_vault::keys::seal;
+use casemate_vault::keys::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::signing::bls::SecretKey;
 use common::{Bench, GROUP, MODULE_ID, NOW, Soft};
 
 fn sealed(generations: &[u64]) -> Bench {
@@ -105,8 +106,11 @@ fn a_swapped_wrapped_key_opens_nothing() {
     let attackers = bench.world.create_key(None);
     let with = EncryptionContext { group: GROUP.into(), network: bench.place.network };
     for arn in [&attackers, &bench.place.key_arn] {
-        let document =
-            bench.nsm.attestation(None, None, Some(casemate_vault::cms::RecipientKey::generate().unwrap().spki()));
+        let document = bench.nsm.attestation(
+            None,
+            None,
+            Some(casemate_vault::keys::cms::RecipientKey::generate().unwrap().spki()),
+        );
         let made = bench.world.generate_data_key(arn, &document.unwrap(), &with).unwrap();
         assert_eq!(made.wrapped.len(), ours.len());
         let at = blob.windows(ours.len()).position(|window| window == ours).unwrap();
@@ -129,7 +133,7 @@ fn forged_and_changed_answers_of_kms_are_refused() {
     assert!(matches!(bench.start().seal(&contents(1), 2).unwrap_err(), CustodyError::OtherKey { .. }));
     // An answer for another start's key: replayed.
     let document =
-        bench.nsm.attestation(None, None, Some(casemate_vault::cms::RecipientKey::generate().unwrap().spki()));
+        bench.nsm.attestation(None, None, Some(casemate_vault::keys::cms::RecipientKey::generate().unwrap().spki()));
     *bench.world.tamper.lock().unwrap() = None;
     let with = EncryptionContext { group: GROUP.into(), network: bench.place.network };
     let old = bench.world.generate_data_key(&bench.place.key_arn, &document.unwrap(), &with).unwrap();

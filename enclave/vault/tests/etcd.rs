@@ -27,8 +27,8 @@ use casemate_protocol::refusal::{NotHolder, Refusal, StoreTrouble};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_slashing::Ceilings;
-use casemate_vault::store::Store;
-use casemate_vault::store::etcd::{Etcd, Which};
+use casemate_vault::fence::store::Store;
+use casemate_vault::fence::store::etcd::{Etcd, Which};
 use common::Bench;
 use common::fence::{
     Direct, Member, Memory, Outcome, block, eventually_signs, first_record, judge, network, now_ms, place, siege,

@@ -21,9 +21,9 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
-use casemate_vault::clock::Sources;
-use casemate_vault::journal::Forgetful;
-use casemate_vault::runtime::{Bell, Runtime};
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::platform::clock::Sources;
+use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{Clock, FenceParts, Keeper, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
 use common::fence::{
     MEMORY, Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::calls::NoResponse;
-use casemate_vault::kms::{Asked, Endpoint, Exchange, Response};
+use casemate_vault::link::kms::{Asked, Endpoint, Exchange, Response};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 

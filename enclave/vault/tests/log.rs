@@ -15,7 +15,7 @@ use casemate_protocol::{
     Root, SignRequest, Slot, Statement,
 };
 use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks};
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::{Attestor, Clock, Identity, Keys, Policy, Vault};
 use common::{Bench, GROUP};
 

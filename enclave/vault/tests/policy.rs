@@ -11,7 +11,7 @@ use casemate_protocol::{
 };
 use casemate_slashing::{History, Limits, Watermarks};
 use casemate_testdata::{folder, json};
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use serde_json::Value;
 

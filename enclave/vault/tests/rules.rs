@@ -16,7 +16,8 @@ use casemate_protocol::{
     PublicKey, Refusal, Reply, ReplyFrame, Request, RequestFrame, Root, SignRequest, Signature, Slot,
 };
 use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks};
-use casemate_vault::{Clock, Journal, Keys, NotSaved, Policy, Vault, server};
+use casemate_vault::link::server;
+use casemate_vault::{Clock, Journal, Keys, NotSaved, Policy, Vault};
 
 const GENESIS: Root = Bytes([4; 32]);
 /// Slot 320, the first of epoch 10.

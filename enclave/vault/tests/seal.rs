@@ -3,8 +3,8 @@
 
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, History, Watermarks};
-use casemate_vault::bls::SecretKey;
-use casemate_vault::seal::{self, Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{self, Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::signing::bls::SecretKey;
 
 const DATA_KEY: [u8; 32] = [7; 32];
 const WRAPPED: &[u8] = b"wrapped by KMS";

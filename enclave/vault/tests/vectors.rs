@@ -7,8 +7,8 @@ use casemate_protocol::{
     Version,
 };
 use casemate_testdata::{files, folder, json};
-use casemate_vault::bls::{HashedMessage, SecretKey};
-use casemate_vault::signing_root;
+use casemate_vault::signing::bls::{HashedMessage, SecretKey};
+use casemate_vault::signing::signing_root;
 use serde_json::Value;
 
 fn hex<const N: usize>(value: &Value) -> Bytes<N> {

@@ -11,7 +11,7 @@ use casemate_keystore::folder::{self, Entry};
 use casemate_protocol::{Network, PublicKey};
 use casemate_slashing::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
-use casemate_vault::bls::SecretKey;
+use casemate_vault::signing::bls::SecretKey;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::boot::{BootHistory, BootKey, SecretHex};

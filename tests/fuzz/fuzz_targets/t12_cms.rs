@@ -1,7 +1,7 @@
 //! KMS's CMS messages: whatever bytes come, they parse into parts of the right lengths or are refused.
 #![no_main]
 
-use casemate_vault::cms::EnvelopedData;
+use casemate_vault::keys::cms::EnvelopedData;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 
 use casemate_protocol::Bytes;
-use casemate_vault::seal::{self, Contents, Place};
+use casemate_vault::keys::seal::{self, Contents, Place};
 use libfuzzer_sys::fuzz_target;
 
 const DATA_KEY: [u8; 32] = [7; 32];

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::calls;
-use casemate_vault::kms::{Asked, Endpoint, Exchange, amazon_roots, response};
+use casemate_vault::link::kms::{Asked, Endpoint, Exchange, amazon_roots, response};
 use libfuzzer_sys::fuzz_target;
 
 static ENDPOINT: LazyLock<Endpoint> =

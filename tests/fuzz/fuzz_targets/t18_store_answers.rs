@@ -13,10 +13,10 @@ use casemate_protocol::{BoundedBytes, Bytes};
 use casemate_slashing::Ceilings;
 use casemate_fence::{Heard, Place, Question, Record};
 use casemate_vault::SystemClock;
-use casemate_vault::store::dynamodb::Dynamodb;
-use casemate_vault::store::etcd::{Etcd, Which};
-use casemate_vault::store::{Carrier, Store};
-use casemate_vault::tls::{Endpoint, Response, response};
+use casemate_vault::fence::store::dynamodb::Dynamodb;
+use casemate_vault::fence::store::etcd::{Etcd, Which};
+use casemate_vault::fence::store::{Carrier, Store};
+use casemate_vault::link::tls::{Endpoint, Response, response};
 use libfuzzer_sys::fuzz_target;
 
 /// The configured cluster: seeds and mutations find it.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use casemate_protocol::{Duty, Reply, Request, frame};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use libfuzzer_sys::fuzz_target;
 

@@ -7,7 +7,7 @@ use casemate_document::{Anchor, Timestamp};
 use casemate_local_kms::api::{Failure, Kms};
 use casemate_local_kms::state::State;
 use casemate_nsm::{Authority, Pcrs, Request, Response, SoftwareNsm, root_params};
-use casemate_vault::cms::{CmsError, EnvelopedData, RecipientKey};
+use casemate_vault::keys::cms::{CmsError, EnvelopedData, RecipientKey};
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The vault's gate (`enclave/vault/src/fence/gate.rs`) and keys (`keys.rs`), the very files, with locks whose order a scheduler decides
+//! The vault's gate (`enclave/vault/src/fence/gate.rs`) and keys (`keys/keyring.rs`), the very files, with locks whose order a scheduler decides
 //! (shuttle). What the simulator cannot see is here: two threads at one lock. Each claim has a broken variant that is found.
 //!
 //! Random schedules, and such with few changes of thread (PCT), which find what needs a rare order. Nothing here is in a program.
@@ -15,49 +15,44 @@
 
 #[path = "../../../enclave/vault/src/fence/gate.rs"]
 mod gate;
-#[path = "../../../enclave/vault/src/keys.rs"]
-mod keys;
+#[path = "../../../enclave/vault/src/keys/keyring.rs"]
+mod keyring;
 
-/// In the place of the vault's own.
-mod sync {
-    pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
-    pub(crate) use std::sync::PoisonError;
-}
-mod bls {
-    /// No key is multiplied with here.
-    pub(crate) struct SecretKey([u8; 32]);
+/// The rooms of the vault, as its files name them.
+mod signing {
+    pub(crate) mod bls {
+        /// No key is multiplied with here.
+        pub(crate) struct SecretKey([u8; 32]);
 
-    impl SecretKey {
-        pub(crate) fn from_be_bytes(bytes: &mut [u8; 32]) -> Result<Self, ()> {
-            Ok(Self(*bytes))
-        }
+        impl SecretKey {
+            pub(crate) fn from_be_bytes(bytes: &mut [u8; 32]) -> Result<Self, ()> {
+                Ok(Self(*bytes))
+            }
 
-        pub(crate) fn to_be_bytes(&self) -> Box<[u8; 32]> {
-            Box::new(self.0)
-        }
+            pub(crate) fn to_be_bytes(&self) -> Box<[u8; 32]> {
+                Box::new(self.0)
+            }
 
-        pub(crate) fn public_key(&self) -> casemate_protocol::PublicKey {
-            casemate_protocol::Bytes([self.0[0]; 48])
+            pub(crate) fn public_key(&self) -> casemate_protocol::PublicKey {
+                casemate_protocol::Bytes([self.0[0]; 48])
+            }
         }
     }
 }
-mod boot {
-    pub(crate) use casemate_vault::boot::cores;
+mod keys {
+    pub(crate) use casemate_vault::keys::{journal, seal};
 }
-mod journal {
-    pub(crate) use casemate_vault::journal::{Journal, NotSaved};
+mod platform {
+    pub(crate) use casemate_vault::platform::{cpus, margins, runtime};
+
+    /// In the place of the vault's own.
+    pub(crate) mod sync {
+        pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
+        pub(crate) use std::sync::PoisonError;
+    }
 }
-mod margins {
-    pub(crate) use casemate_vault::margins::HAND_OVER_REST;
-}
-mod runtime {
-    pub(crate) use casemate_vault::runtime::{Bell, Kernel, Runtime};
-}
-mod seal {
-    pub(crate) use casemate_vault::seal::{Contents, SealedKey, SecretBytes};
-}
-mod store {
-    pub(crate) use casemate_vault::store::Store;
+mod fence {
+    pub(crate) use casemate_vault::fence::store;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -68,19 +63,19 @@ use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceStanding, RecordKind};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Limits, Watermarks, rules};
-use casemate_vault::journal::Forgetful;
+use casemate_vault::keys::journal::Forgetful;
 use gate::{FenceParts, Fencing, Gate, View};
-use keys::{Keys, current};
-use seal::{Contents, SealedKey, SecretBytes};
+use keyring::{Keys, current};
+use keys::seal::{Contents, SealedKey, SecretBytes};
+use platform::sync::{Arc, Mutex, PoisonError, RwLock};
 use shuttle::thread;
-use sync::{Arc, Mutex, PoisonError, RwLock};
 
 const RUNS: usize = 3000;
 
 /// A store that is never asked: the gate has no keeper here but the tests.
 struct Nowhere;
 
-impl store::Store for Nowhere {
+impl fence::store::Store for Nowhere {
     fn kind(&self) -> RecordKind {
         RecordKind::File
     }
@@ -348,7 +343,7 @@ fn reload(under_the_gate: bool) -> impl Fn() + Send + Sync + Clone {
         if guard.is_some() || !under_the_gate {
             let before = current(&enclave.keys);
             let past = |key: &PublicKey, history: History| {
-                casemate_slashing::group::reloaded(before.past(key).map(keys::Key::history), Some(history)).unwrap()
+                casemate_slashing::group::reloaded(before.past(key).map(keyring::Key::history), Some(history)).unwrap()
             };
             let newer = Keys::unsealed(contents(signed(3), true), |_, key, history| past(key, history)).unwrap();
             enclave.publish(newer.remembering(&before, 10, &Forgetful).unwrap());

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use casemate_vault::runtime::{Bell, Runtime};
+use casemate_vault::platform::runtime::{Bell, Runtime};
 
 /// An actor that keeps its turn for so long waits for something that the driver does not know of.
 const STUCK: Duration = Duration::from_mins(1);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::{Bytes, Network, Reply, Request};
 use casemate_slashing::Limits;
-use casemate_vault::clock::Clock;
-use casemate_vault::cms::RecipientKey;
-use casemate_vault::custody::{Custody, CustodyError, Services, Unsealed};
-use casemate_vault::journal::Forgetful;
-use casemate_vault::runtime::{Bell, Runtime};
-use casemate_vault::seal::Place;
+use casemate_vault::keys::cms::RecipientKey;
+use casemate_vault::keys::custody::{Custody, CustodyError, Services, Unsealed};
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::seal::Place;
+use casemate_vault::platform::clock::Clock;
+use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{
     Attestor, FenceParts, Identity, Keeper, KeeperError, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock,
     Vault,
@@ -229,7 +229,7 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let keys = Keys::unsealed(contents, |_, _, history| history).ok()?;
     let mut asked = SimStore { world, number: store, enclave, credentials: None };
     if let Some(credentials) = &opens {
-        casemate_vault::store::Store::open(&mut asked, credentials);
+        casemate_vault::fence::store::Store::open(&mut asked, credentials);
     }
     let (fencing, keeping) = FenceParts::with_record(Box::new(asked)).split();
     let fencing = fencing.running_on(Arc::clone(runtime));

@@ -15,8 +15,8 @@ use casemate_protocol::{
 };
 use casemate_slashing::Ceilings;
 use casemate_vault::Policy;
-use casemate_vault::bls::SecretKey;
-use casemate_vault::cms::RecipientKey;
+use casemate_vault::keys::cms::RecipientKey;
+use casemate_vault::signing::bls::SecretKey;
 
 use crate::actor::Time;
 use crate::enclave::{Boot, Enclave, Order, Setup};

@@ -14,10 +14,10 @@ use casemate_protocol::statement::RecordKind;
 use casemate_protocol::{Bytes, Network, Root, Slot};
 use casemate_slashing::Ceilings;
 use casemate_vault::Nsm;
-use casemate_vault::clock::Sources;
-use casemate_vault::cms::RecipientKey;
-use casemate_vault::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
-use casemate_vault::store::Store;
+use casemate_vault::fence::store::Store;
+use casemate_vault::keys::cms::RecipientKey;
+use casemate_vault::keys::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
+use casemate_vault::platform::clock::Sources;
 use serde_bytes::ByteBuf;
 
 use crate::actor::{Time, Wait, pause};
@@ -32,7 +32,7 @@ pub const FIRST_SLOT: u64 = 1000;
 pub const KEY_ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555";
 /// The group.
 pub const GROUP: &str = "alpha";
-/// How far a trusted clock may be off (`enclave/vault/src/margins.rs`).
+/// How far a trusted clock may be off (`enclave/vault/src/platform/margins.rs`).
 pub const CLOCK_TOLERANCE_MS: u64 = 2000;
 /// The chain.
 pub const GENESIS: Root = Bytes([5; 32]);

@@ -3,7 +3,7 @@
 use casemate_broker::kms::Conversation;
 use casemate_protocol::calls::{self, Answer, Call, NoResponse, PART_LEN};
 use casemate_protocol::{BoundedBytes, Bytes, frame};
-use casemate_vault::kms::{Asked, Endpoint, Exchange, Response};
+use casemate_vault::link::kms::{Asked, Endpoint, Exchange, Response};
 use tokio::sync::mpsc;
 
 /// What the vault would have asked for.

@@ -1,7 +1,7 @@
 //! The gate: every signature passes it, and one thread, the keeper, opens and closes it.
 //!
 //! A signature takes the gate's read lock from the look at the limits to the saving of the watermark: once the gate is closed, nothing
-//! is under way any more. tests/shuttle runs this very file, with [`crate::keys`], through the orders in which threads can meet here.
+//! is under way any more. tests/shuttle runs this very file, with [`crate::keys::keyring`], through the orders in which threads can meet here.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use casemate_protocol::statement::{self, FenceKind, FenceStanding, StatedFloors,
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
-use crate::margins::HAND_OVER_REST;
-use crate::runtime::{Bell, Kernel, Runtime};
-use crate::store::Store;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use crate::fence::store::Store;
+use crate::platform::margins::HAND_OVER_REST;
+use crate::platform::runtime::{Bell, Kernel, Runtime};
+use crate::platform::sync::atomic::{AtomicU64, Ordering};
+use crate::platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// Longest time for what the keeper is sent for, for whoever waits.
 const ERRAND_TIMEOUT: Duration = Duration::from_mins(1);

@@ -12,10 +12,10 @@ use casemate_slashing::Ceilings;
 
 use super::gate::{Answer, Done, Errand, Fencing, Gate, Keeping, View};
 use crate::Vault;
-use crate::margins::{self, AHEAD};
-use crate::runtime::Runtime;
-use crate::store::Store;
-use crate::sync::Arc;
+use crate::fence::store::Store;
+use crate::platform::margins::{self, AHEAD};
+use crate::platform::runtime::Runtime;
+use crate::platform::sync::Arc;
 
 /// How often the keeper looks at the clock.
 const TICK: Duration = Duration::from_millis(100);

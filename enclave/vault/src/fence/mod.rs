@@ -5,6 +5,7 @@
 
 pub(crate) mod gate;
 mod keeper;
+pub mod store;
 
 pub(crate) use self::gate::{Done, Errand};
 pub use self::gate::{FenceParts, Fencing, Keeping};

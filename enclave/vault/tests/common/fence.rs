@@ -17,9 +17,9 @@ use casemate_protocol::{
     Network, Preset, PublicKey, Refusal, Reply, Request, SignRequest, Slot,
 };
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
-use casemate_vault::journal::Forgetful;
-use casemate_vault::store::{Carrier, Store};
-use casemate_vault::tls::{Endpoint, Exchange, Response};
+use casemate_vault::fence::store::{Carrier, Store};
+use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::link::tls::{Endpoint, Exchange, Response};
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keeper, Keeping, Keys, Policy, SystemClock, Vault};
 
 use super::{Bench, GROUP};
@@ -216,7 +216,7 @@ impl Drop for Member {
 }
 
 pub fn public_key() -> PublicKey {
-    casemate_vault::bls::SecretKey::from_be_bytes(&mut [1; 32]).unwrap().public_key()
+    casemate_vault::signing::bls::SecretKey::from_be_bytes(&mut [1; 32]).unwrap().public_key()
 }
 
 pub fn sign(vault: &Vault, duty: &Duty) -> Result<(), Refusal> {

@@ -11,7 +11,7 @@ use casemate_fence::{Heard, Question, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
-use casemate_vault::store::Store;
+use casemate_vault::fence::store::Store;
 
 /// A question and what came of it.
 #[derive(Clone, Copy, Debug)]

@@ -15,8 +15,8 @@ use casemate_local_kms::state::State;
 use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmResponse, SoftwareNsm, root_params};
 use casemate_protocol::Bytes;
 use casemate_vault::Nsm;
-use casemate_vault::custody::{Custody, EncryptionContext, KmsAnswer, ServiceError, Services};
-use casemate_vault::seal::Place;
+use casemate_vault::keys::custody::{Custody, EncryptionContext, KmsAnswer, ServiceError, Services};
+use casemate_vault::keys::seal::Place;
 use serde_json::{Value, json};
 
 pub const NOW: u64 = 1_790_000_000_000;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use casemate_vault::boot::program;
-use casemate_vault::kms::{Endpoint, host_of_key};
+use casemate_vault::link::kms::{Endpoint, host_of_key};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

@@ -16,7 +16,7 @@ use casemate_protocol::command::{KeyOutcome, SECRET_LEN};
 use casemate_protocol::frame::KeystoreToImport;
 use zeroize::Zeroizing;
 
-use crate::bls::SecretKey;
+use crate::signing::bls::SecretKey;
 
 /// Most memory that a KDF may take in here: what EIP-2335's own scrypt does (256 MiB), and some.
 const MAX_KDF_MEMORY: u64 = 257 * 1024 * 1024;

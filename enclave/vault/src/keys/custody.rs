@@ -10,9 +10,9 @@ use aws_lc_rs::digest;
 use casemate_protocol::Root;
 use zeroize::Zeroizing;
 
-use crate::cms::{CmsError, RecipientKey};
-use crate::nsm::{Nsm, NsmError};
-use crate::seal::{self, Contents, DATA_KEY_LEN, Place, SealError};
+use crate::keys::cms::{CmsError, RecipientKey};
+use crate::keys::seal::{self, Contents, DATA_KEY_LEN, Place, SealError};
+use crate::platform::nsm::{Nsm, NsmError};
 
 /// A data key, as KMS hands it out.
 #[derive(Clone, Debug, PartialEq, Eq)]

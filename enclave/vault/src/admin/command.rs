@@ -23,16 +23,18 @@ use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, Public
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Watermarks, group};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::attest::Attestor;
-use crate::bls::{HashedMessage, SecretKey};
-use crate::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
 use crate::fence::{Done, Errand, Fencing};
-use crate::keys::{Key, current};
-use crate::log::SigningLog;
-use crate::margins::{self, latest_granted, latest_signed};
-use crate::policy::Exits;
-use crate::seal::Contents;
-use crate::{Clock, Journal, Keys, Nsm, keystore, signing_root};
+use crate::keys::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
+use crate::keys::keyring::{Key, current};
+use crate::keys::keystore;
+use crate::keys::seal::Contents;
+use crate::platform::attest::Attestor;
+use crate::platform::margins::{self, latest_granted, latest_signed};
+use crate::signing::bls::{HashedMessage, SecretKey};
+use crate::signing::log::SigningLog;
+use crate::signing::policy::Exits;
+use crate::signing::signing_root;
+use crate::{Clock, Journal, Keys, Nsm};
 
 /// Most keys of a group: their sealed state stays far below the longest blob.
 pub const MAX_GROUP_KEYS: usize = 100_000;
@@ -986,7 +988,7 @@ fn derive(secrets: &[&[u8; SECRET_LEN]]) -> Vec<Option<(SecretKey, PublicKey)>> 
             (key, public_key)
         })
     };
-    let threads = crate::boot::cores().get();
+    let threads = crate::platform::cpus::cores().get();
     let share = secrets.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let shares: Vec<_> = secrets

@@ -11,7 +11,7 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 
 use super::Store;
-use crate::custody::ServiceError;
+use crate::keys::custody::ServiceError;
 
 /// The parent's disk, through the broker.
 pub trait Disk: Send + Sync {

@@ -15,7 +15,7 @@ use casemate_slashing::{GroupFloor, History};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::bls::SecretKey;
+use crate::signing::bls::SecretKey;
 
 /// The one format version.
 pub const VERSION: u64 = 2;
@@ -258,7 +258,7 @@ impl Content {
             return Err(SealError::DuplicateKey);
         }
         // That is nearly all the time that opening takes: on as many threads as there are cores.
-        let threads = crate::boot::cores().get();
+        let threads = crate::platform::cpus::cores().get();
         let share = self.keys.len().div_ceil(threads).max(1);
         let wrong = std::thread::scope(|scope| {
             let shares: Vec<_> =

@@ -20,8 +20,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Carrier, Store, StoreError, post};
-use crate::custody::digest_of;
-use crate::tls::{Endpoint, Response};
+use crate::keys::custody::digest_of;
+use crate::link::tls::{Endpoint, Response};
 
 /// etcd.
 pub struct Etcd<C> {

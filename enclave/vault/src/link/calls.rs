@@ -13,12 +13,12 @@ use casemate_protocol::outward::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
 
-use crate::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
-use crate::kms::{Asked, Endpoint, Exchange};
-use crate::seal::MAX_BLOB_LEN;
-use crate::store::file::Disk;
-use crate::store::{self, Carrier};
-use crate::tls::Response;
+use crate::fence::store::file::Disk;
+use crate::fence::store::{self, Carrier};
+use crate::keys::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
+use crate::keys::seal::MAX_BLOB_LEN;
+use crate::link::kms::{Asked, Endpoint, Exchange};
+use crate::link::tls::Response;
 
 /// Longest wait for an answer: the broker gives KMS 20 s, with all attempts, and blobs may be long.
 const TIMEOUT: Duration = Duration::from_mins(2);

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::sigv4::{Signer, amz_date};
 use super::{Carrier, Store, post};
-use crate::clock::Clock;
-use crate::tls::{Endpoint, Response};
+use crate::link::tls::{Endpoint, Response};
+use crate::platform::clock::Clock;
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
 

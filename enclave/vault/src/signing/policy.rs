@@ -9,7 +9,7 @@ use casemate_protocol::{
     BeaconBlockHeader, Duty, Epoch, ExecutionAddress, ForkName, Network, PublicKey, Refusal, Root, SignRequest,
 };
 
-use crate::ssz::{hash_pair, leaf};
+use crate::platform::ssz::{hash_pair, leaf};
 
 /// What the measured configuration allows beyond duties.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

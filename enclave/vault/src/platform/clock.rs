@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::margins::CLOCK_TOLERANCE_MS as TOLERANCE_MS;
+use crate::platform::margins::CLOCK_TOLERANCE_MS as TOLERANCE_MS;
 
 /// Longest time without a check.
 pub const MAX_UNCHECKED: Duration = Duration::from_mins(10);

@@ -13,8 +13,8 @@ use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, NoResponse};
 use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 
-use crate::custody::KmsAnswer;
-pub use crate::tls::{Endpoint, Exchange, Response, response};
+use crate::keys::custody::KmsAnswer;
+pub use crate::link::tls::{Endpoint, Exchange, Response, response};
 
 /// Headers that a request may have besides `host` and `content-length`, which the vault writes itself.
 const HEADERS: &[&str] = &[
@@ -181,7 +181,7 @@ mod tests {
     use casemate_protocol::{BoundedBytes, Bytes};
 
     use super::*;
-    use crate::tls::MAX_HEAD_LEN;
+    use crate::link::tls::MAX_HEAD_LEN;
 
     const ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/0a1b-2c";
 

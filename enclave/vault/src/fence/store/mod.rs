@@ -19,10 +19,10 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use rustls::RootCertStore;
 
-use crate::calls::Calls;
-use crate::clock::Clock;
-use crate::kms::amazon_roots;
-use crate::tls::{Endpoint, Response};
+use crate::link::calls::Calls;
+use crate::link::kms::amazon_roots;
+use crate::link::tls::{Endpoint, Response};
+use crate::platform::clock::Clock;
 
 /// Longest wait for an answer of a store.
 pub const TIMEOUT: Duration = Duration::from_secs(4);

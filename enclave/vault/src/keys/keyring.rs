@@ -6,10 +6,10 @@ use casemate_protocol::past::ToldPast;
 use casemate_protocol::{ExecutionAddress, PublicKey, Refusal};
 use casemate_slashing::{Floors, GroupFloor, History, Watermarks, group};
 
-use crate::bls::SecretKey;
-use crate::journal::{Journal, NotSaved};
-use crate::seal::{Contents, SealedKey, SecretBytes};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use crate::keys::journal::{Journal, NotSaved};
+use crate::keys::seal::{Contents, SealedKey, SecretBytes};
+use crate::platform::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use crate::signing::bls::SecretKey;
 
 /// A key and its past.
 pub(crate) struct Key {
@@ -57,7 +57,7 @@ impl Keys {
         secrets: &mut [[u8; 32]],
         mut history: impl FnMut(usize, &PublicKey) -> History,
     ) -> Result<Self, KeyError> {
-        let threads = crate::boot::cores().get();
+        let threads = crate::platform::cpus::cores().get();
         let chunk = secrets.len().div_ceil(threads).max(1);
         let derived: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> =

@@ -9,8 +9,8 @@ use casemate_protocol::frame::Nonce;
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, chain_start};
 use casemate_protocol::{Bytes, Root};
 
-use crate::attest::Attestor;
-use crate::custody::digest_of;
+use crate::keys::custody::digest_of;
+use crate::platform::attest::Attestor;
 
 /// Records that are kept: ten slots of a hundred thousand validators, some 8 MiB.
 pub const KEPT: usize = 32_768;

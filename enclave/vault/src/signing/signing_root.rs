@@ -8,7 +8,7 @@ use casemate_protocol::{
     AttestationData, BeaconBlockHeader, Checkpoint, Duty, Epoch, ForkInfo, ForkName, Network, Refusal, Root, Version,
 };
 
-use crate::ssz::{boolean, hash_pair, key, leaf, root2, root4, root5, uint};
+use crate::platform::ssz::{boolean, hash_pair, key, leaf, root2, root4, root5, uint};
 
 /// Domain types of the specifications, in their byte order on the wire.
 mod domain_type {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use casemate_protocol::Root;
 
-use crate::bls::HashedMessage;
+use crate::signing::bls::HashedMessage;
 
 /// Entries: one slot's roots of every type, and then some. 336 bytes each.
 const ENTRIES: usize = 1024;
@@ -54,7 +54,7 @@ fn place(signing_root: &Root) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bls::SecretKey;
+    use crate::signing::bls::SecretKey;
 
     #[test]
     fn a_cached_point_signs_like_a_fresh_one_even_after_eviction() {

@@ -14,9 +14,10 @@ use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
 use zeroize::Zeroizing;
 
-use crate::nsm::{Nsm, NsmError};
-use crate::runtime::{Kernel, Runtime};
-use crate::{Keys, ssz};
+use crate::Keys;
+use crate::platform::nsm::{Nsm, NsmError};
+use crate::platform::runtime::{Kernel, Runtime};
+use crate::platform::ssz;
 
 /// Documents that may be asked for at once, after a rest.
 pub const BURST: u32 = 8;

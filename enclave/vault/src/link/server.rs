@@ -20,8 +20,8 @@ use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked, RequestFrame};
 
 use crate::Vault;
-use crate::bls::BATCH;
-use crate::calls::Calls;
+use crate::link::calls::Calls;
+use crate::signing::bls::BATCH;
 use crate::vault::Due;
 
 /// Bytes of requests that wait for a worker, about: a duty takes 300 to 700.

@@ -1,0 +1,3 @@
+//! What operators order: commands are verified, carried out, and their outcome is stated.
+
+pub(crate) mod command;

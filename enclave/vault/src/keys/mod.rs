@@ -1,0 +1,8 @@
+//! The keys: in memory, sealed on the parent's disk, and how they come in.
+
+pub mod cms;
+pub mod custody;
+pub mod journal;
+pub mod keyring;
+pub(crate) mod keystore;
+pub mod seal;
