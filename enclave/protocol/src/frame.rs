@@ -10,6 +10,7 @@ use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
 use crate::log::LogPage;
+pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
 use crate::past::PastsPage;
 use crate::refusal::MalformedFrame;
 use crate::statement::{FenceStanding, MAX_STATEMENT_LEN};
@@ -17,8 +18,6 @@ use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature,
 
 /// The one protocol version.
 pub const VERSION: u64 = 1;
-/// Most bytes of a frame after its length.
-pub const MAX_FRAME_LEN: usize = 64 * 1024;
 /// Most bytes of a frame with an operator's command, or with what became of it.
 pub const MAX_COMMAND_FRAME_LEN: usize = MAX_SIGNED_LEN + 1024;
 /// Bytes of a frame's length.
@@ -41,15 +40,8 @@ pub const MAX_PROOFS: usize = 4;
 /// Most nodes of a proof: the deepest index in use has 9.
 pub const MAX_PROOF_NODES: usize = 16;
 
-/// Shortest and longest nonce of a request for an attestation document, in bytes.
-pub const NONCE_LEN: std::ops::RangeInclusive<usize> = MIN_NONCE_LEN..=MAX_NONCE_LEN;
-const MIN_NONCE_LEN: usize = 8;
-const MAX_NONCE_LEN: usize = 64;
 /// Longest attestation document, in bytes: what the NSM gives at most is shorter.
 pub const MAX_DOCUMENT_LEN: usize = 16 * 1024;
-
-/// A nonce that whoever asks for an attestation document made up, so that the answer cannot be an old one.
-pub type Nonce = BoundedBytes<MIN_NONCE_LEN, MAX_NONCE_LEN>;
 
 /// What the proxy may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,12 +18,14 @@ pub mod frame;
 pub mod history;
 pub mod log;
 pub mod network;
+pub mod nonce;
 pub mod outward;
 pub mod past;
 pub mod refusal;
 pub mod statement;
 pub mod store;
 pub mod time;
+pub mod window;
 
 pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};
 pub use command::Command;

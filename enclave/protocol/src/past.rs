@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::frame::Nonce;
 use crate::history::Past;
+use crate::nonce::Nonce;
 use crate::{Bytes, PublicKey};
 
-/// Most keys in one page: the longest stays below [`crate::frame::MAX_FRAME_LEN`].
+/// Most keys in one page: the longest stays below [`crate::nonce::MAX_FRAME_LEN`].
 pub const MAX_PASTS_PER_PAGE: usize = 250;
 /// What a page's signature is over, besides the page.
 pub const SIGNATURE_DOMAIN: &[u8] = b"casemate pasts v1\n";
@@ -62,7 +62,7 @@ impl Pasts {
 
     /// Reads exactly one page.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() > crate::frame::MAX_FRAME_LEN {
+        if bytes.len() > crate::nonce::MAX_FRAME_LEN {
             return None;
         }
         cbor::decode(bytes, Form::Numbered).filter(|page: &Self| page.keys.len() <= MAX_PASTS_PER_PAGE)

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::configuration::Window;
+use crate::window::Window;
 use crate::{Bytes, Epoch, Network, Root, Slot};
 
 /// The one version of statements.

@@ -8,10 +8,10 @@ pub mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::frame::Nonce;
+use crate::nonce::Nonce;
 use crate::{Bytes, Duty, Epoch, PublicKey, Refusal, Root, Slot};
 
-/// Most records in one page: the longest stays below [`crate::frame::MAX_FRAME_LEN`].
+/// Most records in one page: the longest stays below [`crate::nonce::MAX_FRAME_LEN`].
 pub const MAX_RECORDS_PER_PAGE: usize = 128;
 /// What the chain of a boot begins with, before its boot nonce.
 pub const CHAIN_DOMAIN: &[u8] = b"casemate signing log chain v1\n";

@@ -13,11 +13,10 @@ use casemate_protocol::outward::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
 
-use crate::fence::store::file::Disk;
-use crate::fence::store::{self, Carrier};
 use crate::keys::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
 use crate::keys::seal::MAX_BLOB_LEN;
 use crate::link::kms::{Asked, Endpoint, Exchange};
+use crate::link::store::{self, Carrier, Disk};
 use crate::link::tls::Response;
 
 /// Longest wait for an answer: the broker gives KMS 20 s, with all attempts, and blobs may be long.

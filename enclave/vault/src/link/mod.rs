@@ -3,4 +3,5 @@
 pub mod calls;
 pub mod kms;
 pub mod server;
+pub mod store;
 pub mod tls;

@@ -11,16 +11,7 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 
 use super::Store;
-use crate::keys::custody::ServiceError;
-
-/// The parent's disk, through the broker.
-pub trait Disk: Send + Sync {
-    /// The record; nothing where there is no file.
-    fn read_record(&self, group: &str) -> Result<Option<RecordBytes>, ServiceError>;
-
-    /// Whether the new one was put in the place of the old one; returns once it is on the disk.
-    fn swap_record(&self, group: &str, old: Option<RecordBytes>, new: RecordBytes) -> Result<bool, ServiceError>;
-}
+use crate::link::store::Disk;
 
 /// A file.
 pub struct File<D> {

@@ -9,7 +9,6 @@ pub mod file;
 pub mod sigv4;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use casemate_fence::{Heard, Place, Question};
 use casemate_protocol::arn::TableArn;
@@ -21,11 +20,9 @@ use rustls::RootCertStore;
 
 use crate::link::calls::Calls;
 use crate::link::kms::amazon_roots;
-use crate::link::tls::{Endpoint, Response};
+pub use crate::link::store::{Carrier, TIMEOUT};
+use crate::link::tls::Endpoint;
 use crate::platform::clock::Clock;
-
-/// Longest wait for an answer of a store.
-pub const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Why a store cannot be asked at all. It ends the start: no store is never taken for a fence that needs none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,12 +54,6 @@ pub trait Store: Send {
 
     /// Whether it can ask: it needs no credentials, or has some.
     fn is_open(&self) -> bool;
-}
-
-/// Carries one HTTP request to one of the store's servers, over TLS of the vault's own.
-pub trait Carrier: Send + Sync {
-    /// The response, or why there is none.
-    fn exchange(&self, endpoint: &Endpoint, request: &[u8]) -> Result<Response, StoreTrouble>;
 }
 
 /// Where DynamoDB is, and who may claim to be it. AWS's own unless a program is built otherwise.
