@@ -572,3 +572,7 @@ fn other_generation() -> Refusal {
 fn standby(slot_ceiling: Slot) -> NotHolder {
     NotHolder::Standby { slot_ceiling }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;
