@@ -197,7 +197,7 @@ fn nobody_is_sent_where_no_keeper_comes() {
     let fencing = with_record().running_on(Arc::new(Telling(Kernel::default(), tell)));
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| fencing.errand(Errand::Look));
-        told.recv().unwrap();
+        told.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(matches!(fencing.errand(Errand::Look), Err(Refusal::CommandBusy)));
         fencing.end();
         assert!(matches!(waiter.join().unwrap(), Err(Refusal::StoreAway(StoreTrouble::NotAsked))));
