@@ -29,6 +29,8 @@ pub mod custody;
 pub mod fence;
 pub mod journal;
 pub mod keys;
+#[cfg(test)]
+mod keys_tests;
 mod keystore;
 pub mod kms;
 mod log;
