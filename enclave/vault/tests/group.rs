@@ -27,10 +27,11 @@ use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
 use casemate_slashing::fence::Record;
-use casemate_slashing::{Ceilings, Limits};
+use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::bls::SecretKey;
 use casemate_vault::custody::Unsealed;
 use casemate_vault::journal::Forgetful;
+use casemate_vault::seal::{Contents, SealedKey, SecretBytes};
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
 use common::fence::{GENESIS, Member, Memory, SLOTS_PER_EPOCH, block, network, now_ms, sign, vote};
 use common::{Bench, GROUP};
@@ -348,6 +349,38 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     back.member.await_standing(FenceStanding::Holding);
     assert_eq!(back.statement().fence.floors.slot, Some(closed.slot_ceiling.max(record.slot_ceiling)));
     assert_eq!(back.listed(), [key(1)]);
+}
+
+#[test]
+fn a_first_record_for_keys_that_were_there_before_it_has_floors() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    // As from an enclave without a record: what it has signed since it was sealed, the state does not say.
+    let history = History::Known(Watermarks::NONE);
+    let secret = Some(SecretBytes([1; 32]));
+    let sealed = SealedKey { public_key: key(1), secret, history, fee_recipient: None };
+    bench.start().seal(&Contents { keys: vec![sealed], ..Contents::default() }, 1).unwrap();
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::NoRecord);
+    let now = slot(&network);
+    assert_eq!(enclave.record(RecordOrder::New), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    let floors = enclave.statement().fence.floors;
+    assert!(floors.slot.unwrap() >= Slot(now + 3), "{floors:?}");
+}
+
+#[test]
+fn the_next_record_has_floors_for_every_state_but_the_one_that_was_left_behind() {
+    let (bench, network, first, second) = (Bench::new(), network(SLOT_MS), Memory::default(), Memory::default());
+    let holder = begun(&bench, &network, &first);
+    holder.import(1).unwrap();
+    let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
+    drop(holder);
+    let other = ClosedRecord { clean: Some(Bytes([3; 32])), ..record };
+    let moved = Enclave::start(&bench, &network, &second);
+    moved.member.await_standing(FenceStanding::WentBack);
+    assert_eq!(moved.record(RecordOrder::After { closed: other }), Ok(Outcome::FenceReady));
+    moved.member.await_standing(FenceStanding::Holding);
+    assert_eq!(moved.statement().fence.floors.slot, Some(record.slot_ceiling));
 }
 
 #[test]
