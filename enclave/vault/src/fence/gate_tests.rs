@@ -9,7 +9,7 @@ use std::time::Duration;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
-use casemate_protocol::{Bytes, Refusal, Slot};
+use casemate_protocol::{Bytes, Epoch, Refusal, Slot};
 use casemate_slashing::fence::{Heard, Question, Record};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
@@ -83,6 +83,30 @@ fn the_record_that_was_seen_last_is_stated_until_another_one_is() {
     assert_eq!((stated.standing, stated.record.map(|record| record.version)), (FenceStanding::Apart, Some(7)));
     fencing.put(|_| (View { record: Some(record(9)), ..apart }, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!(fencing.version(), 9);
+}
+
+#[test]
+fn a_generation_is_stated_and_told_while_it_is_held_and_no_longer() {
+    let fencing = with_record();
+    assert!(fencing.held().is_err());
+    let floors = Floors { slot: Some(Slot(3)), target: None, source: None };
+    fencing.put(|_| (View { floors, ..open(2).0 }, Gate::Open(Limits { floors, ..Limits::NONE }, 2)));
+    assert_eq!((fencing.held(), fencing.stated(None).generation), (Ok((2, floors)), 2));
+    assert_eq!(fencing.stated(None).floors.slot, Some(Slot(3)));
+    let standby = View { standing: FenceStanding::Standby, ..open(2).0 };
+    fencing.put(|_| (standby, Gate::Closed(NotHolder::NoRecord)));
+    assert_eq!((fencing.held(), fencing.stated(None).generation), (Err(Refusal::NotHolder(NotHolder::NoRecord)), 0));
+}
+
+#[test]
+fn what_requests_wait_for_is_told_to_the_keeper_once_and_as_one() {
+    let fencing = with_record();
+    let up_to = |target, source| Ceilings { slot: Slot(0), target: Epoch(target), source: Epoch(source) };
+    assert_eq!(fencing.take_wanted(), None);
+    fencing.want(up_to(5, 2));
+    fencing.want(up_to(4, 3));
+    assert_eq!(fencing.take_wanted(), Some(up_to(5, 3)));
+    assert_eq!(fencing.take_wanted(), None);
 }
 
 #[test]
