@@ -53,6 +53,15 @@ impl Journal for Written {
     }
 }
 
+/// A disk that is full.
+struct Full;
+
+impl Journal for Full {
+    fn record(&self, _: &PublicKey, _: &Watermarks) -> Result<(), NotSaved> {
+        Err(NotSaved)
+    }
+}
+
 #[test]
 fn keys_are_counted_and_found_with_and_without_a_secret_and_a_history() {
     let none = Keys::default();
@@ -101,12 +110,6 @@ fn floors_raise_what_is_known_of_every_key_once_and_are_written_down_first() {
         assert_eq!(journal.take(), []);
     }
     // A journal that takes nothing leaves everything as it is.
-    struct Full;
-    impl Journal for Full {
-        fn record(&self, _: &PublicKey, _: &Watermarks) -> Result<(), NotSaved> {
-            Err(NotSaved)
-        }
-    }
     assert_eq!(all.raise(&floors(20, 2, 8), &Full), Err(NotSaved));
     assert_eq!(history(1), History::Known(first));
 }
