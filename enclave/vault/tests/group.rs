@@ -252,6 +252,31 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
 }
 
 #[test]
+fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    let standby = Enclave::start(&bench, &network, &memory);
+    standby.member.await_standing(FenceStanding::Standby);
+    // States without the key are refused from now on; nothing was left behind.
+    holder.import(1).unwrap();
+    assert_eq!(held(&memory).clean, None);
+    let begun = Instant::now();
+    while standby.listed() != [key(1)] {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it stays with the old state");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    standby.member.await_standing(FenceStanding::Standby);
+    std::thread::sleep(Duration::from_millis(700));
+    let lists = bench.world.lists.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(bench.world.lists.load(Ordering::SeqCst), lists, "it has what the record asks for");
+    // What is left behind is loaded at once, and nothing was signed beyond it.
+    assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
+    standby.member.await_standing(FenceStanding::Holding);
+    assert_eq!(standby.statement().fence.floors.slot, None);
+}
+
+#[test]
 fn a_lost_record_is_made_anew_from_the_last_state_alone() {
     let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
     let holder = begun(&bench, &network, &memory);
