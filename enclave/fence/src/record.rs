@@ -178,4 +178,39 @@ mod tests {
         let long = [0; MAX_RECORD_LEN + 1];
         assert_eq!(Record::decode(&long, &place), Err(RecordError::Size { len: MAX_RECORD_LEN + 1 }));
     }
+
+    #[test]
+    fn every_generation_that_is_allowed_has_room_for_its_states_and_one_more_follows_it() {
+        for generation in [1, MAX_GENERATION, MAX_GENERATION + 1] {
+            assert!(casemate_slashing::group::next_state(0, generation).is_some(), "{generation}");
+        }
+        assert_eq!(casemate_slashing::group::next_state(0, MAX_GENERATION + 2), None);
+    }
+
+    #[test]
+    fn a_record_is_new_until_somebody_claims_it_and_for_the_state_that_was_sealed_with_it_alone() {
+        let (ceilings, sealed_generation) = (Ceilings::ZERO, 4);
+        let (holder, generation) = (Bytes::ZERO, 3);
+        let new = Record { version: 7, holder, generation, ceilings, sealed_generation, clean: None, closed: false };
+        assert!(new.is_new(4));
+        assert!(!new.is_new(3) && !new.is_new(5));
+        let claimed = Record { holder: Bytes([1; 32]), ..new };
+        assert!(!claimed.is_new(4) && !claimed.is_new(5));
+    }
+
+    #[test]
+    fn a_record_may_be_as_long_as_is_allowed_and_no_longer() {
+        let (ceilings, generation) = (Ceilings::ZERO, 3);
+        let (holder, clean, sealed_generation) = (Bytes::ZERO, None, 4);
+        let record = Record { version: 7, holder, generation, ceilings, sealed_generation, clean, closed: false };
+        let place = |len| Place { group: "g".repeat(len), network: Bytes([5; 32]) };
+        // From 256 on a name of one letter more makes a record of one byte more.
+        let longest = 256 + MAX_RECORD_LEN - record.encode(&place(256)).len();
+        let bytes = record.encode(&place(longest));
+        assert_eq!(bytes.len(), MAX_RECORD_LEN);
+        assert_eq!(Record::decode(&bytes, &place(longest)), Ok(record));
+        let long = record.encode(&place(longest + 1));
+        let refused = Record::decode(&long, &place(longest + 1));
+        assert_eq!(refused, Err(RecordError::Size { len: MAX_RECORD_LEN + 1 }));
+    }
 }

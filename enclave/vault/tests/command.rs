@@ -14,6 +14,7 @@ use casemate_protocol::command::{
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::frame::{KeystoreToImport, Password};
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
+use casemate_protocol::log::Message;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{
@@ -692,6 +693,23 @@ fn fee_recipients_are_the_configurations_until_operators_order_others() {
     *bench.world.fault.lock().unwrap() = Some(ServiceError::Away);
     assert_eq!(enclave.send(&order(7, None, &[first]), &[1, 2]), Err(Refusal::NotSealed(Waiting::Away)));
     assert_eq!(registers(&enclave, first, default), Some(ordered));
+}
+
+#[test]
+fn what_operators_have_signed_is_in_the_log_as_what_clients_have() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let (credentials, amount) = (withdrawal_credentials(ADDRESS, false), 32_000_000_000);
+    let generate = Action::Generate { count: 1, withdrawal_credentials: credentials, amount };
+    let Ok(Outcome::Generated { keys }) = enclave.send(&enclave.command(1, generate), &[1, 2]) else { panic!() };
+    let public_key = keys[0].public_key;
+    let exits = vec![ExitOrder { public_key, validator_index: 5 }];
+    enclave.send(&enclave.command(2, Action::Exit { exits, last_epoch: Epoch(31) }), &[1, 2]).unwrap();
+    let Reply::Log(page) = enclave.vault.handle(&Request::Log { after: 0, nonce: None }) else { panic!() };
+    let told: Vec<_> = page.records.iter().map(|record| (record.public_key, record.message, record.refusal)).collect();
+    let exit = Message::VoluntaryExit { epoch: Epoch(31), validator_index: 5 };
+    assert_eq!(told, [(public_key, Message::Deposit { amount }, None), (public_key, exit, None)]);
+    assert!(page.records.iter().all(|record| record.signing_root.is_some() && record.time_ms == 1000 * 12_000));
 }
 
 #[test]

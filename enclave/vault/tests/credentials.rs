@@ -13,9 +13,11 @@ use casemate_protocol::command::{
     SignedCommand, StoreCredentials, signed_bytes,
 };
 use casemate_protocol::configuration::Operators;
+use casemate_protocol::refusal::Waiting;
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Statement};
 use casemate_slashing::Limits;
+use casemate_vault::keys::custody::ServiceError;
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
 use common::fence::{GENESIS, Member, Memory, network};
@@ -77,7 +79,17 @@ fn init(
     credentials_id: Option<CredentialsId>,
 ) -> Result<Outcome, Refusal> {
     let credentials = credentials.map(|credentials| encrypted(enclave, &credentials.encode()));
-    let action = Action::FenceInit { record: RecordOrder::New, credentials, credentials_id };
+    order(enclave, counter, Action::FenceInit { record: RecordOrder::New, credentials, credentials_id })
+}
+
+/// Exchanges the store's credentials for these.
+fn exchange(enclave: &Enclave, counter: u64, credentials: &StoreCredentials) -> Result<Outcome, Refusal> {
+    let credentials_id = credentials.id(sha256);
+    let credentials = Some(encrypted(enclave, &credentials.encode()));
+    order(enclave, counter, Action::FenceInit { record: RecordOrder::Keep, credentials, credentials_id })
+}
+
+fn order(enclave: &Enclave, counter: u64, action: Action) -> Result<Outcome, Refusal> {
     let command = Command::new(GROUP.into(), GENESIS, enclave.boot_nonce, counter, action);
     let bytes = command.encode().unwrap();
     let signature = Bytes(operator().sign(&signed_bytes(bytes.as_ref())).as_ref().try_into().unwrap());
@@ -119,4 +131,79 @@ fn only_the_credentials_that_the_signers_were_shown_are_taken() {
     // The record is there now: without credentials none are named.
     assert_eq!(init(&enclave, 21, Some(&dynamodb), access_key("AKIDOURS")), Err(Refusal::FenceExists));
     assert_eq!(init(&enclave, 22, None, None), Err(Refusal::FenceExists));
+}
+
+/// Of a client whose key is this byte.
+fn etcd(n: u8) -> StoreCredentials {
+    let der = |byte: u8| BoundedBytes::new(vec![byte; 40]).unwrap();
+    StoreCredentials::Etcd { certificates: vec![der(n)], key: der(n) }
+}
+
+/// Whose credentials these are.
+fn number(credentials: &StoreCredentials) -> u8 {
+    match credentials {
+        StoreCredentials::Etcd { key, .. } => key.as_ref()[0],
+        StoreCredentials::Dynamodb { .. } => panic!("of another store"),
+    }
+}
+
+/// Whose are in the newest state that the parent has.
+fn sealed(bench: &Bench) -> Option<u8> {
+    bench.start().unseal(0).unwrap().unwrap().contents.store.as_ref().map(number)
+}
+
+/// With whose the store was opened last.
+fn opened(memory: &Memory) -> Option<u8> {
+    memory.opened.lock().unwrap().last().map(number)
+}
+
+#[test]
+fn a_holder_exchanges_credentials_and_has_them_sealed_or_stays_with_the_old_ones() {
+    let (bench, memory) = (Bench::new(), Memory::default());
+    let enclave = start(&bench, &memory);
+    enclave.member.await_standing(FenceStanding::NoRecord);
+    assert_eq!(init(&enclave, 1, Some(&etcd(1)), etcd(1).id(sha256)), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    assert_eq!(sealed(&bench), Some(1));
+    assert_eq!(exchange(&enclave, 2, &etcd(2)), Ok(Outcome::FenceReady));
+    assert_eq!((sealed(&bench), opened(&memory)), (Some(2), Some(2)));
+    let refused = memory.record.lock().unwrap().unwrap().sealed_generation;
+    assert_eq!(refused, bench.world.blobs.lock().unwrap().keys().copied().max().unwrap(), "states without them");
+    // What is not sealed is not in force: the store is asked with the old ones again.
+    *bench.world.fault.lock().unwrap() = Some(ServiceError::Away);
+    assert_eq!(exchange(&enclave, 3, &etcd(3)), Err(Refusal::NotSealed(Waiting::Away)));
+    assert_eq!(opened(&memory), Some(2));
+    *bench.world.fault.lock().unwrap() = None;
+    // Kept by the parent and denied: the old ones are sealed over the new ones.
+    *bench.world.denials.lock().unwrap() = 1;
+    assert_eq!(exchange(&enclave, 4, &etcd(4)), Err(Refusal::MaybeSealed(Waiting::Refused)));
+    assert_eq!((sealed(&bench), opened(&memory)), (Some(2), Some(2)));
+    // A store that does not answer to them is asked with the old ones again.
+    memory.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(exchange(&enclave, 5, &etcd(5)).is_err());
+    assert_eq!(opened(&memory), Some(2));
+}
+
+#[test]
+fn one_that_does_not_hold_the_fence_takes_credentials_and_seals_them_once_it_holds_it() {
+    let (bench, memory) = (Bench::new(), Memory::default());
+    let holder = start(&bench, &memory);
+    holder.member.await_standing(FenceStanding::NoRecord);
+    assert_eq!(init(&holder, 1, Some(&etcd(1)), etcd(1).id(sha256)), Ok(Outcome::FenceReady));
+    holder.member.await_standing(FenceStanding::Holding);
+    let standby = start(&bench, &memory);
+    standby.member.await_standing(FenceStanding::Standby);
+    assert_eq!(exchange(&standby, 1, &etcd(2)), Ok(Outcome::CredentialsTaken));
+    standby.member.vault.settle();
+    assert_eq!(sealed(&bench), Some(1), "of two that seal one would lose the other's changes");
+    // The holder's next state comes in between, and does not undo it.
+    assert_eq!(order(&holder, 2, Action::HandOver), Ok(Outcome::HandedOver));
+    standby.member.await_standing(FenceStanding::Holding);
+    assert_eq!(sealed(&bench), Some(1));
+    standby.member.vault.settle();
+    assert_eq!(sealed(&bench), Some(2));
+    // Once.
+    let states = bench.world.blobs.lock().unwrap().len();
+    standby.member.vault.settle();
+    assert_eq!(bench.world.blobs.lock().unwrap().len(), states);
 }

@@ -27,9 +27,10 @@ use casemate_protocol::past::Pasts;
 use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
-use casemate_slashing::{Ceilings, Limits};
+use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
 use common::fence::{GENESIS, Member, Memory, SLOTS_PER_EPOCH, block, network, now_ms, sign, vote};
@@ -251,6 +252,31 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
 }
 
 #[test]
+fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    let standby = Enclave::start(&bench, &network, &memory);
+    standby.member.await_standing(FenceStanding::Standby);
+    // States without the key are refused from now on; nothing was left behind.
+    holder.import(1).unwrap();
+    assert_eq!(held(&memory).clean, None);
+    let begun = Instant::now();
+    while standby.listed() != [key(1)] {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it stays with the old state");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    standby.member.await_standing(FenceStanding::Standby);
+    std::thread::sleep(Duration::from_millis(700));
+    let lists = bench.world.lists.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(bench.world.lists.load(Ordering::SeqCst), lists, "it has what the record asks for");
+    // What is left behind is loaded at once, and nothing was signed beyond it.
+    assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
+    standby.member.await_standing(FenceStanding::Holding);
+    assert_eq!(standby.statement().fence.floors.slot, None);
+}
+
+#[test]
 fn a_lost_record_is_made_anew_from_the_last_state_alone() {
     let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
     let holder = begun(&bench, &network, &memory);
@@ -348,6 +374,38 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     back.member.await_standing(FenceStanding::Holding);
     assert_eq!(back.statement().fence.floors.slot, Some(closed.slot_ceiling.max(record.slot_ceiling)));
     assert_eq!(back.listed(), [key(1)]);
+}
+
+#[test]
+fn a_first_record_for_keys_that_were_there_before_it_has_floors() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    // As from an enclave without a record: what it has signed since it was sealed, the state does not say.
+    let history = History::Known(Watermarks::NONE);
+    let secret = Some(SecretBytes([1; 32]));
+    let sealed = SealedKey { public_key: key(1), secret, history, fee_recipient: None };
+    bench.start().seal(&Contents { keys: vec![sealed], ..Contents::default() }, 1).unwrap();
+    let enclave = Enclave::start(&bench, &network, &memory);
+    enclave.member.await_standing(FenceStanding::NoRecord);
+    let now = slot(&network);
+    assert_eq!(enclave.record(RecordOrder::New), Ok(Outcome::FenceReady));
+    enclave.member.await_standing(FenceStanding::Holding);
+    let floors = enclave.statement().fence.floors;
+    assert!(floors.slot.unwrap() >= Slot(now + 3), "{floors:?}");
+}
+
+#[test]
+fn the_next_record_has_floors_for_every_state_but_the_one_that_was_left_behind() {
+    let (bench, network, first, second) = (Bench::new(), network(SLOT_MS), Memory::default(), Memory::default());
+    let holder = begun(&bench, &network, &first);
+    holder.import(1).unwrap();
+    let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
+    drop(holder);
+    let other = ClosedRecord { clean: Some(Bytes([3; 32])), ..record };
+    let moved = Enclave::start(&bench, &network, &second);
+    moved.member.await_standing(FenceStanding::WentBack);
+    assert_eq!(moved.record(RecordOrder::After { closed: other }), Ok(Outcome::FenceReady));
+    moved.member.await_standing(FenceStanding::Holding);
+    assert_eq!(moved.statement().fence.floors.slot, Some(record.slot_ceiling));
 }
 
 #[test]

@@ -735,15 +735,7 @@ impl Office {
         mut added: Vec<(PublicKey, SecretKey, History)>,
     ) -> Result<(), Refusal> {
         let before = desk.keys();
-        let (held, more) = (before.len(), added.len());
-        // Deleted ones are remembered, and sealed with the others.
-        let known = before.known().saturating_add(more);
-        if held.saturating_add(more) > MAX_GROUP_KEYS || known > MAX_KNOWN_KEYS {
-            let (held, max) =
-                if known > MAX_KNOWN_KEYS { (before.known(), MAX_KNOWN_KEYS) } else { (held, MAX_GROUP_KEYS) };
-            let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            return Err(Refusal::TooManyKeys { held: number(held), more: number(more), max: number(max) });
-        }
+        check_room(before.len(), before.known(), added.len())?;
         // What the vault remembers of a deleted key, what any key may have signed that it does not remember, and what the journal
         // remembers.
         let (_, floors) = desk.fencing.held()?;
@@ -885,6 +877,20 @@ fn until_now(desk: &Desk<'_>) -> Watermarks {
     margins::floors(latest_signed(desk.network, desk.now)).watermarks()
 }
 
+/// Whether so many keys more have room, beside those that are held, and those that are known: deleted ones are remembered, and sealed with
+/// the others.
+fn check_room(held: usize, known: usize, more: usize) -> Result<(), Refusal> {
+    let fits = |there: usize, max: usize| {
+        if there.saturating_add(more) <= max {
+            return Ok(());
+        }
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Err(Refusal::TooManyKeys { held: number(there), more: number(more), max: number(max) })
+    };
+    fits(known, MAX_KNOWN_KEYS)?;
+    fits(held, MAX_GROUP_KEYS)
+}
+
 fn next_state(book: &Book, generation: u64) -> Result<u64, Refusal> {
     group::next_state(book.tried, generation).ok_or(Refusal::MalformedCommand)
 }
@@ -1007,5 +1013,23 @@ pub fn waiting_for(error: &CustodyError) -> Waiting {
         CustodyError::Service(ServiceError::Credentials) => Waiting::Credentials,
         CustodyError::Service(ServiceError::Denied) => Waiting::Denied,
         _ => Waiting::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_keys_as_are_allowed_have_room_and_not_one_more() {
+        let full = |held, more, max| Err(Refusal::TooManyKeys { held, more, max });
+        assert_eq!(check_room(0, 0, MAX_GROUP_KEYS), Ok(()));
+        assert_eq!(check_room(99_999, 199_999, 1), Ok(()));
+        assert_eq!(check_room(99_999, 99_999, 2), full(99_999, 2, 100_000));
+        assert_eq!(check_room(100_000, 100_000, 1), full(100_000, 1, 100_000));
+        // Of deleted ones too there are only so many.
+        assert_eq!(check_room(5, 199_999, 2), full(199_999, 2, 200_000));
+        assert_eq!(check_room(100_000, 200_000, 1), full(200_000, 1, 200_000));
+        assert_eq!(check_room(0, 0, usize::MAX), full(0, u64::MAX, 200_000));
     }
 }

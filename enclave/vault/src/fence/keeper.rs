@@ -540,7 +540,7 @@ impl<'a> Keeper<'a> {
             if self.since(begun) > ORDER_TIMEOUT {
                 self.publish();
                 // What was asked for and not answered clearly may yet take place.
-                let unclear = self.pending.is_some() || self.fence.asked().is_some();
+                let unclear = self.pending.is_some();
                 let (unclear_is, away) = (Refusal::FenceUnclear(self.trouble), Refusal::StoreAway(self.trouble));
                 return Err(if unclear { unclear_is } else { away });
             }
@@ -574,3 +574,7 @@ fn other_generation() -> Refusal {
 fn standby(slot_ceiling: Slot) -> NotHolder {
     NotHolder::Standby { slot_ceiling }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

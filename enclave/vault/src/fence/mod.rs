@@ -4,6 +4,8 @@
 //! force.
 
 pub(crate) mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod keeper;
 pub mod store;
 

@@ -225,7 +225,7 @@ impl Keys {
         let mut all = self.all.clone();
         for number in public_keys.iter().filter_map(|key| self.number(key)) {
             if let Some(key) = all.get_mut(number) {
-                *key = Arc::new(Key { public: key.public, secret: None, ..Key::past_of(key) });
+                *key = Arc::new(Key::past_of(key));
             }
         }
         Self::new(all, Arc::clone(&self.floor))

@@ -4,5 +4,7 @@ pub mod cms;
 pub mod custody;
 pub mod journal;
 pub mod keyring;
+#[cfg(test)]
+mod keyring_tests;
 pub(crate) mod keystore;
 pub mod seal;

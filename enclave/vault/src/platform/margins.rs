@@ -52,3 +52,58 @@ fn all_up_to(network: &Network, slot: Slot) -> Ceilings {
     let epoch = network.epoch_of(slot);
     Ceilings { slot, target: epoch, source: epoch }
 }
+
+#[cfg(test)]
+mod tests {
+    use casemate_protocol::network::NetworkFields;
+    use casemate_protocol::{Bytes, Epoch, Fork, ForkName, Preset};
+
+    use super::*;
+
+    fn network(slot_duration_ms: u64) -> Network {
+        NetworkFields {
+            name: "test".into(),
+            preset: Preset::Minimal,
+            genesis_time: 0,
+            genesis_validators_root: Bytes([5; 32]),
+            slot_duration_ms,
+            slots_per_epoch: 4,
+            forks: vec![Fork { name: ForkName::Phase0, version: Bytes([0; 4]), epoch: Some(Epoch(0)) }],
+        }
+        .try_into()
+        .unwrap()
+    }
+
+    fn up_to(slot: u64, target: u64, source: u64) -> Ceilings {
+        Ceilings { slot: Slot(slot), target: Epoch(target), source: Epoch(source) }
+    }
+
+    #[test]
+    fn two_clocks_that_are_off_in_opposite_ways_differ_by_so_many_slots() {
+        for (slot_ms, slots) in [(12_000, 1), (4000, 1), (3999, 2), (2000, 2), (500, 8)] {
+            assert_eq!(clock_margin(&network(slot_ms)), slots, "{slot_ms}");
+        }
+    }
+
+    #[test]
+    fn what_was_signed_and_what_is_granted_lie_that_far_ahead_of_the_clock() {
+        let network = network(12_000);
+        assert_eq!(latest_signed(&network, Slot(100)), up_to(102, 25, 25));
+        assert_eq!(latest_granted(&network, Slot(100)), up_to(104, 26, 26));
+        let stated = floors(up_to(102, 25, 24));
+        assert_eq!((stated.slot, stated.target, stated.source), (Some(Slot(102)), Some(Epoch(25)), Some(Epoch(24))));
+    }
+
+    #[test]
+    fn each_ceiling_of_a_record_must_be_one_that_a_holder_can_have_asked_for() {
+        let plausible = |ceilings| {
+            let (holder, clean, closed) = (Bytes([1; 32]), None, false);
+            let record = Record { version: 5, holder, generation: 3, ceilings, sealed_generation: 0, clean, closed };
+            is_plausible(&network(12_000), &record, Slot(100))
+        };
+        assert!(plausible(up_to(105, 26, 26)) && plausible(Ceilings::ZERO));
+        for far in [up_to(106, 26, 26), up_to(105, 27, 26), up_to(105, 26, 27)] {
+            assert!(!plausible(far), "{far:?}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use casemate_fence::{Heard, Place, Question, Record};
+use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
@@ -76,6 +77,8 @@ pub struct Memory {
     pub losses: Arc<AtomicU64>,
     pub asked: Arc<AtomicU64>,
     pub delay: Arc<Mutex<Duration>>,
+    /// The credentials that it was opened with, one after the other.
+    pub opened: Arc<Mutex<Vec<StoreCredentials>>>,
 }
 
 impl Store for Memory {
@@ -113,7 +116,8 @@ impl Store for Memory {
         if losses > 0 && number.is_multiple_of(losses) { unclear } else { (heard, None) }
     }
 
-    fn open(&mut self, _: &casemate_protocol::command::StoreCredentials) -> bool {
+    fn open(&mut self, credentials: &StoreCredentials) -> bool {
+        self.opened.lock().unwrap().push(credentials.clone());
         true
     }
 

@@ -5,6 +5,7 @@ pub mod fence;
 pub mod linearizable;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
@@ -39,6 +40,8 @@ pub struct World {
     pub tamper: Mutex<Option<Tamper>>,
     /// So many blobs are kept and denied.
     pub denials: Mutex<u32>,
+    /// How often the parent was asked which blobs it has.
+    pub lists: AtomicU64,
     /// Every service fails with it.
     pub fault: Mutex<Option<ServiceError>>,
     _folder: tempfile::TempDir,
@@ -120,6 +123,7 @@ impl Services for World {
     }
 
     fn list_blobs(&self, _group: &str) -> Result<Vec<u64>, ServiceError> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         self.faulty()?;
         Ok(self.blobs.lock().unwrap().keys().rev().copied().collect())
     }
@@ -161,8 +165,15 @@ impl Bench {
         let state = State::open(&folder.path().join("kms.json"), "eu-central-1", "123456789012").unwrap();
         let kms = Mutex::new(Kms { state, anchor: Some(anchor) });
         let (blobs, tamper) = (Mutex::default(), Mutex::default());
-        let world =
-            Arc::new(World { kms, blobs, tamper, denials: Mutex::default(), fault: Mutex::default(), _folder: folder });
+        let world = Arc::new(World {
+            kms,
+            blobs,
+            tamper,
+            denials: Mutex::default(),
+            lists: AtomicU64::default(),
+            fault: Mutex::default(),
+            _folder: folder,
+        });
         let key_arn = world.create_key(Some(&policy));
         let place = Place { key_arn, group: GROUP.into(), network: Bytes([5; 32]) };
         Self { world, nsm, place }
