@@ -323,3 +323,32 @@ fn the_example_of_the_proxys_unit_starts_the_proxy() {
     assert_eq!(settings.enclaves.len(), 2);
     assert_eq!(settings.hosts().unwrap(), ["signer.internal"]);
 }
+
+#[test]
+fn every_direct_dependency_of_production_has_its_reason() {
+    let page = read("docs/DEPENDENCIES.md");
+    let words: Vec<&str> = page.split(|c: char| !(c.is_ascii_alphanumeric() || ['-', '_'].contains(&c))).collect();
+    let mut named = 0;
+    for folder in [
+        "attestation/document",
+        "attestation/keystore",
+        "attestation/operator",
+        "eif-build",
+        "enclave/broker",
+        "enclave/config",
+        "enclave/init",
+        "enclave/protocol",
+        "enclave/sandbox",
+        "enclave/slashing",
+        "enclave/socket",
+        "enclave/vault",
+        "parent-proxy",
+    ] {
+        let manifest: toml::Table = read(&format!("{folder}/Cargo.toml")).parse().unwrap();
+        for name in manifest["dependencies"].as_table().unwrap().keys().filter(|name| !name.starts_with("casemate")) {
+            assert!(words.contains(&name.as_str()), "docs/DEPENDENCIES.md does not say why {folder} needs {name}");
+            named += 1;
+        }
+    }
+    assert!(named > 100, "only {named} dependencies");
+}
