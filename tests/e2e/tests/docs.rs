@@ -24,7 +24,7 @@ fn documents() -> Vec<String> {
             let path = format!("{folder}/{}", entry.file_name().unwrap().to_str().unwrap());
             if entry.is_dir() {
                 below(&path, pages);
-            } else if path.ends_with(".md") {
+            } else if entry.extension().is_some_and(|ext| ext == "md") {
                 pages.push(path);
             }
         }
