@@ -5,6 +5,8 @@
 
 pub mod blobs;
 pub mod credentials;
+#[cfg(feature = "imds")]
+mod imds;
 pub mod records;
 
 use std::collections::BTreeMap;

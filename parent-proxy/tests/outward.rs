@@ -189,6 +189,7 @@ fn targets_are_hosts_with_ports() {
     }
 }
 
+#[cfg(feature = "imds")]
 /// The metadata service as an instance has it: a token first, then the role, then its credentials.
 async fn imds(with_role: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -228,6 +229,7 @@ async fn imds(with_role: bool) -> String {
     format!("http://{address}")
 }
 
+#[cfg(feature = "imds")]
 #[tokio::test]
 async fn the_instances_role_gives_credentials_that_end() {
     use casemate_proxy::outward::{CredentialSource, Source};
