@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use casemate_protocol::address::Address;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::outward::Allowed;
 use crate::tls::TlsFiles;
@@ -160,26 +162,28 @@ pub struct OutwardSettings {
 }
 
 /// What and how to log. Nothing secret ever reaches the proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
-    level: String,
+    filter: Targets,
     format: LogFormat,
 }
 
 impl Log {
     /// Logs to standard error from now on. A second call changes nothing.
     pub fn install(&self) {
-        let filter = EnvFilter::new(&self.level);
-        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+        let filtered = tracing_subscriber::registry().with(self.filter.clone());
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let _ = match self.format {
-            LogFormat::Human => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-            LogFormat::Json => log.json().flatten_event(true).try_init(),
+            LogFormat::Human => {
+                filtered.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init()
+            }
+            LogFormat::Json => filtered.with(lines.json().flatten_event(true)).try_init(),
         };
     }
 }
 
 /// The settings in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "documented on the flags")]
 pub struct Settings {
     pub listen: SocketAddr,
@@ -298,7 +302,7 @@ impl Options {
             None => None,
         };
         let level = self.log_level.unwrap_or_else(|| LOG_LEVEL.into());
-        EnvFilter::try_new(&level).with_context(|| format!("--log-level {level}"))?;
+        let filter: Targets = level.parse().with_context(|| format!("--log-level {level}"))?;
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Settings {
             listen: self.listen.map_or_else(|| LISTEN.parse(), Ok).context("the default of --listen")?,
@@ -317,7 +321,7 @@ impl Options {
             key_manager_token_file: self.key_manager_token_file,
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout_s.unwrap_or(SHUTDOWN_TIMEOUT_S)),
             threads: self.threads.or(NonZeroUsize::new(cores / 4)).unwrap_or(NonZeroUsize::MIN),
-            log: Log { level, format: self.log_format.unwrap_or_default() },
+            log: Log { filter, format: self.log_format.unwrap_or_default() },
         })
     }
 }

@@ -13,6 +13,9 @@ use casemate_broker::services::Services;
 use casemate_protocol::address::Address;
 use casemate_sandbox::Family;
 use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Passes frames between the parent and the vault. Started by the image's init, with the vault's socket as standard
 /// input.
@@ -32,10 +35,11 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+    let filter: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::ERROR));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false))
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is not the vault's socket")?;
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?.block_on(

@@ -2,7 +2,7 @@
 //!
 //! KMS does not sign its answers. Whoever ends TLS can therefore answer `GenerateDataKey` with a data key of its own, and read
 //! what is sealed with it; so TLS ends here and not in the broker. The broker's client writes and signs the request, for which it
-//! has the credentials; [`Asked::check`] lets it through only if it is the request that the vault has asked for. Bytes go in and
+//! has the credentials; `Asked::check` lets it through only if it is the request that the vault has asked for. Bytes go in and
 //! out through [`Exchange`]: there is no socket here.
 
 use base64::Engine;

@@ -19,7 +19,7 @@ use casemate_protocol::past::PastsPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStanding};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
-use casemate_slashing::fence::Record;
+use casemate_slashing::fence::{MAX_GENERATION, Record};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::clock::Sources;
 use casemate_vault::journal::Forgetful;
@@ -187,6 +187,21 @@ fn a_store_that_shows_an_older_record_ends_the_signing_of_this_boot() {
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(member.standing(), FenceStanding::WentBack);
     assert_eq!(*memory.record.lock().unwrap(), Some(first_record()), "it does not write there any more");
+}
+
+/// Nobody can claim the last generation. Whoever stands by all the same hears of what is put in its place.
+#[test]
+fn a_record_whose_generations_are_used_up_is_looked_at_until_it_is_mended() {
+    let (bench, network, memory) = (Bench::new(), network(50), Memory::default());
+    let last = Record { generation: MAX_GENERATION, ..first_record() };
+    *memory.record.lock().unwrap() = Some(last);
+    let member = Member::start(&bench, &network, Box::new(memory.clone()));
+    member.await_standing(FenceStanding::Standby);
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!((member.standing(), *memory.record.lock().unwrap()), (FenceStanding::Standby, Some(last)));
+    *memory.record.lock().unwrap() = Some(Record { version: last.version + 1, ..first_record() });
+    member.await_standing(FenceStanding::Holding);
+    eventually_signs(&member, &network, Duration::from_secs(10));
 }
 
 #[test]

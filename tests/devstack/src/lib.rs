@@ -77,7 +77,7 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;
     let (listen, outward) = match arguments.as_slice() {

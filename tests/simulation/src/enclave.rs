@@ -14,7 +14,8 @@ use casemate_vault::journal::Forgetful;
 use casemate_vault::runtime::{Bell, Runtime};
 use casemate_vault::seal::Place;
 use casemate_vault::{
-    Attestor, FenceParts, Identity, Keeper, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock, Vault,
+    Attestor, FenceParts, Identity, Keeper, KeeperError, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock,
+    Vault,
 };
 
 use crate::actor::{Actor, SimBell, SimRuntime, Time};
@@ -42,10 +43,8 @@ pub struct Setup {
     pub operators: Operators,
     /// The key for KMS's answers: one for all, since making one takes most of a start.
     pub recipient: Arc<RecipientKey>,
-    /// How far its clocks are off.
-    pub nsm_ms: i64,
-    /// The same of the kernel's.
-    pub wall_ms: i64,
+    /// Its clocks.
+    pub clocks: Arc<Clocks>,
     /// What its entropy comes from.
     pub seed: u64,
 }
@@ -79,6 +78,8 @@ pub struct Parts {
     pub replies: Vec<(u64, Reply)>,
     /// It has ended by itself.
     pub has_ended: bool,
+    /// It has said why: its clock.
+    pub has_no_time: bool,
 }
 
 impl Inside {
@@ -115,6 +116,10 @@ pub struct Enclave {
     pub counter: u64,
     /// Its boot, once it has started.
     pub boot: Option<Boot>,
+    /// Its clocks.
+    pub clocks: Arc<Clocks>,
+    /// When they are right again, where they have jumped.
+    pub right_at: Option<u64>,
 }
 
 /// What a first document says.
@@ -129,7 +134,7 @@ pub struct Boot {
 impl Enclave {
     /// Starts one.
     pub fn start(setup: Setup, time: &Arc<Time>) -> Self {
-        let (number, store) = (setup.enclave, setup.store);
+        let (number, store, clocks) = (setup.enclave, setup.store, Arc::clone(&setup.clocks));
         let inside =
             Arc::new(Inside { parts: Mutex::default(), ordered: SimBell::new(time), booted: SimBell::new(time) });
         let runtime: Arc<dyn Runtime> = Arc::new(SimRuntime(Arc::clone(time)));
@@ -137,7 +142,7 @@ impl Enclave {
         let keeper = Actor::start("keeper", move || keep(&for_keeper));
         let commands = Actor::start("commands", move || commands(setup, &for_commands, &runtime));
         let actors = [keeper, commands];
-        Self { number, store, inside, actors, frozen_until: 0, counter: 0, boot: None }
+        Self { number, store, inside, actors, frozen_until: 0, counter: 0, boot: None, clocks, right_at: None }
     }
 
     /// The vault, once it has started.
@@ -157,8 +162,9 @@ fn keep(inside: &Inside) {
         inside.booted.wait(Duration::from_hours(1));
     };
     // Where the clock cannot be trusted any more the process ends.
-    let _ = Keeper::new(&vault, keeping, seen).run(|| false);
-    inside.parts().has_ended = true;
+    let Err(KeeperError::Clock { .. }) = Keeper::new(&vault, keeping, seen).run(|| false) else { return };
+    let mut parts = inside.parts();
+    (parts.has_ended, parts.has_no_time) = (true, true);
 }
 
 fn commands(setup: Setup, inside: &Inside, runtime: &Arc<dyn Runtime>) {
@@ -198,9 +204,7 @@ fn commands(setup: Setup, inside: &Inside, runtime: &Arc<dyn Runtime>) {
 
 /// As `boot::program`, `boot::Start::unseal` and `boot::Unsealed::vault` do it, with the simulated outside.
 fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64)> {
-    let Setup { world, enclave, store, network, policy, operators, recipient, nsm_ms, wall_ms, seed } = setup;
-    let time = Arc::clone(&world.lock().time);
-    let clocks = Arc::new(Clocks { time, network: network.clone(), nsm_ms, wall_ms });
+    let Setup { world, enclave, store, network, policy, operators, recipient, clocks, seed } = setup;
     let nsm: Arc<dyn Nsm> = Arc::new(SimNsm { random: Mutex::new(Random::new(seed)), clocks: Arc::clone(&clocks) });
     let clock = TrustedClock::new(SimSources(clocks));
     clock.check(nsm.timestamp_ms().ok()?);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use casemate_protocol::command::{ClosedRecord, Envelope, LastState};
+use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
 use casemate_protocol::network::NetworkFields;
@@ -22,14 +22,19 @@ use crate::actor::Time;
 use crate::enclave::{Boot, Enclave, Order, Setup};
 use crate::judge::{Message, Released, Signed};
 use crate::operators::{Job, operator_keys};
+use crate::plot::Plot;
 use crate::random::Random;
 use crate::say;
-use crate::world::{Faults, GENESIS, GENESIS_TIME, Shared, Stats, World, record_words, state_words};
+use crate::world::{
+    CLOCK_TOLERANCE_MS, Clocks, Faults, GENESIS, GENESIS_TIME, Shared, Stats, World, record_words, state_words,
+};
 
 /// Slots of an epoch.
 pub const SLOTS_PER_EPOCH: u64 = 4;
 /// Keys of the world. The last one is only brought in where nothing else is left to sign with.
 pub const KEYS: usize = 4;
+/// With those that plots are about.
+pub const ALL_KEYS: usize = 7;
 
 /// What an episode is made from.
 #[derive(Clone)]
@@ -40,6 +45,8 @@ pub struct Options {
     pub is_loud: bool,
     /// Stores forget now and then what they have kept: a negative control, which must end in a violation.
     pub is_forgetful: bool,
+    /// The parent shows every blob that it has: what goes wrong then goes wrong without any rollback.
+    pub has_honest_disk: bool,
     /// The key for KMS's answers.
     pub recipient: Arc<RecipientKey>,
 }
@@ -48,7 +55,7 @@ impl Options {
     /// Of a seed.
     pub fn new(seed: u64) -> Self {
         let recipient = Arc::new(RecipientKey::generate().unwrap());
-        Self { seed, is_loud: false, is_forgetful: false, recipient }
+        Self { seed, is_loud: false, is_forgetful: false, has_honest_disk: false, recipient }
     }
 }
 
@@ -117,10 +124,10 @@ pub struct Key {
 pub struct KeptCommand {
     /// For this enclave.
     pub enclave: u32,
-    /// Its counter.
+    /// Its counter; 0 for what nobody has signed, which does without.
     pub counter: u64,
-    /// The command.
-    pub envelope: Envelope,
+    /// The command, as it is sent.
+    pub request: Request,
     /// The key that it brings in.
     pub imports: Option<usize>,
     /// The key that it deletes.
@@ -168,11 +175,15 @@ pub struct Episode {
     pub(crate) spite: (u64, u64),
     /// How often, of a hundred, operators move to another store and have fences handed over, besides everything else.
     pub(crate) bent: (u64, u64),
+    /// What somebody is about who knows the protocol.
+    pub(crate) plot: Option<Plot>,
+    /// How often, of a thousand steps, that one does something.
+    plots: u64,
     /// How late who waits is woken, at most.
     lateness: u64,
     /// How much of what may break does.
     wildness: u64,
-    slot_ms: u64,
+    pub(crate) slot_ms: u64,
 }
 
 impl Episode {
@@ -185,8 +196,9 @@ impl Episode {
         let time = Arc::<Time>::default();
         let world = Shared::new(seeds.number(), network.clone(), Arc::clone(&time), options.is_loud);
         let window = if random.chance(700) { Window::ANY } else { Window::default() };
-        let policy = Policy { window, ..Policy::default() };
-        let keys = (0..KEYS).map(key).collect();
+        let key_manager_delete = random.chance(300);
+        let policy = Policy { window, key_manager_delete, ..Policy::default() };
+        let keys = (0..ALL_KEYS).map(key).collect();
         let mut level = |levels: &[u64]| random.pick(levels);
         let mut faults = Faults {
             lost: level(&[0, 10, 60]),
@@ -201,7 +213,8 @@ impl Episode {
         let mut bent = (level(&[0, 0, 0, 20]), level(&[0, 0, 30]));
         let mut spite = (level(&[0, 200, 500]), level(&[0, 200, 500]));
         // Mostly things are let be, and hit where it hurts: as a key comes in.
-        if random.chance(300) {
+        let has_plots = random.chance(500);
+        if has_plots {
             faults = Faults { call: 0, lost: 0, late: 0, ..faults };
             (wildness, lateness, spite, bent) = (100, 800, (700, 700), (0, 35));
         }
@@ -238,6 +251,8 @@ impl Episode {
             spare: 0,
             older: 0,
             spite,
+            plot: None,
+            plots: if has_plots { 60 } else { 0 },
             wildness,
             lateness,
             bent,
@@ -308,15 +323,26 @@ impl Episode {
             world.deliver_late();
             world.random.below(1000)
         };
+        self.mend_clocks();
+        // An operator mends what was forged, and not while another order is under way.
+        if self.job.is_none() {
+            self.mend_record(false);
+        }
         match roll {
             0..740 => self.let_go_on(),
             740..880 => self.ask_for_duties()?,
             880..900 => self.sign_elsewhere()?,
             900..960 => self.operate(),
             960..972 => self.parent(),
-            972..978 => self.skip_time(),
-            978..990 if self.random(|random| random.chance(self.wildness)) => self.break_something(),
+            972..977 => self.skip_time(),
+            // Mostly while the one who holds the fence is about its own.
+            977..983 if self.plots > 0 => {}
+            977..990 if self.random(|random| random.chance(self.wildness)) => self.break_something(),
             _ => self.look(),
+        }
+        let often = if self.plots_to_ask() { 250 } else { self.plots };
+        if self.plots > 0 && self.random(|random| random.chance(often)) {
+            self.plot()?;
         }
         self.collect()
     }
@@ -381,6 +407,10 @@ impl Episode {
 
     /// Starts an enclave; with everything that the disk has, or with what the parent likes to show.
     pub(crate) fn start_enclave(&mut self, is_honest: bool) -> u32 {
+        self.start_in(self.store, is_honest || self.options.has_honest_disk)
+    }
+
+    fn start_in(&mut self, store: usize, is_honest: bool) -> u32 {
         let enclave = self.next_enclave;
         self.next_enclave += 1;
         let setup = {
@@ -392,17 +422,22 @@ impl Episode {
                 show_something(world, enclave);
             }
             let random = &mut world.random;
-            let nsm_ms = i64::try_from(random.below(3000)).unwrap() - 1500;
+            // Two of them up to twice the tolerance apart.
+            let most = i64::try_from(CLOCK_TOLERANCE_MS).unwrap();
+            let nsm_ms = i64::try_from(random.below(2 * CLOCK_TOLERANCE_MS + 1)).unwrap() - most;
+            let nsm_ms = random.pick(&[nsm_ms, nsm_ms, nsm_ms / 4, most, -most]);
+            // Whose clock is off by more than a slot signs no block of the slot that it is: in the end it is to sign.
+            let nsm_ms = if self.is_calm { nsm_ms / 2 } else { nsm_ms };
             let wall_ms = nsm_ms + i64::try_from(random.below(800)).unwrap() - 400;
+            let clocks = Clocks::new(Arc::clone(&self.time), self.network.clone(), (nsm_ms, wall_ms));
             Setup {
                 enclave,
-                store: self.store,
+                store,
                 network: self.network.clone(),
                 policy: self.policy.clone(),
                 operators: Operators { threshold: 2, keys: operator_keys() },
                 recipient: Arc::clone(&self.options.recipient),
-                nsm_ms,
-                wall_ms,
+                clocks: Arc::new(clocks),
                 seed: random.number(),
                 world: self.world.clone(),
             }
@@ -463,7 +498,7 @@ impl Episode {
     /// A hostile client asks every enclave for messages that conflict.
     fn ask_for_duties(&mut self) -> Result<(), Violation> {
         // Of those that are in here, or may be, mostly.
-        let near: Vec<usize> = (0..KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
+        let near: Vec<usize> = (0..ALL_KEYS).filter(|key| self.keys[*key].place != Whereabouts::Foreign).collect();
         // And of the one that operators are about.
         let about = self.job.as_ref().and_then(Job::key);
         let key = self.random(|random| match about.filter(|_| random.chance(500)) {
@@ -471,12 +506,23 @@ impl Episode {
             None if near.is_empty() || random.chance(150) => random.index(KEYS),
             None => random.pick(&near),
         });
+        let message = self.some_question(key);
+        self.asks(key, message)
+    }
+
+    /// Around now, or around what was signed.
+    pub(crate) fn some_question(&self, key: usize) -> Message {
         let now = self.slot().0;
+        let often = if self.plots_with(key) { 950 } else { 500 };
         let signed = &self.keys[key].signed;
-        let message = self.random(|random| {
-            let known = if random.chance(500) { signed.some(random) } else { None };
+        self.random(|random| {
+            let known = if random.chance(often) { signed.some(random) } else { None };
             known.unwrap_or_else(|| some_message(random, now))
-        });
+        })
+    }
+
+    /// Every enclave is asked for this, or for what conflicts with it.
+    pub(crate) fn asks(&mut self, key: usize, message: Message) -> Result<(), Violation> {
         for number in self.running() {
             let message = self.random(|random| varied(random, message));
             self.ask(number, key, message)?;
@@ -536,12 +582,17 @@ impl Episode {
 
     /// The foreign signer signs whatever its own full history and what it was told allow.
     fn sign_elsewhere(&mut self) -> Result<(), Violation> {
+        let key = self.random(|random| random.index(KEYS));
+        self.sign_elsewhere_with(key)
+    }
+
+    /// The same with this key.
+    pub(crate) fn sign_elsewhere_with(&mut self, key: usize) -> Result<(), Violation> {
         let now = self.slot().0;
-        let (key, message) = self.random(|random| {
-            let key = random.index(KEYS);
+        let message = self.random(|random| {
             let known = if random.chance(400) { self.keys[key].signed.some(random) } else { None };
             let message = known.unwrap_or_else(|| some_message(random, now.saturating_sub(1)));
-            (key, varied(random, message))
+            varied(random, message)
         });
         let Key { place, foreign, told, .. } = &self.keys[key];
         let above = match message {
@@ -581,8 +632,16 @@ impl Episode {
             return;
         }
         let which = self.random(|random| random.index(self.kept.len()));
-        let KeptCommand { enclave, counter, ref envelope, imports, deletes } = self.kept[which];
-        let request = Request::Command { envelope: envelope.clone() };
+        let KeptCommand { enclave, counter, ref request, imports, deletes } = self.kept[which];
+        // What nobody has signed can be asked for at any time: here it is while nothing else is under way about that key.
+        let busy = |key: usize| {
+            matches!(self.keys[key].place, Whereabouts::Entering { .. })
+                || self.job.as_ref().is_some_and(|job| job.key() == Some(key))
+        };
+        if counter == 0 && deletes.is_some_and(busy) {
+            return;
+        }
+        let request = request.clone();
         if self.order(enclave, request).is_some() {
             say!(self.world.lock(), "the parent gives enclave {enclave} command {counter} that it has kept");
             self.delivered(imports, deletes);
@@ -644,17 +703,23 @@ impl Episode {
             (60..72, Some(number)) => {
                 self.cut_off(number, 500);
             }
-            (72..80, Some(number)) => {
+            (72..76, Some(number)) => self.disturb_clock(number),
+            (76..81, Some(number)) if !self.options.has_honest_disk => {
                 let world = &mut *self.world.lock();
                 show_something(world, number);
             }
-            (80..91, _) => {
+            (81..89, _) => {
                 let world = &mut *self.world.lock();
                 let (number, length) = (world.random.index(2), world.random.within(500, 8 * self.slot_ms));
                 world.stores[number].away_until = now + length;
                 world.say(format_args!("store {number} is away for {length} ms"));
             }
-            (91..97, _) => self.lose_record(),
+            // One of the image before, that asks the store before.
+            (89..91, _) if self.ended > 0 => {
+                self.start_in(1 - self.store, self.options.has_honest_disk);
+            }
+            (89..94, _) => self.lose_record(),
+            (94..98, _) if !self.options.is_forgetful => self.forge_record(),
             _ => self.revoke_credentials(),
         }
     }
@@ -679,7 +744,8 @@ impl Episode {
         let newest = numbers.clone().max().unwrap_or(0);
         // The state before the change, mostly.
         let before = numbers.filter(|number| *number < newest).max();
-        if let Some(before) = before.filter(|_| world.random.chance(600)) {
+        let hides = !self.options.has_honest_disk && world.random.chance(600);
+        if let Some(before) = before.filter(|_| hides) {
             world.views.insert(number, before);
             say!(*world, "the parent shows enclave {number} states up to {}", state_words(before));
         }
@@ -704,7 +770,7 @@ impl Episode {
         let world = &mut *self.world.lock();
         let store = &mut world.stores[self.store];
         let closed = store.record.is_some_and(|record| record.closed);
-        if closed || store.record.take().is_none() {
+        if closed || store.forged.is_some() || store.record.take().is_none() {
             return;
         }
         // One that is still on its way would be a record of long ago: a store that goes back (docs/THREAT_MODEL.md, «The fence's
@@ -755,6 +821,7 @@ impl Episode {
         (self.is_calm, self.spare) = (true, KEYS - 1);
         self.end_all();
         self.give_up_now();
+        self.mend_record(true);
         {
             let world = &mut *self.world.lock();
             world.faults = Faults::default();
@@ -797,7 +864,7 @@ impl Episode {
             if self.standing(number) != Some(FenceStanding::Holding) {
                 continue;
             }
-            for key in 0..KEYS {
+            for key in 0..ALL_KEYS {
                 if matches!(self.keys[key].place, Whereabouts::Here { .. }) {
                     let epoch = slot / SLOTS_PER_EPOCH;
                     if !block {
@@ -809,10 +876,15 @@ impl Episode {
             }
         }
         self.check_keys()?;
-        self.nagged()
+        match self.random(|random| random.below(100)) {
+            0..10 => self.nagged(),
+            10..30 => self.outlives_forged_record(),
+            30..50 => self.outlives_wrong_clock(),
+            _ => Ok(()),
+        }
     }
 
-    fn calm_step(&mut self) -> Result<(), Violation> {
+    pub(crate) fn calm_step(&mut self) -> Result<(), Violation> {
         self.world.lock().stats.steps += 1;
         self.let_go_on();
         self.collect()
@@ -839,9 +911,6 @@ impl Episode {
 
     /// A parent that asks for hand-overs all the time costs some of the duties, not nearly all of them.
     fn nagged(&mut self) -> Result<(), Violation> {
-        if !self.random(|random| random.chance(100)) {
-            return Ok(());
-        }
         say!(self.world.lock(), "the parent asks for hand-overs all the time");
         let until = self.time.ms() + 24 * self.slot_ms.max(2000);
         let (mut looks, mut holding, mut next) = (0_u64, 0_u64, 0);

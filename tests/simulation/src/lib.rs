@@ -16,8 +16,10 @@
 pub mod actor;
 pub mod enclave;
 pub mod episode;
+pub mod harm;
 pub mod judge;
 pub mod operators;
+pub mod plot;
 pub mod random;
 pub mod trace;
 pub mod world;

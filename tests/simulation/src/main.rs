@@ -35,6 +35,9 @@ struct Arguments {
     /// A store that forgets: to see that the judge sees it
     #[arg(long)]
     forgetful: bool,
+    /// A parent that shows every blob that it has: what is found then needs no rollback
+    #[arg(long)]
+    no_rollbacks: bool,
 }
 
 fn parsed(text: &str) -> Result<(u64, u64), String> {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let options = Options {
         is_loud: arguments.verbose || only.is_some(),
         is_forgetful: arguments.forgetful,
+        has_honest_disk: arguments.no_rollbacks,
         ..Options::new(seed)
     };
     let begun = Instant::now();
@@ -88,8 +92,8 @@ fn main() -> ExitCode {
 fn report(all: &Stats, took: Duration) {
     let per_second = u128::from(all.steps) * 1000 / took.as_millis().max(1);
     println!(
-        "{} steps in {} episodes, {:.1} s, {per_second} steps/s: {} boots, {} kills, {} claims, {} records made, {} removed, {} closed\n\
-         {} commands ({} not known): {} imports, {} deletions, {} exchanges of credentials; {} keys moved away; {} rollbacks\n\
+        "{} steps in {} episodes, {:.1} s, {per_second} steps/s: {} boots, {} kills, {} claims, {} records made, {} removed, {} closed, {} forged\n\
+         {} commands ({} not known): {} imports, {} deletions, {} exchanges of credentials; {} keys moved away; {} rollbacks; {} jumps of clocks\n\
          {} signatures judged, {} of them of the foreign signer; {} refusals",
         all.steps,
         all.episodes,
@@ -100,6 +104,7 @@ fn report(all: &Stats, took: Duration) {
         all.records_made,
         all.records_lost,
         all.records_closed,
+        all.records_forged,
         all.commands,
         all.unknown,
         all.imports,
@@ -107,6 +112,7 @@ fn report(all: &Stats, took: Duration) {
         all.credentials,
         all.moves,
         all.rollbacks,
+        all.clocks,
         all.signatures + all.foreign,
         all.foreign,
         all.refusals,

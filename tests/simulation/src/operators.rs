@@ -3,8 +3,8 @@
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::{
-    Action, ClosedRecord, Command, EncryptedSecrets, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyOutcome, LastState,
-    OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
+    Action, ClosedRecord, Command, EncryptedSecrets, ExitOrder, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyOutcome,
+    KeyPast, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::past::PastsPage;
@@ -14,7 +14,7 @@ use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
 
 use crate::enclave::Boot;
-use crate::episode::{Episode, KEYS, KeptCommand, Whereabouts};
+use crate::episode::{ALL_KEYS, Episode, KEYS, KeptCommand, SLOTS_PER_EPOCH, Whereabouts};
 use crate::say;
 use crate::world::{GENESIS, GROUP, credentials, sha256, state_words};
 
@@ -30,6 +30,14 @@ pub enum Task {
     Import(usize),
     /// Take a key out.
     Delete(usize),
+    /// The same through the key manager API, which nobody has to sign.
+    DeleteUnsigned(usize),
+    /// Where the fees of a key go.
+    FeeRecipient(usize),
+    /// An exit of a key is signed.
+    Exit(usize),
+    /// A key is to have signed more.
+    Raise(usize),
     /// Learn what a deleted key has signed, and let it sign elsewhere.
     MoveAway(usize),
     /// The holder leaves in order.
@@ -63,7 +71,7 @@ impl Job {
     /// The key that it is about.
     pub(crate) fn key(&self) -> Option<usize> {
         match self.task {
-            Task::Import(key) | Task::Delete(key) | Task::MoveAway(key) => Some(key),
+            Task::Import(key) | Task::Delete(key) | Task::DeleteUnsigned(key) | Task::MoveAway(key) => Some(key),
             _ => None,
         }
     }
@@ -109,7 +117,12 @@ impl Episode {
     /// Operators do something, or wait.
     pub(crate) fn operate(&mut self) {
         self.give_up();
-        if self.job.is_some() {
+        // Who sees numbers that cannot be changes nothing before they are mended.
+        if self.job.is_some() || self.is_forged() {
+            return;
+        }
+        // They have time for little else.
+        if self.is_plotting() && self.random(|random| random.chance(800)) {
             return;
         }
         let running = self.running();
@@ -145,6 +158,9 @@ impl Episode {
                 Whereabouts::Foreign | Whereabouts::Entering { .. } => self.begin(at, Task::Import(key)),
                 // A script that is run again.
                 Whereabouts::Here { .. } if roll < 8 => self.begin(at, Task::Import(key)),
+                Whereabouts::Here { .. } if roll < 12 && self.policy.key_manager_delete => {
+                    self.begin(at, Task::DeleteUnsigned(key));
+                }
                 Whereabouts::Here { .. } if roll < 25 => self.begin(at, Task::Delete(key)),
                 Whereabouts::Leaving { .. } => self.begin(at, Task::Delete(key)),
                 Whereabouts::Gone { .. } if roll < 12 => self.begin(at, Task::Import(key)),
@@ -158,12 +174,19 @@ impl Episode {
             82..86 if self.closed.is_none() && self.made && self.is_current(&statement) => {
                 self.begin(number, Task::Close);
             }
+            86..90 => self.begin(at, Task::FeeRecipient(key)),
+            90..92 => self.begin(at, Task::Exit(key)),
+            92..94 => self.begin(at, Task::Raise(key)),
             _ => {}
         }
     }
 
     /// What an enclave's statement asks for.
-    fn needed(&mut self, statement: &Statement) -> Option<Task> {
+    pub(crate) fn needed(&mut self, statement: &Statement) -> Option<Task> {
+        // One of the image before is not asked for anything.
+        if !self.is_current(statement) {
+            return None;
+        }
         self.made |= !self.is_record_missing();
         // That it has ended, and how, its status tells too.
         if let (None, FenceStanding::Closed, Some(record)) =
@@ -241,7 +264,7 @@ impl Episode {
             return;
         }
         // Something must be there to sign with; and what was given before is given again until it is known.
-        for key in 0..KEYS {
+        for key in 0..ALL_KEYS {
             match self.keys[key].place {
                 Whereabouts::Entering { .. } => {
                     self.begin(number, Task::Import(key));
@@ -261,8 +284,12 @@ impl Episode {
     }
 
     /// Gives an enclave what a task takes.
-    fn begin(&mut self, enclave: u32, task: Task) {
+    pub(crate) fn begin(&mut self, enclave: u32, task: Task) {
         let now = self.time.ms();
+        // The tool refuses documents of another time.
+        if !self.enclave(enclave).is_some_and(|enclave| enclave.clocks.is_nsm_right()) {
+            return;
+        }
         if let Task::MoveAway(_) = task {
             let nonce = BoundedBytes::new(vec![3; 16]).unwrap();
             let Some(order) = self.order(enclave, Request::Pasts { nonce, start: 0 }) else { return };
@@ -277,20 +304,10 @@ impl Episode {
             }
         }
         let Some(boot) = self.enclave(enclave).and_then(|enclave| enclave.boot) else { return };
-        let action = self.action(&boot, task);
-        self.next_counter += 1;
-        let counter = self.next_counter;
-        let command = Command::new(GROUP.into(), GENESIS, boot.nonce, counter, action);
-        let bytes = command.encode().unwrap();
-        let sign = |n| {
-            let pair = pair(n);
-            let signature = pair.sign(&signed_bytes(bytes.as_ref()));
-            OperatorSignature { operator: public(&pair), signature: Bytes(signature.as_ref().try_into().unwrap()) }
-        };
-        let envelope = SignedCommand::new(bytes.clone(), vec![sign(1), sign(2)]).encode().unwrap();
+        let (counter, request) = self.request(&boot, task);
         let (imports, deletes) = match task {
             Task::Import(key) => (Some(key), None),
-            Task::Delete(key) => (None, Some(key)),
+            Task::Delete(key) | Task::DeleteUnsigned(key) => (None, Some(key)),
             _ => (None, None),
         };
         let was = imports.or(deletes).map(|key| self.keys[key].place);
@@ -306,30 +323,48 @@ impl Episode {
             world.stats.commands += 1;
             match task {
                 Task::Import(_) => world.stats.imports += 1,
-                Task::Delete(_) => world.stats.deletions += 1,
+                Task::Delete(_) | Task::DeleteUnsigned(_) => world.stats.deletions += 1,
                 Task::Credentials => world.stats.credentials += 1,
                 _ => {}
             }
             say!(*world, "operators give enclave {enclave} command {counter}: {task:?}");
         }
-        let calm = self.is_calm;
+        // A plot has trouble enough of its own.
+        let calm = self.is_calm || self.is_plotting();
         let (kept_back, unheard) = self.random(|random| (random.chance(60), random.chance(60)));
         let about_keys = imports.is_some() || deletes.is_some();
         if !calm && about_keys && self.random(|random| random.chance(self.spite.0)) {
             // For longer than the vault tries.
             self.cut_off(enclave, 13_000);
         }
-        let request = Request::Command { envelope: envelope.clone() };
-        let order = if kept_back && !calm { None } else { self.order(enclave, request) };
+        let order = if kept_back && !calm { None } else { self.order(enclave, request.clone()) };
         if order.is_some() {
             self.delivered(imports, None);
         } else {
             say!(self.world.lock(), "the parent keeps it back");
         }
-        self.kept.push(KeptCommand { enclave, counter, envelope, imports, deletes });
+        self.kept.push(KeptCommand { enclave, counter, request, imports, deletes });
         let patience = if order.is_some() { PATIENCE_MS } else { IMPATIENCE_MS };
         let order = order.filter(|_| calm || !unheard);
         self.job = Some(Job { task, enclave, order, until: now + patience, was });
+    }
+
+    /// What is sent for it, and its counter.
+    fn request(&mut self, boot: &Boot, task: Task) -> (u64, Request) {
+        if let Task::DeleteUnsigned(key) = task {
+            return (0, Request::DeleteKeys { keys: vec![self.keys[key].public] });
+        }
+        let action = self.action(boot, task);
+        self.next_counter += 1;
+        let command = Command::new(GROUP.into(), GENESIS, boot.nonce, self.next_counter, action);
+        let bytes = command.encode().unwrap();
+        let sign = |n| {
+            let pair = pair(n);
+            let signature = pair.sign(&signed_bytes(bytes.as_ref()));
+            OperatorSignature { operator: public(&pair), signature: Bytes(signature.as_ref().try_into().unwrap()) }
+        };
+        let envelope = SignedCommand::new(bytes.clone(), vec![sign(1), sign(2)]).encode().unwrap();
+        (self.next_counter, Request::Command { envelope })
     }
 
     /// From now on a key signs nowhere else; its history is fixed the first time.
@@ -373,7 +408,24 @@ impl Episode {
                 let imported = ImportedKey { public_key: key.public, history };
                 Action::Import { keys: vec![imported], secrets: encrypted(boot, HPKE_INFO, &key.secret) }
             }
-            Task::Delete(key) => Action::Delete { keys: vec![self.keys[key].public] },
+            Task::Delete(key) | Task::DeleteUnsigned(key) => Action::Delete { keys: vec![self.keys[key].public] },
+            Task::FeeRecipient(key) => {
+                let fee_recipient = self.random(|random| random.chance(700)).then_some(Bytes([4; 20]));
+                Action::FeeRecipient { keys: vec![self.keys[key].public], fee_recipient }
+            }
+            Task::Exit(key) => {
+                let exits = vec![ExitOrder { public_key: self.keys[key].public, validator_index: 7 }];
+                Action::Exit { exits, last_epoch: Epoch(self.slot().0 / SLOTS_PER_EPOCH + 2) }
+            }
+            Task::Raise(key) => {
+                let slot = self.slot().0 - 1;
+                let target = slot / SLOTS_PER_EPOCH;
+                let block = Some(PastBlock { slot: Slot(slot), signing_root: None });
+                let attestation =
+                    Some(PastAttestation { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
+                let past = Past { block, attestation };
+                Action::RaisePasts { keys: vec![KeyPast { public_key: self.keys[key].public, past }] }
+            }
             // To move away is no command: it was asked for before.
             Task::HandOver | Task::MoveAway(_) => Action::HandOver,
             Task::TakeOver => Action::TakeOver,
@@ -436,18 +488,21 @@ impl Episode {
             self.world.lock().stats.unknown += 1;
             say!(self.world.lock(), "operators do not know what became of {:?} at enclave {}", job.task, job.enclave);
         }
-        let failed = !self.is_calm && matches!(told, Told::Unknown | Told::Refused(Refusal::NotSealed(_)));
+        let failed = !self.is_calm
+            && !self.is_plotting()
+            && matches!(told, Told::Unknown | Told::Refused(Refusal::NotSealed(_)));
         // What has changed the keys makes what was stated before old.
         self.is_stale |= matches!(told, Told::Done(Outcome::Imported { .. } | Outcome::Deleted { .. }));
         match job.task {
             Task::Import(key) => self.imported(key, told),
-            Task::Delete(key) => self.deleted(key, job, told),
+            Task::Delete(key) | Task::DeleteUnsigned(key) => self.deleted(key, job, told),
             Task::MoveAway(key) => self.moved_away(key, job.enclave, told),
             // Whether it is there, the next look shows.
             Task::New => self.made |= !self.is_record_missing(),
             Task::After => {
                 // An enclave that has the state that the record wants is started with everything there is.
                 if let Told::Refused(_) = told {
+                    self.learn_newer_end(job.enclave);
                     self.end(job.enclave, "is ended, to start anew with the newest blobs");
                     self.start_enclave(true);
                 }
@@ -477,23 +532,41 @@ impl Episode {
                     self.ended = self.ended.max(record.version);
                     self.closed = Some(record);
                     // To the other store, mostly: the enclaves of the new image ask that.
-                    if self.random(|random| random.chance(800)) {
+                    let is_plot = self.plots_a_move();
+                    if is_plot || self.random(|random| random.chance(800)) {
                         self.store = 1 - self.store;
                     }
-                    if self.random(|random| random.chance(500)) {
+                    if !is_plot && self.random(|random| random.chance(500)) {
                         self.end_all();
                     }
                     self.start_enclave(true);
                 }
             }
-            Task::Credentials | Task::HandOver | Task::TakeOver => {}
+            Task::Credentials
+            | Task::HandOver
+            | Task::TakeOver
+            | Task::FeeRecipient(_)
+            | Task::Exit(_)
+            | Task::Raise(_) => {}
         }
         if let Some(statement) = self.statement(job.enclave) {
             self.looked(&statement);
         }
-        let about_keys = matches!(job.task, Task::Import(_) | Task::Delete(_));
+        let about_keys = matches!(job.task, Task::Import(_) | Task::Delete(_) | Task::DeleteUnsigned(_));
         if failed && about_keys && self.random(|random| random.chance(self.spite.1)) {
             self.strike();
+        }
+    }
+
+    /// «Name the end of the newest»: where the status shows another end than the one that was named.
+    fn learn_newer_end(&mut self, enclave: u32) {
+        let Some(statement) = self.statement(enclave).filter(|statement| self.is_current(statement)) else { return };
+        if let (Some(known), Some(record)) = (&self.closed, &statement.fence.record)
+            && record.closed
+            && record.version > known.version
+        {
+            self.ended = record.version;
+            self.closed = Some(closed_record(record));
         }
     }
 

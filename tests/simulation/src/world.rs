@@ -1,6 +1,7 @@
 //! What lies outside the enclaves: two stores, the parent's disk, KMS, NSMs and clocks; and all that can go wrong with them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
@@ -11,7 +12,7 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use casemate_protocol::{Bytes, Network, Root, Slot};
 use casemate_slashing::Ceilings;
-use casemate_slashing::fence::{Heard, Holder, Question, Record};
+use casemate_slashing::fence::{Heard, Holder, Place, Question, Record};
 use casemate_vault::Nsm;
 use casemate_vault::clock::Sources;
 use casemate_vault::cms::RecipientKey;
@@ -31,6 +32,8 @@ pub const FIRST_SLOT: u64 = 1000;
 pub const KEY_ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555";
 /// The group.
 pub const GROUP: &str = "alpha";
+/// How far a trusted clock may be off (`enclave/vault/src/margins.rs`).
+pub const CLOCK_TOLERANCE_MS: u64 = 2000;
 /// The chain.
 pub const GENESIS: Root = Bytes([5; 32]);
 
@@ -68,6 +71,8 @@ pub struct Stats {
     pub records_made: u64,
     pub records_lost: u64,
     pub records_closed: u64,
+    pub records_forged: u64,
+    pub clocks: u64,
     pub credentials: u64,
     pub kills: u64,
     pub signatures: u64,
@@ -92,6 +97,8 @@ impl Stats {
             (&mut self.records_made, other.records_made),
             (&mut self.records_lost, other.records_lost),
             (&mut self.records_closed, other.records_closed),
+            (&mut self.records_forged, other.records_forged),
+            (&mut self.clocks, other.clocks),
             (&mut self.credentials, other.credentials),
             (&mut self.kills, other.kills),
             (&mut self.signatures, other.signatures),
@@ -118,6 +125,10 @@ pub struct World {
     pub stores: Vec<StoreState>,
     /// Every blob that was ever kept, in this order.
     pub disk: Vec<Kept>,
+    /// Whose next blob is kept and denied.
+    pub deny: Option<u32>,
+    /// The last that was denied so.
+    pub denied: u64,
     /// The newest generation that an enclave is shown; everything where there is none.
     pub views: BTreeMap<u32, u64>,
     /// Enclaves whose questions to the store are not answered until a time; and whether they are carried out.
@@ -152,11 +163,28 @@ pub struct StoreState {
     pub granted: BTreeMap<u64, Ceilings>,
     /// The last generation that each holder has claimed.
     pub claimed: BTreeMap<Holder, u64>,
+    /// What somebody has put in the place of the record, until it is mended.
+    pub forged: Option<Forged>,
+}
+
+/// A record that no enclave has asked for.
+#[derive(Clone, Copy)]
+pub struct Forged {
+    /// What was there.
+    pub before: Record,
+    /// Whether an enclave can take it for the record at all: then what was there cannot come back, and the record is made anew.
+    pub is_believed: bool,
+    /// When it is mended.
+    pub until: u64,
 }
 
 impl StoreState {
     fn carry_out(&mut self, question: &Question, stats: &mut Stats) -> Heard {
         let new = match question {
+            // As a store's client reads it: bytes that are no record are no answer.
+            Question::Read if self.forged.is_some() && !self.record.is_none_or(|record| is_readable(&record)) => {
+                return Heard::Unclear;
+            }
             Question::Read => return Heard::Record(self.record),
             Question::Create(new) if self.record.is_none() => *new,
             Question::Swap { old, new } if self.record == Some(*old) => *new,
@@ -177,6 +205,11 @@ impl StoreState {
     }
 }
 
+fn is_readable(record: &Record) -> bool {
+    let place = Place { group: GROUP.into(), network: GENESIS };
+    Record::decode(&record.encode(&place), &place).is_ok()
+}
+
 /// The world, for all who share it. Nobody holds it while a vault is asked for anything.
 #[derive(Clone)]
 pub struct Shared(Arc<Mutex<World>>);
@@ -191,6 +224,8 @@ impl Shared {
             faults: Faults::default(),
             stores,
             disk: Vec::new(),
+            deny: None,
+            denied: 0,
             views: BTreeMap::new(),
             cuts: BTreeMap::new(),
             stats: Stats::default(),
@@ -379,7 +414,7 @@ impl Store for SimStore {
                 pause(Wait::Until(now + after));
                 let heard = self.carry_out(question, true);
                 pause(Wait::Until(now + after + back));
-                (heard, None)
+                (heard, (heard == Heard::Unclear).then_some(StoreTrouble::Record))
             }
         }
     }
@@ -517,14 +552,18 @@ impl Services for SimServices {
         self.call()?;
         let world = &mut *self.world.lock();
         let Faults { denied, dropped, .. } = world.faults;
-        let roll = world.random.below(1000);
+        let denies = world.deny == Some(self.enclave);
+        if denies {
+            (world.deny, world.denied) = (None, generation);
+        }
+        let roll = if denies { dropped } else { world.random.below(1000) };
         let (enclave, number) = (self.enclave, state_words(generation));
         if roll < dropped {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent loses it, and says so"));
             return Err(ServiceError::Refused);
         }
         world.disk.push(Kept { generation, bytes: Arc::new(blob.to_vec()) });
-        if roll < dropped + denied {
+        if denies || roll < dropped + denied {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent keeps it, and denies it"));
             return Err(ServiceError::Refused);
         }
@@ -577,14 +616,45 @@ pub struct Clocks {
     /// The chain.
     pub network: Network,
     /// How far the NSM's is off.
-    pub nsm_ms: i64,
+    nsm_ms: AtomicI64,
     /// How far the kernel's is off.
-    pub wall_ms: i64,
+    wall_ms: AtomicI64,
+    /// When the machine stood still, and the clock that only counts with it.
+    pauses: Mutex<Vec<(u64, u64)>>,
+    /// Where they belong.
+    home: (i64, i64),
 }
 
 impl Clocks {
+    /// These are off by so much where nothing has happened to them.
+    pub fn new(time: Arc<Time>, network: Network, (nsm_ms, wall_ms): (i64, i64)) -> Self {
+        let (nsm, wall) = (AtomicI64::new(nsm_ms), AtomicI64::new(wall_ms));
+        Self { time, network, nsm_ms: nsm, wall_ms: wall, pauses: Mutex::default(), home: (nsm_ms, wall_ms) }
+    }
+
+    /// They jump: by so much from where they belong.
+    pub fn jump(&self, nsm_by: i64, wall_by: i64) {
+        self.nsm_ms.store(self.home.0 + nsm_by, Ordering::Relaxed);
+        self.wall_ms.store(self.home.1 + wall_by, Ordering::Relaxed);
+    }
+
+    /// How far the kernel's may jump beyond where it belongs so that what is told stays within the tolerance of the true time.
+    pub fn leeway_ms(&self) -> u64 {
+        CLOCK_TOLERANCE_MS - self.home.0.unsigned_abs()
+    }
+
+    /// Whether the NSM's is where it belongs: an operator's tool takes no document of another time.
+    pub fn is_nsm_right(&self) -> bool {
+        self.nsm_ms.load(Ordering::Relaxed) == self.home.0
+    }
+
+    /// The whole machine stands still, as a virtual machine that is paused: afterwards the clocks that tell a time are right again.
+    pub fn pause(&self, from: u64, until: u64) {
+        self.pauses.lock().unwrap().push((from, until));
+    }
+
     fn trusted_ms(&self) -> u64 {
-        unix_ms(&self.network, &self.time).saturating_add_signed(self.nsm_ms)
+        unix_ms(&self.network, &self.time).saturating_add_signed(self.nsm_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -593,11 +663,13 @@ pub struct SimSources(pub Arc<Clocks>);
 
 impl Sources for SimSources {
     fn wall_ms(&self) -> u64 {
-        unix_ms(&self.0.network, &self.0.time).saturating_add_signed(self.0.wall_ms)
+        unix_ms(&self.0.network, &self.0.time).saturating_add_signed(self.0.wall_ms.load(Ordering::Relaxed))
     }
 
     fn monotonic_ms(&self) -> u64 {
-        self.0.time.ms()
+        let now = self.0.time.ms();
+        let stood = |(from, until): &(u64, u64)| now.min(*until).saturating_sub(*from);
+        now - self.0.pauses.lock().unwrap().iter().map(stood).sum::<u64>()
     }
 }
 

@@ -126,11 +126,11 @@ pub struct FenceParts {
     keeping: Keeping,
 }
 
-/// What a [`Keeper`] needs of its fence: the store, where the kind has a record.
+/// What a `Keeper` needs of its fence: the store, where the kind has a record.
 pub struct Keeping(pub(crate) Option<Box<dyn Store>>);
 
 impl FenceParts {
-    /// With a record in this store: closed until a [`Keeper`] has claimed it.
+    /// With a record in this store: closed until a `Keeper` has claimed it.
     pub fn with_record(store: Box<dyn Store>) -> Self {
         let view = View { standing: FenceStanding::Apart, record: None, floors: Floors::default() };
         let gate = Gate::Closed(NotHolder::Apart(StoreTrouble::NotAsked));

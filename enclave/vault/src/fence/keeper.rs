@@ -200,7 +200,9 @@ impl<'a> Keeper<'a> {
                 if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
                     return None;
                 }
-                self.fence.claim(state, self.vault.sealed_generation(), leaves)
+                let claim = self.fence.claim(state, self.vault.sealed_generation(), leaves);
+                // One whose numbers have come to their end cannot be claimed: it is looked at all the same, since it may be mended.
+                if claim.is_none() && rested { self.fence.look() } else { claim }
             }
             Standing::Apart
             | Standing::NoRecord
