@@ -58,7 +58,7 @@ struct KernelOptions {
 
 #[derive(Args)]
 struct Build {
-    /// The configuration that is measured (docs/OPERATIONS.md, «The configuration»)
+    /// The configuration that is measured (docs/operations/configuration.md)
     #[arg(long, value_name = "FILE.toml")]
     config: PathBuf,
     /// The image

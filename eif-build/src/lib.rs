@@ -1,4 +1,4 @@
-//! Builds, measures and signs enclave images. What an image is: docs/ARCHITECTURE.md, «The image».
+//! Builds, measures and signs enclave images. What an image is: docs/IMAGE.md.
 #![forbid(unsafe_code)]
 
 pub mod build;

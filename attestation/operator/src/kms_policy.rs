@@ -1,6 +1,6 @@
 //! The key policy that makes KMS unseal for these measurements alone.
 //!
-//! What it says, and what an AWS administrator can still do, is in docs/OPERATIONS.md («The key ceremony»).
+//! What it says, and what an AWS administrator can still do, is in docs/operations/key-ceremony.md and docs/operations/aws-administrators.md.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The lists. Each line is a right that a taken-over compartment has; docs/ARCHITECTURE.md counts them.
+//! The lists. Each line is a right that a taken-over compartment has; docs/IMAGE.md counts them.
 
 use crate::{Allowed, Only};
 

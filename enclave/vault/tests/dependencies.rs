@@ -41,7 +41,7 @@ const FORBIDDEN: &[&str] = &[
     "walkdir",
 ];
 
-/// Everything that the vault is made of. A new name here is a decision: docs/ARCHITECTURE.md says why each is needed.
+/// Everything that the vault is made of. A new name here is a decision: docs/DEPENDENCIES.md says why each is needed.
 const EXPECTED: &[&str] = &[
     "aws-lc-rs",
     "aws-lc-sys",
@@ -122,5 +122,5 @@ fn the_dependency_tree_opens_no_door() {
         assert!(!forbidden, "the vault must not depend on {name}");
     }
     let new: Vec<_> = names.iter().filter(|n| !EXPECTED.contains(n)).collect();
-    assert!(new.is_empty(), "new in the vault's tree: {new:?}; say why in docs/ARCHITECTURE.md and add it here");
+    assert!(new.is_empty(), "new in the vault's tree: {new:?}; say why in docs/DEPENDENCIES.md and add it here");
 }

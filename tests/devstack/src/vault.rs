@@ -174,7 +174,7 @@ fn clock(fixed_time_ms: Option<u64>) -> Box<dyn Clock> {
 }
 
 fn journal(path: &Path, network: &Network, clock: &dyn Clock) -> Result<FileJournal> {
-    // What the window rule has allowed until now at most (docs/ARCHITECTURE.md, «The floor after an unclean end»).
+    // What the window rule has allowed until now at most (docs/decisions/0008-the-window-has-two-ends.md).
     let now = network.slot_at(clock.unix_ms().context("the clock has stopped")?);
     let Ceilings { slot, target: latest, source } = margins::latest_signed(network, now);
     let above = floor_at(slot, source, latest);

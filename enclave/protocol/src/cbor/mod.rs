@@ -1,4 +1,4 @@
-//! The only place that knows `serde_cbor` (RUSTSEC-2021-0127: unmaintained; see docs/ARCHITECTURE.md), so it can be
+//! The only place that knows `serde_cbor` (RUSTSEC-2021-0127: unmaintained; see docs/decisions/0003-one-encoding.md), so it can be
 //! exchanged here.
 //!
 //! [`decode`] re-encodes what it read and compares: no second encoding, no duplicate or unknown field, no trailing byte

@@ -9,7 +9,7 @@ pub struct NotSaved;
 
 /// Keeps watermarks beyond this process.
 ///
-/// In the image it is the fence that stands for the past (docs/ARCHITECTURE.md); a signer on a trusted disk writes
+/// In the image it is the fence that stands for the past (docs/FENCE.md); a signer on a trusted disk writes
 /// each change down.
 pub trait Journal: Send + Sync {
     /// Saves a key's watermarks. Called under the key's lock, before signing.
