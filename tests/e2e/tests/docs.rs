@@ -329,12 +329,13 @@ fn every_direct_dependency_of_production_has_its_reason() {
     let mut named = 0;
     for folder in [
         "attestation/document",
-        "attestation/keystore",
         "attestation/operator",
         "eif-build",
         "enclave/broker",
         "enclave/config",
+        "enclave/fence",
         "enclave/init",
+        "enclave/keystore",
         "enclave/protocol",
         "enclave/sandbox",
         "enclave/slashing",
