@@ -451,7 +451,7 @@ fn requests_of_lodestar_are_signed_in_the_machine() {
          slots_per_epoch = 32\n[forks]\n{forks}\n"
     );
     std::fs::write(&network, toml).unwrap();
-    let options = ["--vm", "--network", text(&network), "--interop-keys", "64"];
+    let options = ["--vm", "--any-age", "--network", text(&network), "--interop-keys", "64"];
     let stack = Stack::start_in(PROGRAM, &folder.path().join("data"), &options);
     for (kind, case) in &cases {
         let answer = stack.client().post(&string(&case["request"]["path"]), &case["request"]["body"].to_string());
