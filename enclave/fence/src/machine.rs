@@ -31,16 +31,16 @@ pub type Holder = Bytes<32>;
 
 /// What is to be asked of the store, under a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ask {
+pub struct StoreRequest {
     /// Answers to other numbers are not for this question.
     pub number: u64,
     /// The question.
-    pub question: Question,
+    pub op: StoreOp,
 }
 
 /// A question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Question {
+pub enum StoreOp {
     /// The record as it is now.
     Read,
     /// Put the record where there is none, and only there.
@@ -56,7 +56,7 @@ pub enum Question {
 
 /// What came of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Heard {
+pub enum StoreResponse {
     /// To a read; nothing where there is no record.
     Record(Option<Record>),
     /// The swap, or the creation, took place.
@@ -69,25 +69,25 @@ pub enum Heard {
 
 /// What this enclave is to the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum FenceStatus {
     /// It has not asked yet.
-    Apart,
+    Unknown,
     /// There is no record: operators make it, never an enclave by itself.
     NoRecord,
     /// An operators' command has it made.
     Creating,
     /// It has seen the record, and may claim it.
-    Seen(Record),
+    Standby(Record),
     /// Its claim is under way.
-    Claiming,
+    Acquiring,
     /// It holds the record: as it was last acknowledged.
     Holding(Record),
     /// It signs no more, and is writing down that it has left in order.
-    Leaving,
+    Releasing,
     /// It has left; the record as it left it.
-    Left(Record),
+    Released(Record),
     /// Another enclave has claimed the record, or somebody has removed it.
-    Lost,
+    Superseded,
     /// The record has ended for good.
     Closed(Record),
     /// The record has a version that nobody can have reached ([`MAX_VERSION_STEP`]): it is not believed.
@@ -97,7 +97,7 @@ pub enum Standing {
     },
     /// The store shows a record older than one that this enclave has seen, or none any more: somebody has restored it. Nothing is signed any more in
     /// this boot.
-    WentBack {
+    RolledBack {
         /// Version of the newest that was seen.
         seen: u64,
         /// Version that is there now; 0 for none.
@@ -107,11 +107,11 @@ pub enum Standing {
 
 /// The fence of one enclave, for one boot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Fence {
+pub struct FenceMachine {
     me: Holder,
     state: State,
     /// The question that is out.
-    asked: Option<Ask>,
+    asked: Option<StoreRequest>,
     numbers: u64,
     /// Version of the newest record that was seen; the store never shows an older one.
     seen: u64,
@@ -156,32 +156,32 @@ enum State {
     },
 }
 
-impl Fence {
+impl FenceMachine {
     /// Of the enclave with this boot nonce. `seen` is the version of the record that its sealed state has seen; 0 for none.
     pub fn new(me: Holder, seen: u64) -> Self {
         Self { me, state: State::Apart, asked: None, numbers: 0, seen }
     }
 
     /// What it is to the record now.
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> FenceStatus {
         match self.state {
-            State::Apart => Standing::Apart,
-            State::NoRecord => Standing::NoRecord,
-            State::Creating { .. } => Standing::Creating,
-            State::Seen(record) => Standing::Seen(record),
-            State::Claiming { .. } => Standing::Claiming,
-            State::Holding { record, .. } => Standing::Holding(record),
-            State::Leaving { .. } | State::Closing { .. } => Standing::Leaving,
-            State::Left(record) => Standing::Left(record),
-            State::Closed(record) => Standing::Closed(record),
-            State::Implausible { found } => Standing::Implausible { found },
-            State::Lost => Standing::Lost,
-            State::WentBack { found } => Standing::WentBack { seen: self.seen, found },
+            State::Apart => FenceStatus::Unknown,
+            State::NoRecord => FenceStatus::NoRecord,
+            State::Creating { .. } => FenceStatus::Creating,
+            State::Seen(record) => FenceStatus::Standby(record),
+            State::Claiming { .. } => FenceStatus::Acquiring,
+            State::Holding { record, .. } => FenceStatus::Holding(record),
+            State::Leaving { .. } | State::Closing { .. } => FenceStatus::Releasing,
+            State::Left(record) => FenceStatus::Released(record),
+            State::Closed(record) => FenceStatus::Closed(record),
+            State::Implausible { found } => FenceStatus::Implausible { found },
+            State::Lost => FenceStatus::Superseded,
+            State::WentBack { found } => FenceStatus::RolledBack { seen: self.seen, found },
         }
     }
 
     /// The question that is out.
-    pub fn asked(&self) -> Option<Ask> {
+    pub fn pending(&self) -> Option<StoreRequest> {
         self.asked
     }
 
@@ -204,7 +204,7 @@ impl Fence {
     }
 
     /// Has the record read. One that has left or lost may look again: as another generation it is another holder.
-    pub fn look(&mut self) -> Option<Ask> {
+    pub fn poll(&mut self) -> Option<StoreRequest> {
         match self.state {
             State::Apart
             | State::NoRecord
@@ -216,7 +216,7 @@ impl Fence {
             // Operators may make it yet: above all that was seen.
             | State::WentBack { found: 0 }
             // It learns whether it still does.
-            | State::Holding { .. } => self.ask(Question::Read),
+            | State::Holding { .. } => self.ask(StoreOp::Read),
             _ => None,
         }
     }
@@ -224,7 +224,7 @@ impl Fence {
     /// Has the record made, by operators' order: where it was seen that there is none, or that the one that is there has ended. Where
     /// there was one before, and the store does not show it, operators must say that it was lost, or name the record that has ended,
     /// in whatever store: then it must be the newest that was seen here.
-    pub fn create(&mut self, beginning: &Beginning) -> Option<Ask> {
+    pub fn create(&mut self, beginning: &Beginning) -> Option<StoreRequest> {
         let newest = beginning.above_version >= self.seen;
         let closed = match self.state {
             State::NoRecord => None,
@@ -242,7 +242,7 @@ impl Fence {
         let version = self.seen.max(above_version).checked_add(1)?;
         let holder = Bytes::ZERO;
         let new = Record { version, holder, generation, ceilings, sealed_generation, clean: exact, closed: false };
-        let question = closed.map_or(Question::Create(new), |old| Question::Swap { old, new });
+        let question = closed.map_or(StoreOp::Create(new), |old| StoreOp::Swap { old, new });
         let ask = self.ask(question)?;
         self.state = State::Creating { old: closed, new };
         Some(ask)
@@ -252,7 +252,7 @@ impl Fence {
     /// the last holder left behind, its watermarks are exact and no floors are needed. `sealed` is its number: from the claim on,
     /// older states are refused. `leaves` is what is known to have each of this holder's signatures **before** it is out, even where
     /// the enclave dies: a file on a trusted disk. An enclave has no such thing.
-    pub fn claim(&mut self, state: Option<Root>, sealed: u64, leaves: Option<Root>) -> Option<Ask> {
+    pub fn acquire(&mut self, state: Option<Root>, sealed: u64, leaves: Option<Root>) -> Option<StoreRequest> {
         // A sealed state that was loaded since may have seen a newer one: then the store has gone back, as the next look tells.
         let State::Seen(old) = self.state else { return None };
         if old.version < self.seen {
@@ -267,13 +267,13 @@ impl Fence {
             clean: leaves,
             ..old
         };
-        let ask = self.ask(Question::Swap { old, new })?;
+        let ask = self.ask(StoreOp::Swap { old, new })?;
         self.state = State::Claiming { old, new, exact };
         Some(ask)
     }
 
     /// Asks for higher ceilings, and for older sealed states to be refused. What is there already is never lowered.
-    pub fn extend(&mut self, ceilings: Ceilings, sealed_generation: u64) -> Option<Ask> {
+    pub fn extend(&mut self, ceilings: Ceilings, sealed_generation: u64) -> Option<StoreRequest> {
         let State::Holding { record, floors, .. } = self.state else { return None };
         let ceilings = record.ceilings.max(ceilings);
         let sealed_generation = record.sealed_generation.max(sealed_generation);
@@ -281,24 +281,24 @@ impl Fence {
             return None;
         }
         let new = Record { version: record.version.checked_add(1)?, ceilings, sealed_generation, ..record };
-        let ask = self.ask(Question::Swap { old: record, new })?;
+        let ask = self.ask(StoreOp::Swap { old: record, new })?;
         self.state = State::Holding { record, floors, wanted: Some(new) };
         Some(ask)
     }
 
     /// Leaves in order: nothing is signed from here on, and the record names the exact state that was sealed **after** this enclave
     /// has signed its last.
-    pub fn leave(&mut self, state: Root) -> Option<Ask> {
+    pub fn release(&mut self, state: Root) -> Option<StoreRequest> {
         let State::Holding { record, .. } = self.state else { return None };
         let new = Record { version: record.version.checked_add(1)?, clean: Some(state), ..record };
-        let ask = self.ask(Question::Swap { old: record, new })?;
+        let ask = self.ask(StoreOp::Swap { old: record, new })?;
         self.state = State::Leaving { new };
         Some(ask)
     }
 
     /// Ends the record for good. A holder signs nothing from here on, and names the exact state that it leaves behind, as one that
     /// leaves does; for a record that another holds, or held, there is none to name: that one signs up to its ceilings at most.
-    pub fn close(&mut self, state: Option<Root>) -> Option<Ask> {
+    pub fn close(&mut self, state: Option<Root>) -> Option<StoreRequest> {
         let (old, clean) = match self.state {
             State::Holding { record, .. } => (record, Some(state?)),
             // What the last holder has left behind stays what it is.
@@ -307,24 +307,29 @@ impl Fence {
         };
         let holding = matches!(self.state, State::Holding { .. });
         let new = Record { version: old.version.checked_add(1)?, clean, closed: true, ..old };
-        let ask = self.ask(Question::Swap { old, new })?;
+        let ask = self.ask(StoreOp::Swap { old, new })?;
         self.state = if holding { State::Leaving { new } } else { State::Closing { old, new } };
         Some(ask)
     }
 
     /// Takes an answer; the next question, where there is one. Answers to other questions are not looked at.
-    pub fn hear(&mut self, number: u64, heard: Heard) -> Option<Ask> {
+    pub fn on_response(&mut self, number: u64, heard: StoreResponse) -> Option<StoreRequest> {
         let asked = self.asked.filter(|asked| asked.number == number)?;
         self.asked = None;
-        match (asked.question, heard) {
-            (Question::Read, Heard::Record(record)) => self.found(record),
-            (Question::Swap { .. } | Question::Create(_), Heard::Swapped) => {
+        match (asked.op, heard) {
+            (StoreOp::Read, StoreResponse::Record(record)) => self.found(record),
+            (StoreOp::Swap { .. } | StoreOp::Create(_), StoreResponse::Swapped) => {
                 self.swapped();
                 None
             }
             // It may have been this enclave's own swap, that was not heard of, which is there instead.
-            (Question::Swap { .. } | Question::Create(_), Heard::Conflict | Heard::Unclear | Heard::Record(_))
-            | (Question::Read, Heard::Unclear | Heard::Conflict | Heard::Swapped) => self.ask(Question::Read),
+            (
+                StoreOp::Swap { .. } | StoreOp::Create(_),
+                StoreResponse::Conflict | StoreResponse::Unclear | StoreResponse::Record(_),
+            )
+            | (StoreOp::Read, StoreResponse::Unclear | StoreResponse::Conflict | StoreResponse::Swapped) => {
+                self.ask(StoreOp::Read)
+            }
         }
     }
 
@@ -351,7 +356,7 @@ impl Fence {
         }
     }
 
-    fn found(&mut self, found: Option<Record>) -> Option<Ask> {
+    fn found(&mut self, found: Option<Record>) -> Option<StoreRequest> {
         let version = found.map_or(0, |found| found.version);
         // Whoever has it made anew knows already what is there: nothing, or one that has ended.
         let expected = matches!(self.state, State::Creating { old, .. } if found == old);
@@ -373,7 +378,7 @@ impl Fence {
         let Some(found) = found else {
             return match self.state {
                 // Not there, or not yet: the same again. It can be made once.
-                State::Creating { old: None, new } => self.ask(Question::Create(new)),
+                State::Creating { old: None, new } => self.ask(StoreOp::Create(new)),
                 State::Apart | State::NoRecord | State::Seen(_) | State::Implausible { .. } => {
                     self.state = State::NoRecord;
                     None
@@ -395,7 +400,7 @@ impl Fence {
             | State::Creating { old: Some(old), new }
                 if found == old =>
             {
-                self.ask(Question::Swap { old, new })
+                self.ask(StoreOp::Swap { old, new })
             }
             // It has ended, whoever has ended it: also one that this enclave holds.
             _ if found.closed => {
@@ -423,7 +428,7 @@ impl Fence {
                 let version = found.version.checked_add(1)?;
                 let new = Record { version, clean: new.clean, closed: new.closed, ..found };
                 self.state = State::Leaving { new };
-                self.ask(Question::Swap { old: found, new })
+                self.ask(StoreOp::Swap { old: found, new })
             }
             State::Holding { record, floors, .. } if self.is_mine(&found, &record) => {
                 self.state = State::Holding { record: found, floors, wanted: None };
@@ -441,12 +446,12 @@ impl Fence {
     }
 
     /// One question at a time.
-    fn ask(&mut self, question: Question) -> Option<Ask> {
+    fn ask(&mut self, question: StoreOp) -> Option<StoreRequest> {
         if self.asked.is_some() {
             return None;
         }
         self.numbers = self.numbers.checked_add(1)?;
-        let ask = Ask { number: self.numbers, question };
+        let ask = StoreRequest { number: self.numbers, op: question };
         self.asked = Some(ask);
         Some(ask)
     }

@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
-use casemate_fence::Fence;
-use casemate_fence::{Ask, Beginning, Heard, Question, Record, Standing};
+use casemate_fence::FenceMachine;
+use casemate_fence::{Beginning, FenceStatus, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
 use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, Limits, Watermarks, rules};
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -116,7 +116,7 @@ struct World {
 
 #[derive(Clone)]
 struct Enclave {
-    fence: Fence,
+    fence: FenceMachine,
     watermarks: Watermarks,
     /// The sealed state that it has loaded, or the one that it has left behind since.
     loaded: Watermarks,
@@ -132,9 +132,9 @@ struct State {
     /// By boot.
     enclaves: Vec<Enclave>,
     /// Questions on their way to the store, by boot.
-    pending: Vec<(usize, Ask)>,
+    pending: Vec<(usize, StoreRequest)>,
     /// Answers on their way back.
-    answers: Vec<(usize, u64, Heard)>,
+    answers: Vec<(usize, u64, StoreResponse)>,
     /// Every state that was ever sealed: the parent offers whichever it likes.
     sealed: Vec<Watermarks>,
     released: Vec<Signed>,
@@ -240,22 +240,22 @@ fn record_code(record: &Record, boot: usize) -> u64 {
 
 impl Enclave {
     fn waits_for(&self, number: u64) -> bool {
-        self.fence.asked().is_some_and(|ask| ask.number == number)
+        self.fence.pending().is_some_and(|ask| ask.number == number)
     }
 
     /// Its generation.
     fn holds(&self) -> Option<u64> {
-        match self.fence.standing() {
-            Standing::Holding(record) => Some(record.generation),
+        match self.fence.status() {
+            FenceStatus::Holding(record) => Some(record.generation),
             _ => None,
         }
     }
 }
 
 impl State {
-    fn send(&mut self, boot: usize, ask: Option<Ask>) {
+    fn send(&mut self, boot: usize, ask: Option<StoreRequest>) {
         let Some(ask) = ask else { return };
-        if let Question::Swap { old, new } = ask.question {
+        if let StoreOp::Swap { old, new } = ask.op {
             self.enclaves[boot].swap = Some((old, new));
         }
         self.pending.push((boot, ask));
@@ -280,9 +280,9 @@ impl World {
     }
 
     /// What the store puts there.
-    fn put(&self, record: Option<Record>, question: Question) -> Option<Record> {
+    fn put(&self, record: Option<Record>, question: StoreOp) -> Option<Record> {
         match question {
-            Question::Swap { old, new } => {
+            StoreOp::Swap { old, new } => {
                 let claim = new.generation != old.generation;
                 let compares = match self.broken {
                     Broken::ExtendWithoutComparing => claim,
@@ -291,8 +291,8 @@ impl World {
                 };
                 (record == Some(old) || !compares).then_some(new)
             }
-            Question::Create(new) => record.is_none().then_some(new),
-            Question::Read => None,
+            StoreOp::Create(new) => record.is_none().then_some(new),
+            StoreOp::Read => None,
         }
     }
 
@@ -370,7 +370,7 @@ impl World {
     }
 
     fn look(&self, state: &mut State, boot: usize) {
-        let ask = state.enclaves[boot].fence.look();
+        let ask = state.enclaves[boot].fence.poll();
         state.send(boot, ask);
         if self.merged() {
             self.store(state, state.pending.len() - 1, false);
@@ -379,15 +379,15 @@ impl World {
 
     fn claim(&self, state: &mut State, boot: usize) {
         let enclave = &mut state.enclaves[boot];
-        let Standing::Seen(record) = enclave.fence.standing() else { return };
+        let FenceStatus::Standby(record) = enclave.fence.status() else { return };
         if !self.may_claim(Some(record)) {
             return;
         }
         let loaded = Some(digest(enclave.loaded));
         let ask = match self.broken {
-            Broken::StaleDigest => enclave.fence.claim(record.clean.or(loaded), 0, None),
-            Broken::CleanNotCleared => enclave.fence.claim(loaded, 0, record.clean),
-            _ => enclave.fence.claim(loaded, 0, None),
+            Broken::StaleDigest => enclave.fence.acquire(record.clean.or(loaded), 0, None),
+            Broken::CleanNotCleared => enclave.fence.acquire(loaded, 0, record.clean),
+            _ => enclave.fence.acquire(loaded, 0, None),
         };
         state.send(boot, ask);
     }
@@ -409,7 +409,7 @@ impl World {
             Broken::SealedBeforeTheLast => enclave.loaded.merge(limits.floors.watermarks()),
             _ => whole,
         };
-        let ask = enclave.fence.leave(digest(sealed));
+        let ask = enclave.fence.release(digest(sealed));
         enclave.watermarks = whole;
         enclave.loaded = sealed;
         if self.broken == Broken::SignAfterLeaving {
@@ -421,14 +421,14 @@ impl World {
 
     fn store(&self, state: &mut State, question: usize, double: bool) {
         let (boot, ask) = if double { state.pending[question] } else { state.pending.remove(question) };
-        let heard = match ask.question {
-            Question::Read => Heard::Record(state.record),
-            Question::Swap { .. } | Question::Create(_) => match self.put(state.record, ask.question) {
+        let heard = match ask.op {
+            StoreOp::Read => StoreResponse::Record(state.record),
+            StoreOp::Swap { .. } | StoreOp::Create(_) => match self.put(state.record, ask.op) {
                 Some(new) => {
                     state.record = Some(new);
-                    Heard::Swapped
+                    StoreResponse::Swapped
                 }
-                None => Heard::Conflict,
+                None => StoreResponse::Conflict,
             },
         };
         if !self.merged() {
@@ -438,9 +438,9 @@ impl World {
         }
     }
 
-    fn deliver(&self, state: &mut State, boot: usize, number: u64, heard: Heard) {
-        let ask = state.enclaves[boot].fence.hear(number, heard);
-        if self.broken == Broken::GivesUp && heard == Heard::Unclear {
+    fn deliver(&self, state: &mut State, boot: usize, number: u64, heard: StoreResponse) {
+        let ask = state.enclaves[boot].fence.on_response(number, heard);
+        if self.broken == Broken::GivesUp && heard == StoreResponse::Unclear {
             return;
         }
         state.send(boot, ask);
@@ -458,11 +458,9 @@ impl World {
                     // It will find that it has lost, whenever it reads.
                     let gone = || swap.is_some_and(|(_, new)| !state.is_current(*boot, &new));
                     state.enclaves[*boot].waits_for(ask.number)
-                        && match ask.question {
-                            Question::Read => fence.standing() == Standing::Leaving && gone(),
-                            Question::Swap { .. } | Question::Create(_) => {
-                                self.put(state.record, ask.question).is_none()
-                            }
+                        && match ask.op {
+                            StoreOp::Read => fence.status() == FenceStatus::Releasing && gone(),
+                            StoreOp::Swap { .. } | StoreOp::Create(_) => self.put(state.record, ask.op).is_none(),
                         }
                 })
             };
@@ -471,18 +469,18 @@ impl World {
             }
         }
         let State { record, enclaves, pending, answers, .. } = state;
-        let mut kept: Vec<(usize, Question)> = vec![];
+        let mut kept: Vec<(usize, StoreOp)> = vec![];
         pending.retain(|(boot, ask)| {
             let enclave = &enclaves[*boot];
-            let again = (*boot, ask.question);
+            let again = (*boot, ask.op);
             let keeps = enclave.waits_for(ask.number)
-                || match ask.question {
-                    Question::Read => false,
+                || match ask.op {
+                    StoreOp::Read => false,
                     _ if !self.merged() => true,
                     // Of two equal ones only one can be carried out.
                     question => {
                         self.put(*record, question).is_some()
-                            && enclave.fence.asked().is_none_or(|asked| asked.question != question)
+                            && enclave.fence.pending().is_none_or(|asked| asked.op != question)
                             && !kept.contains(&again)
                     }
                 };
@@ -522,37 +520,39 @@ impl World {
 
     fn enclave_key(&self, state: &State, boot: usize, may_claim: bool) -> Vec<u64> {
         let Enclave { fence, watermarks, loaded, swap, hoped } = &state.enclaves[boot];
-        let asked = fence.asked().map(|ask| ask.question);
+        let asked = fence.pending().map(|ask| ask.op);
         let mine = || state.pending.iter().filter(|(of, _)| *of == boot);
         let loaded = if may_claim { watermarks_code(*loaded) } else { 0 };
         let all_marks = watermarks_code(*watermarks) << 20 | loaded;
-        let reads = asked == Some(Question::Read);
+        let reads = asked == Some(StoreOp::Read);
         // All that is left to do is to read, and to claim: whether it knows already is the same.
-        let idle = match (fence.standing(), swap) {
+        let idle = match (fence.status(), swap) {
             // Merged, what was seen is claimed at once, where there is a claim left.
-            (Standing::Seen(_) | Standing::Left(_) | Standing::Lost, _) => true,
-            (Standing::NoRecord, _) => state.record.is_some(),
-            (Standing::Creating, _) => reads && state.record.is_some(),
-            (Standing::Claiming, Some((old, new))) => reads && state.record != Some(*old) && state.record != Some(*new),
+            (FenceStatus::Standby(_) | FenceStatus::Released(_) | FenceStatus::Superseded, _) => true,
+            (FenceStatus::NoRecord, _) => state.record.is_some(),
+            (FenceStatus::Creating, _) => reads && state.record.is_some(),
+            (FenceStatus::Acquiring, Some((old, new))) => {
+                reads && state.record != Some(*old) && state.record != Some(*new)
+            }
             _ => false,
         };
-        let nothing_late = mine().all(|(_, ask)| ask.question == Question::Read);
+        let nothing_late = mine().all(|(_, ask)| ask.op == StoreOp::Read);
         if self.merged() && self.store_compares() && idle && hoped.is_none() && nothing_late {
             return if may_claim { vec![1, all_marks] } else { vec![0] };
         }
-        let (standing, known) = match fence.standing() {
-            Standing::Apart => (2, None),
-            Standing::Seen(record) => (3, Some(record)),
-            Standing::Claiming => (4, None),
-            Standing::Holding(record) => (5, Some(record)),
-            Standing::Leaving => (6, None),
-            Standing::Left(record) => (7, Some(record)),
-            Standing::Lost => (8, None),
-            Standing::NoRecord => (9, None),
-            Standing::Creating => (10, None),
-            Standing::WentBack { .. } => (11, None),
-            Standing::Closed(record) => (12, Some(record)),
-            Standing::Implausible { .. } => (13, None),
+        let (standing, known) = match fence.status() {
+            FenceStatus::Unknown => (2, None),
+            FenceStatus::Standby(record) => (3, Some(record)),
+            FenceStatus::Acquiring => (4, None),
+            FenceStatus::Holding(record) => (5, Some(record)),
+            FenceStatus::Releasing => (6, None),
+            FenceStatus::Released(record) => (7, Some(record)),
+            FenceStatus::Superseded => (8, None),
+            FenceStatus::NoRecord => (9, None),
+            FenceStatus::Creating => (10, None),
+            FenceStatus::RolledBack { .. } => (11, None),
+            FenceStatus::Closed(record) => (12, Some(record)),
+            FenceStatus::Implausible { .. } => (13, None),
         };
         let mut key = vec![
             standing << 2 | u64::from(reads) << 1 | u64::from(asked.is_some()),
@@ -562,22 +562,22 @@ impl World {
             hoped.map_or(0, limits_code),
         ];
         // Whether the claim is exact follows from what it was loaded from.
-        if let (Standing::Claiming | Standing::Leaving, Some((old, new))) = (fence.standing(), swap) {
+        if let (FenceStatus::Acquiring | FenceStatus::Releasing, Some((old, new))) = (fence.status(), swap) {
             key.extend([record_code(old, boot), record_code(new, boot)]);
         }
         let mut on_its_way: Vec<(u64, u64, u64)> = mine()
             .map(|(_, ask)| {
                 let last = u64::from(state.enclaves[boot].waits_for(ask.number));
-                match ask.question {
-                    Question::Swap { old, new } => (last + 1, record_code(&old, boot), record_code(&new, boot)),
-                    Question::Create(new) => (last + 3, 0, record_code(&new, boot)),
-                    Question::Read => (5, 0, 0),
+                match ask.op {
+                    StoreOp::Swap { old, new } => (last + 1, record_code(&old, boot), record_code(&new, boot)),
+                    StoreOp::Create(new) => (last + 3, 0, record_code(&new, boot)),
+                    StoreOp::Read => (5, 0, 0),
                 }
             })
             .chain(state.answers.iter().filter(|(of, ..)| *of == boot).map(|(_, _, heard)| match heard {
-                Heard::Record(record) => (6, record.map_or(0, |record| record_code(&record, boot)), 0),
-                Heard::Swapped => (7, 0, 0),
-                Heard::Conflict | Heard::Unclear => (8, 0, 0),
+                StoreResponse::Record(record) => (6, record.map_or(0, |record| record_code(&record, boot)), 0),
+                StoreResponse::Swapped => (7, 0, 0),
+                StoreResponse::Conflict | StoreResponse::Unclear => (8, 0, 0),
             }))
             .collect();
         on_its_way.sort_unstable();
@@ -632,21 +632,21 @@ impl Model for World {
             actions.extend((0..state.sealed.len()).map(Action::Boot));
         }
         for (boot, enclave) in state.enclaves.iter().enumerate() {
-            let lost = |question: Question| !self.merged() || question != Question::Read;
-            match enclave.fence.asked() {
-                Some(ask) if (self.merged() || state.faults > 0) && lost(ask.question) => {
+            let lost = |question: StoreOp| !self.merged() || question != StoreOp::Read;
+            match enclave.fence.pending() {
+                Some(ask) if (self.merged() || state.faults > 0) && lost(ask.op) => {
                     actions.push(Action::TimeOut(boot));
                 }
                 Some(_) => {}
-                None => match enclave.fence.standing() {
-                    Standing::Apart => actions.push(Action::Look(boot)),
-                    Standing::Left(_) | Standing::Lost if self.may_claim(state.record) => {
+                None => match enclave.fence.status() {
+                    FenceStatus::Unknown => actions.push(Action::Look(boot)),
+                    FenceStatus::Released(_) | FenceStatus::Superseded if self.may_claim(state.record) => {
                         actions.push(Action::Look(boot));
                     }
-                    Standing::NoRecord if state.record.is_some() => actions.push(Action::Look(boot)),
-                    Standing::NoRecord => actions.push(Action::Create(boot)),
-                    Standing::Seen(record) if self.may_claim(Some(record)) => actions.push(Action::Claim(boot)),
-                    Standing::Holding(record) => {
+                    FenceStatus::NoRecord if state.record.is_some() => actions.push(Action::Look(boot)),
+                    FenceStatus::NoRecord => actions.push(Action::Create(boot)),
+                    FenceStatus::Standby(record) if self.may_claim(Some(record)) => actions.push(Action::Claim(boot)),
+                    FenceStatus::Holding(record) => {
                         let higher = self.higher(record.ceilings).into_iter();
                         actions.extend(higher.map(|ceilings| Action::Extend(boot, ceilings)));
                         if !self.lone {
@@ -677,7 +677,7 @@ impl Model for World {
             Action::Boot(sealed) => {
                 let watermarks = state.sealed[sealed];
                 let boot = state.enclaves.len();
-                let fence = Fence::new(holder(boot), 0);
+                let fence = FenceMachine::new(holder(boot), 0);
                 state.enclaves.push(Enclave { fence, watermarks, loaded: watermarks, swap: None, hoped: None });
                 if self.merged() {
                     self.look(&mut state, boot);
@@ -708,11 +708,11 @@ impl Model for World {
                 self.store(&mut state, question, double);
             }
             Action::TimeOut(boot) => {
-                let ask = state.enclaves[boot].fence.asked()?;
+                let ask = state.enclaves[boot].fence.pending()?;
                 state.faults = state.faults.saturating_sub(1);
-                let heard = match (self.broken, ask.question) {
-                    (Broken::UnclearIsSuccess, Question::Swap { .. }) => Heard::Swapped,
-                    _ => Heard::Unclear,
+                let heard = match (self.broken, ask.op) {
+                    (Broken::UnclearIsSuccess, StoreOp::Swap { .. }) => StoreResponse::Swapped,
+                    _ => StoreResponse::Unclear,
                 };
                 self.deliver(&mut state, boot, ask.number, heard);
             }
@@ -773,20 +773,20 @@ impl Model for World {
             }),
             Property::sometimes("a swap without an answer was carried out", |_, state: &State| {
                 let unheard = |(boot, enclave): (usize, &Enclave)| {
-                    enclave.fence.standing() == Standing::Claiming
-                        && enclave.fence.asked().is_some_and(|ask| ask.question == Question::Read)
+                    enclave.fence.status() == FenceStatus::Acquiring
+                        && enclave.fence.pending().is_some_and(|ask| ask.op == StoreOp::Read)
                         && enclave.swap.is_some_and(|(_, new)| state.is_current(boot, &new))
                 };
                 state.enclaves.iter().enumerate().any(unheard)
             }),
             Property::sometimes("a holder finds that it has a successor", |_, state: &State| {
-                state.enclaves.iter().any(|enclave| enclave.fence.standing() == Standing::Lost)
+                state.enclaves.iter().any(|enclave| enclave.fence.status() == FenceStatus::Superseded)
             }),
             Property::sometimes("a swap comes too late, after a successor's", |world, state: &State| {
                 // Merged, it is taken away at once.
                 world.merged()
-                    || state.pending.iter().any(|(boot, ask)| match ask.question {
-                        Question::Swap { old, .. } => {
+                    || state.pending.iter().any(|(boot, ask)| match ask.op {
+                        StoreOp::Swap { old, .. } => {
                             !state.enclaves[*boot].waits_for(ask.number)
                                 && state.record.is_some_and(|record| {
                                     record.version > old.version && record.holder != holder(*boot)
@@ -924,7 +924,7 @@ fn outcomes(world: World) -> BTreeSet<Vec<u64>> {
     let mut open = world.init_states();
     while let Some(state) = open.pop() {
         let of_enclave = |(boot, enclave): (usize, &Enclave)| {
-            let (Standing::Holding(record), Some(limits)) = (enclave.fence.standing(), enclave.fence.limits()) else {
+            let (FenceStatus::Holding(record), Some(limits)) = (enclave.fence.status(), enclave.fence.limits()) else {
                 return None;
             };
             Some([record_code(&record, boot), limits_code(limits), watermarks_code(enclave.watermarks)])

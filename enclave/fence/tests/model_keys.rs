@@ -41,8 +41,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
-use casemate_fence::Fence;
-use casemate_fence::{Ask, Beginning, Heard, Question, Record, Standing};
+use casemate_fence::FenceMachine;
+use casemate_fence::{Beginning, FenceStatus, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
 use casemate_slashing::group::{self, GroupFloor};
 use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, History, Limits, Watermarks, rules};
@@ -181,7 +181,7 @@ struct Sealed {
 
 #[derive(Clone)]
 struct Enclave {
-    fence: Fence,
+    fence: FenceMachine,
     store: usize,
     body: Body,
     /// Of the state that it has loaded or sealed last; not always what is in force.
@@ -400,7 +400,7 @@ impl State {
     /// Whether the record is under this boot, as it believes.
     fn is_current(&self, boot: usize) -> bool {
         let enclave = &self.enclaves[boot];
-        let Standing::Holding(held) = enclave.fence.standing() else { return false };
+        let FenceStatus::Holding(held) = enclave.fence.status() else { return false };
         self.stores[enclave.store].is_some_and(|record| {
             !record.closed && (record.holder, record.generation) == (held.holder, held.generation)
         })
@@ -418,15 +418,15 @@ impl World {
     }
 
     /// What the store puts there.
-    fn put(&self, state: &mut State, store: usize, ask: Ask, me: Root) -> Heard {
+    fn put(&self, state: &mut State, store: usize, ask: StoreRequest, me: Root) -> StoreResponse {
         let there = state.stores[store];
-        let (fits, new) = match ask.question {
-            Question::Read => return Heard::Record(there.map(|record| self.masked(record, me))),
-            Question::Create(new) => (there.is_none(), new),
-            Question::Swap { old, new } => (there.map(|record| self.masked(record, me)) == Some(old), new),
+        let (fits, new) = match ask.op {
+            StoreOp::Read => return StoreResponse::Record(there.map(|record| self.masked(record, me))),
+            StoreOp::Create(new) => (there.is_none(), new),
+            StoreOp::Swap { old, new } => (there.map(|record| self.masked(record, me)) == Some(old), new),
         };
         if !fits {
-            return Heard::Conflict;
+            return StoreResponse::Conflict;
         }
         // For the broken protocols: what has ended stays so, though not everybody is told.
         let closed = new.closed
@@ -438,26 +438,26 @@ impl World {
         if store == 0 && self.restores {
             state.records.push(new);
         }
-        Heard::Swapped
+        StoreResponse::Swapped
     }
 
     /// Asks, hears, and asks on. With `unheard`, the first answer does not come.
-    fn drive(&self, state: &mut State, boot: usize, ask: Option<Ask>, mut unheard: bool) {
+    fn drive(&self, state: &mut State, boot: usize, ask: Option<StoreRequest>, mut unheard: bool) {
         let mut next = ask;
         while let Some(ask) = next {
             let store = state.enclaves[boot].store;
             let heard = self.put(state, store, ask, holder(boot));
-            let heard = if std::mem::take(&mut unheard) { Heard::Unclear } else { heard };
-            next = state.enclaves[boot].fence.hear(ask.number, heard);
+            let heard = if std::mem::take(&mut unheard) { StoreResponse::Unclear } else { heard };
+            next = state.enclaves[boot].fence.on_response(ask.number, heard);
         }
     }
 
     fn look(&self, state: &mut State, boot: usize) {
-        let ask = state.enclaves[boot].fence.look();
+        let ask = state.enclaves[boot].fence.poll();
         self.drive(state, boot, ask, false);
         // One that has just learnt that it has lost looks at what is there instead.
-        if state.enclaves[boot].fence.standing() == Standing::Lost {
-            let ask = state.enclaves[boot].fence.look();
+        if state.enclaves[boot].fence.status() == FenceStatus::Superseded {
+            let ask = state.enclaves[boot].fence.poll();
             self.drive(state, boot, ask, false);
         }
     }
@@ -474,13 +474,13 @@ impl World {
     /// Claims the record that it sees, where its state is new enough; what is raised before anything is signed.
     fn claim(&self, state: &mut State, boot: usize) {
         let enclave = &mut state.enclaves[boot];
-        let Standing::Seen(record) = enclave.fence.standing() else { return };
+        let FenceStatus::Standby(record) = enclave.fence.status() else { return };
         let fits = enclave.number >= record.sealed_generation || self.broken == Broken::OldStateClaims;
         if !self.may_claim(&record) || !fits {
             return;
         }
         let sealed = if self.broken == Broken::ClaimKeepsOldStates { 0 } else { enclave.number };
-        let ask = enclave.fence.claim(Some(enclave.digest), sealed, None);
+        let ask = enclave.fence.acquire(Some(enclave.digest), sealed, None);
         enclave.free = self.broken == Broken::FirstByNumber
             && record.holder == Bytes::ZERO
             && enclave.number == record.sealed_generation;
@@ -530,7 +530,7 @@ impl World {
 
     /// The number of the next state, and the generation under which it is sealed.
     fn next_number(enclave: &Enclave) -> Option<u64> {
-        let Standing::Holding(record) = enclave.fence.standing() else { return None };
+        let FenceStatus::Holding(record) = enclave.fence.status() else { return None };
         group::next_state(enclave.number, record.generation)
     }
 
@@ -540,7 +540,7 @@ impl World {
             return;
         }
         let enclave = &mut state.enclaves[boot];
-        let Standing::Holding(record) = enclave.fence.standing() else { return };
+        let FenceStatus::Holding(record) = enclave.fence.status() else { return };
         let ask = enclave.fence.extend(record.ceilings, enclave.number);
         self.drive(state, boot, ask, outcome == Outcome::Unheard);
     }
@@ -644,10 +644,10 @@ impl World {
     fn make(&self, state: &mut State, boot: usize) -> Option<()> {
         self.look(state, boot);
         let enclave = &state.enclaves[boot];
-        let closed = match enclave.fence.standing() {
-            Standing::Closed(closed) if self.remakes => Some(closed),
-            Standing::NoRecord | Standing::WentBack { found: 0, .. } if enclave.store == 0 => None,
-            Standing::NoRecord | Standing::WentBack { found: 0, .. } => Some(state.stores[0]?),
+        let closed = match enclave.fence.status() {
+            FenceStatus::Closed(closed) if self.remakes => Some(closed),
+            FenceStatus::NoRecord | FenceStatus::RolledBack { found: 0, .. } if enclave.store == 0 => None,
+            FenceStatus::NoRecord | FenceStatus::RolledBack { found: 0, .. } => Some(state.stores[0]?),
             _ => return None,
         };
         let open = closed.is_some_and(|closed| !closed.closed);
@@ -838,11 +838,11 @@ impl World {
     fn enclave_key(&self, state: &State, boot: usize) -> Vec<u64> {
         let Enclave { fence, store, body, number, digest, free, ordered } = &state.enclaves[boot];
         let current = state.is_current(boot);
-        let (standing, generation) = match fence.standing() {
-            Standing::Holding(_) if current => (3, 0),
-            Standing::Holding(record) => (4, record.generation),
+        let (standing, generation) = match fence.status() {
+            FenceStatus::Holding(_) if current => (3, 0),
+            FenceStatus::Holding(record) => (4, record.generation),
             _ if !self.open(state, *store) => return vec![0],
-            Standing::WentBack { .. } => (2, 0),
+            FenceStatus::RolledBack { .. } => (2, 0),
             _ => (1, 0),
         };
         let named = |record: &Option<Record>| u64::from(record.is_some_and(|record| record.clean == Some(*digest)));
@@ -897,7 +897,7 @@ impl World {
         let enclave = &state.enclaves[boot];
         let current = state.is_current(boot);
         let record = state.stores[enclave.store];
-        if let Standing::Holding(held) = enclave.fence.standing() {
+        if let FenceStatus::Holding(held) = enclave.fence.status() {
             if current {
                 actions.extend(self.higher(held.ceilings).into_iter().map(|ceilings| Action::Extend(boot, ceilings)));
                 actions.push(Action::Leave(boot));
@@ -944,7 +944,7 @@ impl World {
 
     fn note_signed(state: &mut State, boot: usize) {
         let enclave = &state.enclaves[boot];
-        let Standing::Holding(record) = enclave.fence.standing() else { return };
+        let FenceStatus::Holding(record) = enclave.fence.status() else { return };
         let exact = enclave.fence.limits().is_some_and(|limits| limits.floors == Floors::default());
         if state.notes & IMPORTED_TWICE != 0 {
             state.notes |= SIGNED_IMPORTED_TWICE;
@@ -1067,7 +1067,7 @@ impl Model for World {
             Action::Boot { store, state: number, then } => {
                 let sealed = state.sealed[number];
                 let boot = state.enclaves.len();
-                let fence = Fence::new(holder(boot), sealed.seen);
+                let fence = FenceMachine::new(holder(boot), sealed.seen);
                 let (body, number, digest) = (sealed.body, sealed.number, digest(&sealed));
                 state.enclaves.push(Enclave { fence, store, body, number, digest, free: false, ordered: false });
                 if let Some(then) = then {
@@ -1090,7 +1090,7 @@ impl Model for World {
                     self.look(&mut state, boot);
                 }
                 let enclave = &mut state.enclaves[boot];
-                let Standing::Holding(record) = enclave.fence.standing() else { return None };
+                let FenceStatus::Holding(record) = enclave.fence.status() else { return None };
                 let ask = Some(enclave.fence.extend(ceilings, record.sealed_generation)?);
                 self.drive(&mut state, boot, ask, false);
             }
@@ -1111,7 +1111,7 @@ impl Model for World {
             }
             Action::Leave(boot) => {
                 let left = self.leave_behind(&mut state, boot)?;
-                let ask = state.enclaves[boot].fence.leave(left);
+                let ask = state.enclaves[boot].fence.release(left);
                 self.drive(&mut state, boot, ask, false);
             }
             Action::Close(boot) => {
@@ -1120,12 +1120,12 @@ impl Model for World {
                 self.drive(&mut state, boot, ask, false);
             }
             Action::CloseUnheld => {
-                let mut fence = Fence::new(holder(OPERATOR), 0);
-                let mut next = fence.look();
+                let mut fence = FenceMachine::new(holder(OPERATOR), 0);
+                let mut next = fence.poll();
                 let mut closes = true;
                 while let Some(ask) = next {
                     let heard = self.put(&mut state, 0, ask, holder(OPERATOR));
-                    next = fence.hear(ask.number, heard);
+                    next = fence.on_response(ask.number, heard);
                     if next.is_none() && std::mem::take(&mut closes) {
                         next = fence.close(None);
                     }
@@ -1436,9 +1436,9 @@ fn equal_keys_have_equal_futures() {
 #[test]
 fn the_next_record_may_begin_in_another_store() {
     let begin = |seen, above_version, lost| {
-        let mut fence = Fence::new(holder(0), seen);
-        let ask = fence.look().unwrap();
-        assert_eq!(fence.hear(ask.number, Heard::Record(None)), None);
+        let mut fence = FenceMachine::new(holder(0), seen);
+        let ask = fence.poll().unwrap();
+        assert_eq!(fence.on_response(ask.number, StoreResponse::Record(None)), None);
         let (ceilings, sealed_generation, exact) = (Ceilings::ZERO, 0, None);
         fence.create(&Beginning { above_version, generation: 7, ceilings, sealed_generation, exact, lost }).is_some()
     };

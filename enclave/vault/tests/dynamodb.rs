@@ -14,7 +14,7 @@ mod common;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::Bytes;
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
@@ -47,7 +47,7 @@ fn store_in(account: &str, table: &str) -> Option<Dynamodb<Direct>> {
     let table = TableArn::parse(&arn).unwrap();
     let mut store = Dynamodb::new(Arc::new(Direct), Arc::new(SystemClock), place(), endpoint, table);
     assert_eq!(store.identity(), Some(arn));
-    assert_eq!(store.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::NoCredentials)));
+    assert_eq!(store.ask(&StoreOp::Read), (StoreResponse::Unclear, Some(StoreTrouble::NoCredentials)));
     let credentials =
         StoreCredentials::Dynamodb { access_key_id: "AKIDFENCE".into(), secret_access_key: "secret".into() };
     assert!(store.open(&credentials));
@@ -59,27 +59,27 @@ fn an_items_condition_lets_one_swap_through() {
     let Some(mut one) = store("casemate-fence-1") else { return };
     let mut two = store("casemate-fence-1").unwrap();
     let first = first_record();
-    assert_eq!(one.ask(&Question::Read), (Heard::Record(None), None));
-    assert_eq!(one.ask(&Question::Swap { old: first, new: first }), (Heard::Conflict, None), "there is none");
-    assert_eq!(one.ask(&Question::Create(first)), (Heard::Swapped, None));
-    assert_eq!(two.ask(&Question::Create(first)), (Heard::Conflict, None));
-    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(first)), None));
+    assert_eq!(one.ask(&StoreOp::Read), (StoreResponse::Record(None), None));
+    assert_eq!(one.ask(&StoreOp::Swap { old: first, new: first }), (StoreResponse::Conflict, None), "there is none");
+    assert_eq!(one.ask(&StoreOp::Create(first)), (StoreResponse::Swapped, None));
+    assert_eq!(two.ask(&StoreOp::Create(first)), (StoreResponse::Conflict, None));
+    assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
     let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), generation: 1, ..first };
-    assert_eq!(one.ask(&Question::Swap { old: first, new: by(1) }), (Heard::Swapped, None));
-    assert_eq!(two.ask(&Question::Swap { old: first, new: by(2) }), (Heard::Conflict, None));
+    assert_eq!(one.ask(&StoreOp::Swap { old: first, new: by(1) }), (StoreResponse::Swapped, None));
+    assert_eq!(two.ask(&StoreOp::Swap { old: first, new: by(2) }), (StoreResponse::Conflict, None));
     // The same version and generation, another holder: the record itself is compared too.
-    assert_eq!(two.ask(&Question::Swap { old: by(2), new: by(3) }), (Heard::Conflict, None));
-    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(by(1))), None));
+    assert_eq!(two.ask(&StoreOp::Swap { old: by(2), new: by(3) }), (StoreResponse::Conflict, None));
+    assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(by(1))), None));
     for round in 2..12_u64 {
-        let (Heard::Record(Some(old)), None) = one.ask(&Question::Read) else { panic!() };
+        let (StoreResponse::Record(Some(old)), None) = one.ask(&StoreOp::Read) else { panic!() };
         let swapped = Mutex::new(0);
         std::thread::scope(|scope| {
             for number in 0..4_u8 {
                 let swapped = &swapped;
                 scope.spawn(move || {
                     let new = Record { version: round + 1, holder: Bytes([number + 1; 32]), ..old };
-                    let heard = store("casemate-fence-1").unwrap().ask(&Question::Swap { old, new });
-                    *swapped.lock().unwrap() += u64::from(heard.0 == Heard::Swapped);
+                    let heard = store("casemate-fence-1").unwrap().ask(&StoreOp::Swap { old, new });
+                    *swapped.lock().unwrap() += u64::from(heard.0 == StoreResponse::Swapped);
                 });
             }
         });
@@ -87,16 +87,16 @@ fn an_items_condition_lets_one_swap_through() {
     }
     // A table that is not there; and one of the same name in another account, whatever account the credentials are of.
     for mut elsewhere in [store("no-such-table").unwrap(), store_in("999999999999", "casemate-fence-1").unwrap()] {
-        let refused = (Heard::Unclear, Some(StoreTrouble::Status { status: 400 }));
-        assert_eq!(elsewhere.ask(&Question::Read), refused);
-        assert_eq!(elsewhere.ask(&Question::Create(first)), refused);
+        let refused = (StoreResponse::Unclear, Some(StoreTrouble::Status { status: 400 }));
+        assert_eq!(elsewhere.ask(&StoreOp::Read), refused);
+        assert_eq!(elsewhere.ask(&StoreOp::Create(first)), refused);
     }
 }
 
 #[test]
 fn clones_on_one_item_sign_no_two_conflicting_messages() {
     let Some(mut first) = store("casemate-fence-2") else { return };
-    assert_eq!(first.ask(&Question::Create(first_record())), (Heard::Swapped, None));
+    assert_eq!(first.ask(&StoreOp::Create(first_record())), (StoreResponse::Swapped, None));
     let (bench, network) = (Bench::new(), network(200));
     let start = || Member::start(&bench, &network, Box::new(store("casemate-fence-2").unwrap()));
     let members = RwLock::new((0..3).map(|_| start()).collect::<Vec<_>>());

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_local_etcd::{Certificates, Cluster};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::Bytes;
@@ -44,8 +44,8 @@ fn cluster(nodes: usize) -> Option<(tempfile::TempDir, Cluster)> {
         println!("SKIPPED: etcd is not installed (apt-get install etcd-server etcd-client)");
         return None;
     };
-    let heard = store(&cluster).ask(&Question::Create(first_record()));
-    assert_eq!(heard, (Heard::Swapped, None));
+    let heard = store(&cluster).ask(&StoreOp::Create(first_record()));
+    assert_eq!(heard, (StoreResponse::Swapped, None));
     Some((folder, cluster))
 }
 
@@ -94,31 +94,34 @@ fn a_swap_takes_place_once_and_from_the_very_record() {
     let Some((_folder, cluster)) = cluster(1) else { return };
     let (mut one, mut two) = (store(&cluster), store(&cluster));
     let first = first_record();
-    assert_eq!(one.ask(&Question::Create(first)), (Heard::Conflict, None), "there is one");
-    assert_eq!(one.ask(&Question::Read), (Heard::Record(Some(first)), None));
-    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(first)), None));
+    assert_eq!(one.ask(&StoreOp::Create(first)), (StoreResponse::Conflict, None), "there is one");
+    assert_eq!(one.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
+    assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
     let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), generation: 1, ..first };
-    assert_eq!(one.ask(&Question::Swap { old: first, new: by(1) }), (Heard::Swapped, None));
-    assert_eq!(two.ask(&Question::Swap { old: first, new: by(2) }), (Heard::Conflict, None));
-    assert_eq!(two.ask(&Question::Read), (Heard::Record(Some(by(1))), None));
+    assert_eq!(one.ask(&StoreOp::Swap { old: first, new: by(1) }), (StoreResponse::Swapped, None));
+    assert_eq!(two.ask(&StoreOp::Swap { old: first, new: by(2) }), (StoreResponse::Conflict, None));
+    assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(by(1))), None));
     // A record of the same version and other content is another record.
-    assert_eq!(one.ask(&Question::Swap { old: by(2), new: by(3) }), (Heard::Conflict, None));
+    assert_eq!(one.ask(&StoreOp::Swap { old: by(2), new: by(3) }), (StoreResponse::Conflict, None));
     // Without having read it first: by its value alone.
     let mut fresh = store(&cluster);
-    assert_eq!(fresh.ask(&Question::Swap { old: by(1), new: Record { version: 3, ..by(1) } }), (Heard::Swapped, None));
+    assert_eq!(
+        fresh.ask(&StoreOp::Swap { old: by(1), new: Record { version: 3, ..by(1) } }),
+        (StoreResponse::Swapped, None)
+    );
     // Put back to what it was: it is not what was read any more.
-    assert_eq!(two.ask(&Question::Swap { old: by(1), new: by(4) }), (Heard::Conflict, None));
+    assert_eq!(two.ask(&StoreOp::Swap { old: by(1), new: by(4) }), (StoreResponse::Conflict, None));
     cluster.wipe().unwrap();
-    assert_eq!(one.ask(&Question::Read), (Heard::Record(None), None));
-    assert_eq!(one.ask(&Question::Swap { old: by(1), new: by(5) }), (Heard::Conflict, None));
+    assert_eq!(one.ask(&StoreOp::Read), (StoreResponse::Record(None), None));
+    assert_eq!(one.ask(&StoreOp::Swap { old: by(1), new: by(5) }), (StoreResponse::Conflict, None));
 }
 
 #[test]
 fn of_many_swaps_at_once_one_takes_place() {
     let Some((_folder, cluster)) = cluster(1) else { return };
     for round in 1..15_u64 {
-        let old = match store(&cluster).ask(&Question::Read) {
-            (Heard::Record(Some(record)), None) => record,
+        let old = match store(&cluster).ask(&StoreOp::Read) {
+            (StoreResponse::Record(Some(record)), None) => record,
             other => panic!("{other:?}"),
         };
         let swapped = Mutex::new(0);
@@ -127,7 +130,7 @@ fn of_many_swaps_at_once_one_takes_place() {
                 let (cluster, swapped) = (&cluster, &swapped);
                 scope.spawn(move || {
                     let new = Record { version: round + 1, holder: Bytes([number + 1; 32]), ..old };
-                    if store(cluster).ask(&Question::Swap { old, new }).0 == Heard::Swapped {
+                    if store(cluster).ask(&StoreOp::Swap { old, new }).0 == StoreResponse::Swapped {
                         *swapped.lock().unwrap() += 1;
                     }
                 });
@@ -145,10 +148,10 @@ fn whoever_has_no_certificate_of_the_root_hears_nothing() {
     // The client of another root: the server ends TLS.
     let mut stranger = store(&cluster);
     assert!(stranger.open(&credentials(&foreign.certificates)));
-    assert_eq!(stranger.ask(&Question::Read).0, Heard::Unclear);
+    assert_eq!(stranger.ask(&StoreOp::Read).0, StoreResponse::Unclear);
     // A server of another root: the vault ends TLS.
     let mut misled = store_at(&cluster, &ports(&foreign));
-    assert_eq!(misled.ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Tls)));
+    assert_eq!(misled.ask(&StoreOp::Read), (StoreResponse::Unclear, Some(StoreTrouble::Tls)));
     let dynamodb = StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() };
     assert!(!misled.open(&dynamodb), "credentials of another kind of store");
 }
@@ -168,12 +171,12 @@ fn another_cluster_under_the_same_root_with_a_copy_of_the_record_is_not_taken() 
     let twin = Cluster::start(twin_folder.path(), 1).unwrap().unwrap();
     assert_eq!(twin.certificates.root, cluster.certificates.root);
     assert_ne!(id(&twin), id(&cluster));
-    assert_eq!(store(&twin).ask(&Question::Create(first_record())), (Heard::Swapped, None));
+    assert_eq!(store(&twin).ask(&StoreOp::Create(first_record())), (StoreResponse::Swapped, None));
     let mut misled = store_at(&cluster, &ports(&twin));
-    let other = (Heard::Unclear, Some(StoreTrouble::OtherStore));
-    assert_eq!(misled.ask(&Question::Read), other);
+    let other = (StoreResponse::Unclear, Some(StoreTrouble::OtherStore));
+    assert_eq!(misled.ask(&StoreOp::Read), other);
     let new = Record { version: 2, holder: Bytes([1; 32]), generation: 1, ..first_record() };
-    assert_eq!(misled.ask(&Question::Swap { old: first_record(), new }), other);
+    assert_eq!(misled.ask(&StoreOp::Swap { old: first_record(), new }), other);
     // Nothing is signed on it, and the reason is told.
     let (bench, network) = (Bench::new(), network(100));
     let member = Member::start(&bench, &network, Box::new(store_at(&cluster, &ports(&twin))));
@@ -192,8 +195,8 @@ fn another_cluster_under_the_same_root_with_a_copy_of_the_record_is_not_taken() 
     drop(member);
     // Where one of the servers is of another cluster, the next one is asked.
     let mut mixed = store_at(&cluster, &[ports(&twin), ports(&cluster)].concat());
-    assert_eq!(mixed.ask(&Question::Read), other);
-    assert_eq!(mixed.ask(&Question::Read), (Heard::Record(Some(first_record())), None));
+    assert_eq!(mixed.ask(&StoreOp::Read), other);
+    assert_eq!(mixed.ask(&StoreOp::Read), (StoreResponse::Record(Some(first_record())), None));
 }
 
 #[test]
@@ -399,8 +402,8 @@ fn an_etcd_whose_disk_is_full_holds_the_ceilings_where_they_are() {
     // Room for a little: what fills it is a key of somebody else's.
     let started = Cluster::start_with(folder.path(), 1, &["--quota-backend-bytes", "500000"]).unwrap();
     let Some(cluster) = started else { return };
-    let heard = store(&cluster).ask(&Question::Create(first_record()));
-    assert_eq!(heard, (Heard::Swapped, None));
+    let heard = store(&cluster).ask(&StoreOp::Create(first_record()));
+    assert_eq!(heard, (StoreResponse::Swapped, None));
     let (bench, network) = (Bench::new(), network(200));
     let member = start(&bench, &network, &cluster, 0);
     member.await_standing(FenceStanding::Holding);
@@ -408,13 +411,17 @@ fn an_etcd_whose_disk_is_full_holds_the_ceilings_where_they_are() {
     let large = "x".repeat(100_000);
     while cluster.etcdctl(0, &["put", "filler", &large]).is_ok() {}
     assert!(cluster.etcdctl(0, &["alarm", "list"]).unwrap().contains("NOSPACE"));
-    let Heard::Record(Some(record)) = store(&cluster).ask(&Question::Read).0 else { panic!("it does not read") };
+    let StoreResponse::Record(Some(record)) = store(&cluster).ask(&StoreOp::Read).0 else { panic!("it does not read") };
     let refused = await_refusal(&member, &network, &mut released);
     assert!(matches!(refused, Refusal::BlockAboveCeiling { .. }), "{refused:?}");
-    let Heard::Record(Some(after)) = store(&cluster).ask(&Question::Read).0 else { panic!("it does not read") };
+    let StoreResponse::Record(Some(after)) = store(&cluster).ask(&StoreOp::Read).0 else { panic!("it does not read") };
     assert_eq!(after.version, record.version, "a change was taken");
     let new = Record { version: after.version + 1, ..after };
-    assert_eq!(store(&cluster).ask(&Question::Swap { old: after, new }).0, Heard::Unclear, "no is not the answer");
+    assert_eq!(
+        store(&cluster).ask(&StoreOp::Swap { old: after, new }).0,
+        StoreResponse::Unclear,
+        "no is not the answer"
+    );
     // Somebody makes room.
     let told = cluster.etcdctl(0, &["endpoint", "status", "-w", "json"]).unwrap();
     let revision = told.split("\"revision\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap();
@@ -528,7 +535,7 @@ fn clones_on_three_nodes_whose_members_are_replaced() {
 }
 
 fn told(outcome: &Outcome, book: &Book) {
-    let unclear = book.events().iter().filter(|event| event.heard == Heard::Unclear).count();
+    let unclear = book.events().iter().filter(|event| event.heard == StoreResponse::Unclear).count();
     println!(
         "{} of {} signed; {} questions, {unclear} unclear",
         outcome.released.len(),
@@ -683,23 +690,23 @@ impl Store for Broken {
         self.memory.identity()
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         self.asked += 1;
         let odd = self.asked.is_multiple_of(5);
         match (self.how, question) {
-            (How::ReadsStale, Question::Read) => {
+            (How::ReadsStale, StoreOp::Read) => {
                 let heard = self.memory.ask(question);
                 let stale = self.stale;
-                if let (Heard::Record(found), _) = heard {
+                if let (StoreResponse::Record(found), _) = heard {
                     self.stale = found;
                 }
-                if odd && stale.is_some() { (Heard::Record(stale), None) } else { heard }
+                if odd && stale.is_some() { (StoreResponse::Record(stale), None) } else { heard }
             }
-            (How::SwapsBlindly, Question::Swap { new, .. }) if odd => {
+            (How::SwapsBlindly, StoreOp::Swap { new, .. }) if odd => {
                 *self.memory.record.lock().unwrap() = Some(*new);
-                (Heard::Swapped, None)
+                (StoreResponse::Swapped, None)
             }
-            (How::Forgets, Question::Swap { .. }) if odd => (Heard::Swapped, None),
+            (How::Forgets, StoreOp::Swap { .. }) if odd => (StoreResponse::Swapped, None),
             _ => self.memory.ask(question),
         }
     }
@@ -726,14 +733,14 @@ fn history_of(how: How) -> Book {
                 let mut store = book.of(Box::new(Broken { memory, how, asked: u64::from(number), stale: None }));
                 let mut known = None;
                 for round in 0..120_u8 {
-                    if let (Heard::Record(Some(found)), _) = store.ask(&Question::Read) {
+                    if let (StoreResponse::Record(Some(found)), _) = store.ask(&StoreOp::Read) {
                         known = Some(found);
                     }
                     std::thread::yield_now();
                     let Some(old) = known else { continue };
                     let holder = Bytes([[number, round]; 16].concat().try_into().unwrap());
                     let new = Record { version: old.version + 1, holder, ..old };
-                    store.ask(&Question::Swap { old, new });
+                    store.ask(&StoreOp::Swap { old, new });
                 }
             });
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
@@ -101,9 +101,9 @@ fn key(prefix: &str) -> String {
 fn every_answer_of_etcd_must_be_the_configured_clusters() {
     let carrier = Canned::new(Value::Null);
     let mut store = etcd(&carrier, "casemate/");
-    let (first, other) = (first_record(), (Heard::Unclear, Some(StoreTrouble::OtherStore)));
+    let (first, other) = (first_record(), (StoreResponse::Unclear, Some(StoreTrouble::OtherStore)));
     let second = Record { version: 2, holder: Bytes([1; 32]), generation: 1, ..first };
-    let swap = Question::Swap { old: first, new: second };
+    let swap = StoreOp::Swap { old: first, new: second };
     // Another's, none, and what only looks like it.
     for header in [
         json!({ "cluster_id": "14841639068965178419", "revision": "8" }),
@@ -114,22 +114,22 @@ fn every_answer_of_etcd_must_be_the_configured_clusters() {
         Value::Null,
     ] {
         carrier.answers(range(&header, &key("casemate/"), &first));
-        assert_eq!(store.ask(&Question::Read), other, "{header}");
+        assert_eq!(store.ask(&StoreOp::Read), other, "{header}");
         for succeeded in [true, false] {
             carrier.answers(json!({ "header": header, "succeeded": succeeded }));
             assert_eq!(store.ask(&swap), other, "{header}");
-            assert_eq!(store.ask(&Question::Create(first)), other, "{header}");
+            assert_eq!(store.ask(&StoreOp::Create(first)), other, "{header}");
         }
         carrier.answers(json!({ "header": header }));
-        assert_eq!(store.ask(&Question::Read), other, "no record of another cluster: {header}");
+        assert_eq!(store.ask(&StoreOp::Read), other, "no record of another cluster: {header}");
     }
     let header = json!({ "cluster_id": ANSWERED, "member_id": "1", "revision": "8", "raft_term": "2" });
     carrier.answers(range(&header, &key("casemate/"), &first));
-    assert_eq!(store.ask(&Question::Read), (Heard::Record(Some(first)), None));
+    assert_eq!(store.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
     carrier.answers(json!({ "header": header, "succeeded": true }));
-    assert_eq!(store.ask(&swap), (Heard::Swapped, None));
+    assert_eq!(store.ask(&swap), (StoreResponse::Swapped, None));
     carrier.answers(json!({ "header": header }));
-    assert_eq!(store.ask(&swap), (Heard::Conflict, None));
+    assert_eq!(store.ask(&swap), (StoreResponse::Conflict, None));
 }
 
 #[test]
@@ -152,9 +152,9 @@ fn a_record_of_another_cluster_lets_nothing_be_signed() {
 fn etcds_key_begins_with_the_configured_prefix() {
     let header = json!({ "cluster_id": ANSWERED, "revision": "8" });
     let carrier = Canned::new(range(&header, &key("/ours/"), &first_record()));
-    assert_eq!(etcd(&carrier, "/ours/").ask(&Question::Read), (Heard::Record(Some(first_record())), None));
+    assert_eq!(etcd(&carrier, "/ours/").ask(&StoreOp::Read), (StoreResponse::Record(Some(first_record())), None));
     // Another prefix is another key: an answer about this one is none.
-    assert_eq!(etcd(&carrier, "casemate/").ask(&Question::Read), (Heard::Unclear, Some(StoreTrouble::Record)));
+    assert_eq!(etcd(&carrier, "casemate/").ask(&StoreOp::Read), (StoreResponse::Unclear, Some(StoreTrouble::Record)));
     let asked = carrier.asked();
     for (request, prefix) in asked.iter().zip(["/ours/", "casemate/"]) {
         assert!(request.contains(&BASE64_STANDARD.encode(key(prefix))), "{request}");
@@ -188,9 +188,9 @@ fn every_request_to_dynamodb_names_the_table_by_its_arn() {
     assert_eq!((FenceKind::from(store.kind()), store.identity()), (FenceKind::Dynamodb, Some(arn.to_owned())));
     assert!(store.open(&StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() }));
     let first = first_record();
-    assert_eq!(store.ask(&Question::Read), (Heard::Record(None), None));
-    assert_eq!(store.ask(&Question::Create(first)), (Heard::Swapped, None));
-    assert_eq!(store.ask(&Question::Swap { old: first, new: first }), (Heard::Swapped, None));
+    assert_eq!(store.ask(&StoreOp::Read), (StoreResponse::Record(None), None));
+    assert_eq!(store.ask(&StoreOp::Create(first)), (StoreResponse::Swapped, None));
+    assert_eq!(store.ask(&StoreOp::Swap { old: first, new: first }), (StoreResponse::Swapped, None));
     let asked = carrier.asked();
     assert_eq!(asked.len(), 3);
     for request in asked {

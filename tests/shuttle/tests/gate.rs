@@ -57,7 +57,7 @@ mod fence {
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceStanding, RecordKind};
@@ -84,8 +84,8 @@ impl fence::store::Store for Nowhere {
         None
     }
 
-    fn ask(&mut self, _: &Question) -> (Heard, Option<StoreTrouble>) {
-        (Heard::Unclear, None)
+    fn ask(&mut self, _: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
+        (StoreResponse::Unclear, None)
     }
 
     fn open(&mut self, _: &StoreCredentials) -> bool {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use casemate_fence::Question;
+use casemate_fence::StoreOp;
 use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
@@ -775,7 +775,7 @@ impl Episode {
         }
         // One that is still on its way would be a record of long ago: a store that goes back (docs/THREAT_MODEL.md, «The fence's
         // assumptions»), which nothing here can stand.
-        store.late.retain(|(_, question)| !matches!(question, Question::Create(_)));
+        store.late.retain(|(_, question)| !matches!(question, StoreOp::Create(_)));
         world.stats.records_lost += 1;
         say!(*world, "somebody removes the record of store {}", self.store);
     }

@@ -1,6 +1,6 @@
 //! Records that no enclave has asked for, and clocks that jump: what happens, what ends it, and what has to be so afterwards.
 
-use casemate_fence::{MAX_GENERATION, MAX_VERSION_STEP, Question, Record};
+use casemate_fence::{MAX_GENERATION, MAX_VERSION_STEP, Record, StoreOp};
 use casemate_protocol::statement::FenceStanding;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
@@ -57,7 +57,7 @@ impl Episode {
             say!(*world, "store {} has its record again", self.store);
         } else {
             store.record = None;
-            store.late.retain(|(_, question)| !matches!(question, Question::Create(_)));
+            store.late.retain(|(_, question)| !matches!(question, StoreOp::Create(_)));
             self.closed = None;
             world.stats.records_lost += 1;
             say!(*world, "what is no record is removed from store {}", self.store);

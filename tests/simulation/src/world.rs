@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use aws_nitro_enclaves_nsm_api::api::{AttestationDoc, Digest, ErrorCode, Request, Response};
-use casemate_fence::{Heard, Holder, Place, Question, Record};
+use casemate_fence::{Holder, Place, Record, StoreOp, StoreResponse};
 use casemate_nsm::{ES384, cose_sign1};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
@@ -158,7 +158,7 @@ pub struct StoreState {
     /// Those that it takes.
     pub credentials: BTreeSet<u64>,
     /// Questions that arrive when their asker has long given up.
-    pub late: Vec<(u64, Question)>,
+    pub late: Vec<(u64, StoreOp)>,
     /// The highest ceilings of each generation.
     pub granted: BTreeMap<u64, Ceilings>,
     /// The last generation that each holder has claimed.
@@ -179,16 +179,16 @@ pub struct Forged {
 }
 
 impl StoreState {
-    fn carry_out(&mut self, question: &Question, stats: &mut Stats) -> Heard {
+    fn carry_out(&mut self, question: &StoreOp, stats: &mut Stats) -> StoreResponse {
         let new = match question {
             // As a store's client reads it: bytes that are no record are no answer.
-            Question::Read if self.forged.is_some() && !self.record.is_none_or(|record| is_readable(&record)) => {
-                return Heard::Unclear;
+            StoreOp::Read if self.forged.is_some() && !self.record.is_none_or(|record| is_readable(&record)) => {
+                return StoreResponse::Unclear;
             }
-            Question::Read => return Heard::Record(self.record),
-            Question::Create(new) if self.record.is_none() => *new,
-            Question::Swap { old, new } if self.record == Some(*old) => *new,
-            Question::Create(_) | Question::Swap { .. } => return Heard::Conflict,
+            StoreOp::Read => return StoreResponse::Record(self.record),
+            StoreOp::Create(new) if self.record.is_none() => *new,
+            StoreOp::Swap { old, new } if self.record == Some(*old) => *new,
+            StoreOp::Create(_) | StoreOp::Swap { .. } => return StoreResponse::Conflict,
         };
         match self.record {
             Some(old) if old.generation != new.generation && new.holder != Bytes::ZERO => {
@@ -201,7 +201,7 @@ impl StoreState {
         let granted = self.granted.entry(new.generation).or_insert(new.ceilings);
         *granted = granted.max(new.ceilings);
         self.record = Some(new);
-        Heard::Swapped
+        StoreResponse::Swapped
     }
 }
 
@@ -277,7 +277,7 @@ impl World {
     pub fn deliver_late(&mut self) {
         let now = self.time.ms();
         for number in 0..self.stores.len() {
-            let due = |(at, _): &(u64, Question)| *at <= now;
+            let due = |(at, _): &(u64, StoreOp)| *at <= now;
             while let Some(at) = self.stores[number].late.iter().position(due) {
                 let (_, question) = self.stores[number].late.remove(at);
                 let heard = self.stores[number].carry_out(&question, &mut self.stats);
@@ -350,11 +350,11 @@ impl SimStore {
         }
     }
 
-    fn carry_out(&self, question: &Question, heard_of: bool) -> Heard {
+    fn carry_out(&self, question: &StoreOp, heard_of: bool) -> StoreResponse {
         let world = &mut *self.world.lock();
         let heard = world.stores[self.number].carry_out(question, &mut world.stats);
         let (enclave, number) = (self.enclave, self.number);
-        if !matches!(question, Question::Read) {
+        if !matches!(question, StoreOp::Read) {
             let lost = if heard_of { "" } else { "; the answer is lost" };
             world.say(format_args!(
                 "enclave {enclave} asks store {number} {}: {}{lost}",
@@ -375,13 +375,13 @@ impl Store for SimStore {
         Some(format!("store-{}", self.number))
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         pause(Wait::Turn);
         let (fate, now) = {
             let world = &mut *self.world.lock();
             (self.fate(world), world.time.ms())
         };
-        let away = |trouble| (Heard::Unclear, Some(trouble));
+        let away = |trouble| (StoreResponse::Unclear, Some(trouble));
         match fate {
             Fate::Away(trouble) => {
                 let wait = self.world.lock().random.pick(&[1, 20, 4000]);
@@ -402,7 +402,7 @@ impl Store for SimStore {
                 let due = now + world.random.below(30_000);
                 world.stores[self.number].late.push((due, *question));
                 let (enclave, number) = (self.enclave, self.number);
-                if !matches!(question, Question::Read) {
+                if !matches!(question, StoreOp::Read) {
                     world.say(format_args!(
                         "enclave {enclave} asks store {number} {}: it is on its way",
                         words(question)
@@ -414,7 +414,7 @@ impl Store for SimStore {
                 pause(Wait::Until(now + after));
                 let heard = self.carry_out(question, true);
                 pause(Wait::Until(now + after + back));
-                (heard, (heard == Heard::Unclear).then_some(StoreTrouble::Record))
+                (heard, (heard == StoreResponse::Unclear).then_some(StoreTrouble::Record))
             }
         }
     }
@@ -447,22 +447,22 @@ pub fn state_words(number: u64) -> String {
     format!("{}.{}", number >> 32, number & 0xffff_ffff)
 }
 
-fn words(question: &Question) -> String {
+fn words(question: &StoreOp) -> String {
     match question {
-        Question::Read => "for the record".into(),
-        Question::Create(new) => format!("to make the record ({})", record_words(new)),
-        Question::Swap { old, new } if old.holder != new.holder => format!("for a claim ({})", record_words(new)),
-        Question::Swap { new, .. } => format!("for a change ({})", record_words(new)),
+        StoreOp::Read => "for the record".into(),
+        StoreOp::Create(new) => format!("to make the record ({})", record_words(new)),
+        StoreOp::Swap { old, new } if old.holder != new.holder => format!("for a claim ({})", record_words(new)),
+        StoreOp::Swap { new, .. } => format!("for a change ({})", record_words(new)),
     }
 }
 
-fn said(heard: &Heard) -> &'static str {
+fn said(heard: &StoreResponse) -> &'static str {
     match heard {
-        Heard::Record(Some(_)) => "there it is",
-        Heard::Record(None) => "there is none",
-        Heard::Swapped => "done",
-        Heard::Conflict => "another one is there",
-        Heard::Unclear => "unclear",
+        StoreResponse::Record(Some(_)) => "there it is",
+        StoreResponse::Record(None) => "there is none",
+        StoreResponse::Swapped => "done",
+        StoreResponse::Conflict => "another one is there",
+        StoreResponse::Unclear => "unclear",
     }
 }
 

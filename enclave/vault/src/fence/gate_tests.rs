@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
@@ -30,8 +30,8 @@ impl Store for Unasked {
         None
     }
 
-    fn ask(&mut self, _: &Question) -> (Heard, Option<StoreTrouble>) {
-        (Heard::Unclear, None)
+    fn ask(&mut self, _: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
+        (StoreResponse::Unclear, None)
     }
 
     fn open(&mut self, _: &StoreCredentials) -> bool {

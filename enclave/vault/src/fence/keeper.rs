@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use casemate_fence::Fence;
-use casemate_fence::{Ask, Heard, Holder, Question, Record, Standing};
+use casemate_fence::FenceMachine;
+use casemate_fence::{FenceStatus, Holder, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::FenceStanding;
@@ -45,10 +45,10 @@ pub struct Keeper<'a> {
     fencing: &'a Fencing,
     /// Nothing where the kind has no record: then only the clock is kept.
     store: Option<Box<dyn Store>>,
-    fence: Fence,
+    fence: FenceMachine,
     runtime: Arc<dyn Runtime>,
     /// A question that was not answered clearly, and when it is put again.
-    pending: Option<(Ask, Duration)>,
+    pending: Option<(StoreRequest, Duration)>,
     backoff: Duration,
     trouble: StoreTrouble,
     looked: Option<Duration>,
@@ -76,7 +76,7 @@ pub enum KeeperError {
 impl<'a> Keeper<'a> {
     /// Of this vault. `seen`: the version of the record that its sealed state has seen.
     pub fn new(vault: &'a Vault, Keeping(store): Keeping, seen: u64) -> Self {
-        let fence = Fence::new(vault.holder(), seen);
+        let fence = FenceMachine::new(vault.holder(), seen);
         let runtime = vault.fencing().runtime();
         Self {
             vault,
@@ -161,20 +161,20 @@ impl<'a> Keeper<'a> {
     }
 
     /// Puts a question, and those that follow from the answers, until an answer is unclear.
-    fn put(&mut self, ask: Ask) {
+    fn put(&mut self, ask: StoreRequest) {
         let mut next = Some(ask);
         while let (Some(ask), Some(store)) = (next, self.store.as_mut()) {
-            let (heard, trouble) = store.ask(&ask.question);
+            let (heard, trouble) = store.ask(&ask.op);
             self.trouble = trouble.unwrap_or_default();
-            let before = self.fence.standing();
-            next = self.fence.hear(ask.number, heard);
-            if matches!(ask.question, Question::Read) {
+            let before = self.fence.status();
+            next = self.fence.on_response(ask.number, heard);
+            if matches!(ask.op, StoreOp::Read) {
                 self.looked = Some(self.runtime.now());
             }
-            if before != self.fence.standing() {
+            if before != self.fence.status() {
                 self.publish();
             }
-            if heard == Heard::Unclear {
+            if heard == StoreResponse::Unclear {
                 self.pending = next.map(|next| (next, self.runtime.now().saturating_add(self.backoff)));
                 self.backoff = self.backoff.saturating_mul(2).min(MAX_BACKOFF);
                 return;
@@ -185,39 +185,39 @@ impl<'a> Keeper<'a> {
     }
 
     /// What is to be asked now, if anything.
-    fn next(&mut self) -> Option<Ask> {
+    fn next(&mut self) -> Option<StoreRequest> {
         if !self.store.as_ref().is_some_and(|store| store.is_open()) {
             self.trouble = StoreTrouble::NoCredentials;
             return None;
         }
         let rested = self.rested(self.looked, LOOK);
-        match self.fence.standing() {
+        match self.fence.status() {
             // A state that was loaded just now may have seen a newer record than the one at hand: then it is read again.
-            Standing::Seen(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
+            FenceStatus::Standby(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
                 let (state, leaves) = self.vault.exact_state(&record);
                 // What is said to be left behind from now on must stand for the past from now on too.
                 let exact = state.is_some() && state == record.clean;
                 if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
                     return None;
                 }
-                let claim = self.fence.claim(state, self.vault.sealed_generation(), leaves);
+                let claim = self.fence.acquire(state, self.vault.sealed_generation(), leaves);
                 // One whose numbers have come to their end cannot be claimed: it is looked at all the same, since it may be mended.
-                if claim.is_none() && rested { self.fence.look() } else { claim }
+                if claim.is_none() && rested { self.fence.poll() } else { claim }
             }
-            Standing::Apart
-            | Standing::NoRecord
-            | Standing::Seen(_)
-            | Standing::Lost
-            | Standing::Left(_)
-            | Standing::Closed(_)
-            | Standing::Implausible { .. }
-            | Standing::WentBack { found: 0, .. }
+            FenceStatus::Unknown
+            | FenceStatus::NoRecord
+            | FenceStatus::Standby(_)
+            | FenceStatus::Superseded
+            | FenceStatus::Released(_)
+            | FenceStatus::Closed(_)
+            | FenceStatus::Implausible { .. }
+            | FenceStatus::RolledBack { found: 0, .. }
                 if rested =>
             {
-                self.fence.look()
+                self.fence.poll()
             }
             // One whose keys could not be raised to the floors signs nothing: it must not keep others from it.
-            Standing::Holding(record) if record.generation == self.floored => {
+            FenceStatus::Holding(record) if record.generation == self.floored => {
                 let ceilings = self.wanted(&record)?;
                 self.fence.extend(ceilings, record.sealed_generation)
             }
@@ -293,9 +293,9 @@ impl<'a> Keeper<'a> {
 
     /// Puts in force what the record says.
     fn publish(&mut self) {
-        let standing = self.fence.standing();
+        let standing = self.fence.status();
         let limits = self.fence.limits();
-        if let (Standing::Holding(record), Some(limits)) = (standing, limits)
+        if let (FenceStatus::Holding(record), Some(limits)) = (standing, limits)
             && record.generation != self.floored
         {
             // Before anything is signed in this generation: every key's past ends no lower than the floors, so that the state
@@ -311,27 +311,29 @@ impl<'a> Keeper<'a> {
         let (unfit, trouble) = (self.unfit, self.trouble);
         self.fencing.put(|handing_over| {
             let (stated, record, closed) = match standing {
-                Standing::Apart | Standing::Creating => (FenceStanding::Apart, None, NotHolder::Apart(trouble)),
-                Standing::NoRecord => (FenceStanding::NoRecord, None, NotHolder::NoRecord),
-                Standing::Seen(record) => match unfit {
+                FenceStatus::Unknown | FenceStatus::Creating => (FenceStanding::Apart, None, NotHolder::Apart(trouble)),
+                FenceStatus::NoRecord => (FenceStanding::NoRecord, None, NotHolder::NoRecord),
+                FenceStatus::Standby(record) => match unfit {
                     Some(old @ NotHolder::OldState { .. }) => (FenceStanding::OldState, Some(record), old),
                     Some(other) => (FenceStanding::Standby, Some(record), other),
                     None => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
                 },
-                Standing::Holding(record) if handing_over => {
+                FenceStatus::Holding(record) if handing_over => {
                     (FenceStanding::HandingOver, Some(record), NotHolder::HandingOver)
                 }
-                Standing::Holding(record) => (FenceStanding::Holding, Some(record), NotHolder::HandingOver),
-                Standing::Leaving => (FenceStanding::HandingOver, None, NotHolder::HandingOver),
-                Standing::Claiming | Standing::Lost => (FenceStanding::Standby, None, NotHolder::Apart(trouble)),
-                Standing::Left(record) => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
-                Standing::WentBack { seen, found } => {
+                FenceStatus::Holding(record) => (FenceStanding::Holding, Some(record), NotHolder::HandingOver),
+                FenceStatus::Releasing => (FenceStanding::HandingOver, None, NotHolder::HandingOver),
+                FenceStatus::Acquiring | FenceStatus::Superseded => {
+                    (FenceStanding::Standby, None, NotHolder::Apart(trouble))
+                }
+                FenceStatus::Released(record) => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
+                FenceStatus::RolledBack { seen, found } => {
                     (FenceStanding::WentBack, None, NotHolder::WentBack { seen, found })
                 }
-                Standing::Closed(record) => {
+                FenceStatus::Closed(record) => {
                     (FenceStanding::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
                 }
-                Standing::Implausible { .. } => (FenceStanding::Apart, None, NotHolder::Apart(StoreTrouble::Record)),
+                FenceStatus::Implausible { .. } => (FenceStanding::Apart, None, NotHolder::Apart(StoreTrouble::Record)),
             };
             let floors = limits.map(|limits| limits.floors).unwrap_or_default();
             let gate = match limits {
@@ -347,63 +349,65 @@ impl<'a> Keeper<'a> {
             Errand::Probe(credentials) => self.probe(credentials.as_ref()),
             Errand::Look => {
                 self.look_again();
-                self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::Holding(record)
-                    | Standing::Seen(record)
-                    | Standing::Left(record)
-                    | Standing::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
-                    Standing::NoRecord => Progress::Ended(Ok(Done::Record(None))),
-                    Standing::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
-                    Standing::WentBack { seen, found } => {
+                self.drive(|keeper| match keeper.fence.status() {
+                    FenceStatus::Holding(record)
+                    | FenceStatus::Standby(record)
+                    | FenceStatus::Released(record)
+                    | FenceStatus::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+                    FenceStatus::NoRecord => Progress::Ended(Ok(Done::Record(None))),
+                    FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
+                    FenceStatus::RolledBack { seen, found } => {
                         Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
                     }
-                    _ => keeper.fence.look().map_or(Progress::Wait, Progress::Ask),
+                    _ => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
                 })
             }
             Errand::Create(beginning) => {
                 self.look_again();
                 let mut asked = false;
-                self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::NoRecord | Standing::WentBack { found: 0, .. } | Standing::Closed(_) if !asked => {
+                self.drive(|keeper| match keeper.fence.status() {
+                    FenceStatus::NoRecord | FenceStatus::RolledBack { found: 0, .. } | FenceStatus::Closed(_)
+                        if !asked =>
+                    {
                         asked = true;
                         let ask = keeper.fence.create(&beginning);
-                        let refused = match keeper.fence.standing() {
-                            Standing::Closed(_) => Refusal::FenceClosed,
+                        let refused = match keeper.fence.status() {
+                            FenceStatus::Closed(_) => Refusal::FenceClosed,
                             _ => Refusal::RecordLost,
                         };
                         ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
                     }
-                    Standing::Seen(record) if asked && record.is_new(beginning.sealed_generation) => {
+                    FenceStatus::Standby(record) if asked && record.is_new(beginning.sealed_generation) => {
                         Progress::Ended(Ok(Done::Yes))
                     }
-                    Standing::Creating | Standing::Apart => Progress::Wait,
+                    FenceStatus::Creating | FenceStatus::Unknown => Progress::Wait,
                     _ => Progress::Ended(Err(Refusal::FenceExists)),
                 })
             }
             Errand::Credentials(credentials) => self.try_credentials(&credentials),
             Errand::Close(left) => self.close(left),
-            Errand::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.standing() {
-                Standing::Holding(record) if record.generation != generation => {
+            Errand::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.status() {
+                FenceStatus::Holding(record) if record.generation != generation => {
                     Progress::Ended(Err(other_generation()))
                 }
-                Standing::Holding(record) if record.sealed_generation >= sealed => Progress::Ended(Ok(Done::Yes)),
-                Standing::Holding(record) => {
+                FenceStatus::Holding(record) if record.sealed_generation >= sealed => Progress::Ended(Ok(Done::Yes)),
+                FenceStatus::Holding(record) => {
                     keeper.fence.extend(record.ceilings, sealed).map_or(Progress::Wait, Progress::Ask)
                 }
                 _ => Progress::Ended(Err(other_generation())),
             }),
             Errand::Leave { state, generation } => {
-                let left = self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::Holding(record) if record.generation != generation => {
+                let left = self.drive(|keeper| match keeper.fence.status() {
+                    FenceStatus::Holding(record) if record.generation != generation => {
                         Progress::Ended(Err(other_generation()))
                     }
                     // The state stands for what was signed until the gate was closed: it must be closed still.
-                    Standing::Holding(_) if !keeper.fencing.is_handing_over() => {
+                    FenceStatus::Holding(_) if !keeper.fencing.is_handing_over() => {
                         Progress::Ended(Err(other_generation()))
                     }
-                    Standing::Holding(_) => keeper.fence.leave(state).map_or(Progress::Wait, Progress::Ask),
-                    Standing::Left(_) => Progress::Ended(Ok(Done::Yes)),
-                    Standing::Leaving => Progress::Wait,
+                    FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
+                    FenceStatus::Released(_) => Progress::Ended(Ok(Done::Yes)),
+                    FenceStatus::Releasing => Progress::Wait,
                     _ => Progress::Ended(Err(other_generation())),
                 });
                 self.left = Some(self.runtime.now());
@@ -412,14 +416,14 @@ impl<'a> Keeper<'a> {
             Errand::TakeOver => {
                 self.take_over = true;
                 self.look_again();
-                let claimed = self.drive(|keeper| match keeper.fence.standing() {
-                    Standing::Holding(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
-                    Standing::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
-                    Standing::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
-                    Standing::WentBack { seen, found } => {
+                let claimed = self.drive(|keeper| match keeper.fence.status() {
+                    FenceStatus::Holding(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+                    FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
+                    FenceStatus::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
+                    FenceStatus::RolledBack { seen, found } => {
                         Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
                     }
-                    Standing::Seen(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
+                    FenceStatus::Standby(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
                         let unfit = keeper.unfit.unwrap_or(NotHolder::NoRecord);
                         Progress::Ended(Err(Refusal::NotHolder(unfit)))
                     }
@@ -434,9 +438,9 @@ impl<'a> Keeper<'a> {
     /// Ends the record.
     fn close(&mut self, left: Option<(Root, u64)>) -> Result<Done, Refusal> {
         self.look_again();
-        let closed = self.drive(|keeper| match keeper.fence.standing() {
-            Standing::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
-            Standing::Holding(record) => match left {
+        let closed = self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+            FenceStatus::Holding(record) => match left {
                 // The state stands for what was signed until the gate was closed: it must be closed still.
                 Some((state, generation)) if generation == record.generation && keeper.fencing.is_handing_over() => {
                     keeper.fence.close(Some(state)).map_or(Progress::Wait, Progress::Ask)
@@ -444,17 +448,17 @@ impl<'a> Keeper<'a> {
                 _ => Progress::Ended(Err(other_generation())),
             },
             // The holder has lost it meanwhile: what it left behind is not what the record's end would name.
-            Standing::Seen(_) | Standing::Left(_) if left.is_none() => {
+            FenceStatus::Standby(_) | FenceStatus::Released(_) if left.is_none() => {
                 keeper.fence.close(None).map_or(Progress::Wait, Progress::Ask)
             }
-            Standing::Seen(_) | Standing::Left(_) => Progress::Ended(Err(other_generation())),
-            Standing::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
-            Standing::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
-            Standing::WentBack { seen, found } => {
+            FenceStatus::Standby(_) | FenceStatus::Released(_) => Progress::Ended(Err(other_generation())),
+            FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
+            FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
+            FenceStatus::RolledBack { seen, found } => {
                 Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
             }
-            Standing::Apart | Standing::Lost => keeper.fence.look().map_or(Progress::Wait, Progress::Ask),
-            Standing::Leaving | Standing::Claiming | Standing::Creating => Progress::Wait,
+            FenceStatus::Unknown | FenceStatus::Superseded => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
+            FenceStatus::Releasing | FenceStatus::Acquiring | FenceStatus::Creating => Progress::Wait,
         });
         self.left = Some(self.runtime.now());
         closed
@@ -497,9 +501,9 @@ impl<'a> Keeper<'a> {
         if credentials.is_some_and(|credentials| !store.open(credentials)) {
             return Err(Refusal::StoreCredentials);
         }
-        let answer = store.ask(&Question::Read);
+        let answer = store.ask(&StoreOp::Read);
         match answer {
-            (Heard::Record(record), _) => Ok(Done::Record(record)),
+            (StoreResponse::Record(record), _) => Ok(Done::Record(record)),
             (_, trouble) => {
                 // The old ones again; where there are none, these are no worse.
                 self.open_as_before();
@@ -510,7 +514,7 @@ impl<'a> Keeper<'a> {
 
     fn look_again(&mut self) {
         if self.pending.is_none()
-            && let Some(ask) = self.fence.look()
+            && let Some(ask) = self.fence.poll()
         {
             self.put(ask);
         }
@@ -561,7 +565,7 @@ impl Drop for Closing<'_> {
 }
 
 enum Progress {
-    Ask(Ask),
+    Ask(StoreRequest),
     Wait,
     Ended(Result<Done, Refusal>),
 }

@@ -67,7 +67,7 @@ struct Script {
     closed: bool,
     /// The next creation or swap does not take place: this is there instead.
     instead: VecDeque<Record>,
-    asked: Vec<(u64, Question)>,
+    asked: Vec<(u64, StoreOp)>,
 }
 
 struct Shop(Arc<Mutex<Script>>, Time);
@@ -81,27 +81,27 @@ impl Store for Shop {
         None
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         let mut script = self.0.lock().unwrap();
         script.asked.push((self.1.ms(), *question));
         if script.away {
-            return (Heard::Unclear, Some(StoreTrouble::Away));
+            return (StoreResponse::Unclear, Some(StoreTrouble::Away));
         }
         let heard = match question {
-            Question::Read => Heard::Record(script.record),
-            Question::Create(_) | Question::Swap { .. } if !script.instead.is_empty() => {
+            StoreOp::Read => StoreResponse::Record(script.record),
+            StoreOp::Create(_) | StoreOp::Swap { .. } if !script.instead.is_empty() => {
                 script.record = script.instead.pop_front();
-                Heard::Conflict
+                StoreResponse::Conflict
             }
-            Question::Create(new) if script.record.is_none() => {
+            StoreOp::Create(new) if script.record.is_none() => {
                 script.record = Some(*new);
-                Heard::Swapped
+                StoreResponse::Swapped
             }
-            Question::Swap { old, new } if script.record == Some(*old) => {
+            StoreOp::Swap { old, new } if script.record == Some(*old) => {
                 script.record = Some(*new);
-                Heard::Swapped
+                StoreResponse::Swapped
             }
-            Question::Create(_) | Question::Swap { .. } => Heard::Conflict,
+            StoreOp::Create(_) | StoreOp::Swap { .. } => StoreResponse::Conflict,
         };
         (heard, None)
     }
@@ -229,7 +229,7 @@ impl World {
 
     /// When it first asked for a change.
     fn claimed(&self) -> Option<u64> {
-        let change = |(at, question): &(u64, Question)| (!matches!(question, Question::Read)).then_some(*at);
+        let change = |(at, question): &(u64, StoreOp)| (!matches!(question, StoreOp::Read)).then_some(*at);
         self.script().asked.iter().find_map(change)
     }
 
@@ -390,7 +390,7 @@ fn one_whose_keys_cannot_be_raised_to_the_floors_signs_nothing_and_keeps_nobody_
     let world = World::on(1000, Some(new()), &disk);
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 5000);
-    let changes = |script: &Script| script.asked.iter().filter(|(_, q)| !matches!(q, Question::Read)).count();
+    let changes = |script: &Script| script.asked.iter().filter(|(_, q)| !matches!(q, StoreOp::Read)).count();
     assert_eq!(changes(&world.script()), 1, "it claims, and extends nothing");
     assert_eq!((world.record().holder, world.signs()), (ME, false));
     disk.full.store(false, Ordering::SeqCst);

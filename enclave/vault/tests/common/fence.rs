@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use casemate_fence::{Heard, Place, Question, Record};
+use casemate_fence::{Place, Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
@@ -90,28 +90,28 @@ impl Store for Memory {
         Some(MEMORY.into())
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         let number = self.asked.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock().unwrap();
         std::thread::sleep(delay);
         let losses = self.losses.load(Ordering::SeqCst);
-        let unclear = (Heard::Unclear, Some(StoreTrouble::Away));
+        let unclear = (StoreResponse::Unclear, Some(StoreTrouble::Away));
         if self.away.load(Ordering::SeqCst) || (losses > 0 && number % losses == 1) {
             return unclear;
         }
         let mut record = self.record.lock().unwrap();
         let heard = match question {
-            Question::Read => Heard::Record(*record),
-            Question::Create(_) if record.is_some() => Heard::Conflict,
-            Question::Create(new) => {
+            StoreOp::Read => StoreResponse::Record(*record),
+            StoreOp::Create(_) if record.is_some() => StoreResponse::Conflict,
+            StoreOp::Create(new) => {
                 *record = Some(*new);
-                Heard::Swapped
+                StoreResponse::Swapped
             }
-            Question::Swap { old, new } if *record == Some(*old) => {
+            StoreOp::Swap { old, new } if *record == Some(*old) => {
                 *record = Some(*new);
-                Heard::Swapped
+                StoreResponse::Swapped
             }
-            Question::Swap { .. } => Heard::Conflict,
+            StoreOp::Swap { .. } => StoreResponse::Conflict,
         };
         if losses > 0 && number.is_multiple_of(losses) { unclear } else { (heard, None) }
     }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use casemate_fence::{Heard, Question, Record};
+use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
@@ -18,8 +18,8 @@ use casemate_vault::fence::store::Store;
 pub struct Event {
     pub put: Instant,
     pub answered: Instant,
-    pub question: Question,
-    pub heard: Heard,
+    pub question: StoreOp,
+    pub heard: StoreResponse,
 }
 
 /// What all askers have seen.
@@ -51,7 +51,7 @@ impl Store for Recorded {
         self.store.identity()
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         let put = Instant::now();
         let (heard, trouble) = self.store.ask(question);
         let event = Event { put, answered: Instant::now(), question: *question, heard };
@@ -71,16 +71,16 @@ impl Store for Recorded {
 type Register = Option<Record>;
 
 /// What an answer does to the register; nothing where it does not fit.
-fn fits(register: Register, question: &Question, heard: Heard) -> Option<Register> {
+fn fits(register: Register, question: &StoreOp, heard: StoreResponse) -> Option<Register> {
     let (old, new) = match question {
-        Question::Read => return (heard == Heard::Record(register)).then_some(register),
-        Question::Create(new) => (None, Some(*new)),
-        Question::Swap { old, new } => (Some(*old), Some(*new)),
+        StoreOp::Read => return (heard == StoreResponse::Record(register)).then_some(register),
+        StoreOp::Create(new) => (None, Some(*new)),
+        StoreOp::Swap { old, new } => (Some(*old), Some(*new)),
     };
     match heard {
-        Heard::Swapped => (register == old).then_some(new),
-        Heard::Conflict => (register != old).then_some(register),
-        Heard::Record(_) | Heard::Unclear => None,
+        StoreResponse::Swapped => (register == old).then_some(new),
+        StoreResponse::Conflict => (register != old).then_some(register),
+        StoreResponse::Record(_) | StoreResponse::Unclear => None,
     }
 }
 
@@ -162,7 +162,7 @@ impl Search {
             let until = candidates.iter().map(|number| self.answered[*number].answered).min();
             for (number, event) in self.unclear.iter().enumerate() {
                 let asked = until.is_none_or(|until| event.put <= until);
-                let register = fits(place.register, &event.question, Heard::Swapped);
+                let register = fits(place.register, &event.question, StoreResponse::Swapped);
                 if let (true, Some(register), false) = (asked, register, place.used.contains(&number)) {
                     let mut next = place.clone();
                     next.used.push(number);
@@ -188,8 +188,9 @@ impl Search {
 pub fn check(events: &[Event], start: Register) -> Result<(), String> {
     let mut all = events.to_vec();
     all.sort_by_key(|event| event.put);
-    let (unclear, answered): (Vec<Event>, Vec<Event>) = all.iter().partition(|event| event.heard == Heard::Unclear);
-    let unclear: Vec<Event> = unclear.into_iter().filter(|event| event.question != Question::Read).collect();
+    let (unclear, answered): (Vec<Event>, Vec<Event>) =
+        all.iter().partition(|event| event.heard == StoreResponse::Unclear);
+    let unclear: Vec<Event> = unclear.into_iter().filter(|event| event.question != StoreOp::Read).collect();
     let mut search = Search { answered, unclear, dead: HashSet::new(), furthest: (0, None) };
     if search.run(start) {
         return Ok(());

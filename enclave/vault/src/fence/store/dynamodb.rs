@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_fence::{Heard, Place, Question, Record};
+use casemate_fence::{Place, Record, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
@@ -149,14 +149,14 @@ impl<C: Carrier> Store for Dynamodb<C> {
         Some(self.table.to_string())
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
-        let heard = |put: bool| if put { Heard::Swapped } else { Heard::Conflict };
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
+        let heard = |put: bool| if put { StoreResponse::Swapped } else { StoreResponse::Conflict };
         let heard = match question {
-            Question::Read => self.read().map(Heard::Record),
-            Question::Create(new) => self.put(None, new).map(heard),
-            Question::Swap { old, new } => self.put(Some(old), new).map(heard),
+            StoreOp::Read => self.read().map(StoreResponse::Record),
+            StoreOp::Create(new) => self.put(None, new).map(heard),
+            StoreOp::Swap { old, new } => self.put(Some(old), new).map(heard),
         };
-        heard.map_or_else(|trouble| (Heard::Unclear, Some(trouble)), |heard| (heard, None))
+        heard.map_or_else(|trouble| (StoreResponse::Unclear, Some(trouble)), |heard| (heard, None))
     }
 
     fn open(&mut self, credentials: &StoreCredentials) -> bool {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_fence::{Heard, Place, Question, Record};
+use casemate_fence::{Place, Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::StoreTrouble;
@@ -203,13 +203,13 @@ impl<C: Carrier> Store for Etcd<C> {
         Some(self.identity.clone())
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         let heard = match question {
-            Question::Read => self.read().map(Heard::Record),
-            Question::Create(new) => self.swap(None, new).map(heard),
-            Question::Swap { old, new } => self.swap(Some(old), new).map(heard),
+            StoreOp::Read => self.read().map(StoreResponse::Record),
+            StoreOp::Create(new) => self.swap(None, new).map(heard),
+            StoreOp::Swap { old, new } => self.swap(Some(old), new).map(heard),
         };
-        heard.map_or_else(|trouble| (Heard::Unclear, Some(trouble)), |heard| (heard, None))
+        heard.map_or_else(|trouble| (StoreResponse::Unclear, Some(trouble)), |heard| (heard, None))
     }
 
     fn open(&mut self, credentials: &StoreCredentials) -> bool {
@@ -232,6 +232,6 @@ impl<C: Carrier> Store for Etcd<C> {
     }
 }
 
-fn heard(succeeded: bool) -> Heard {
-    if succeeded { Heard::Swapped } else { Heard::Conflict }
+fn heard(succeeded: bool) -> StoreResponse {
+    if succeeded { StoreResponse::Swapped } else { StoreResponse::Conflict }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use casemate_fence::{Heard, Place, Question, Record};
+use casemate_fence::{Place, Record, StoreOp, StoreResponse};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::outward::RecordBytes;
@@ -29,17 +29,17 @@ impl<D: Disk> File<D> {
         BoundedBytes::new(record.encode(&self.place))
     }
 
-    fn swap(&self, old: Option<&Record>, new: &Record) -> (Heard, Option<StoreTrouble>) {
+    fn swap(&self, old: Option<&Record>, new: &Record) -> (StoreResponse, Option<StoreTrouble>) {
         let old = match old.map(|old| self.bytes(old)) {
-            Some(None) => return (Heard::Unclear, Some(StoreTrouble::Record)),
+            Some(None) => return (StoreResponse::Unclear, Some(StoreTrouble::Record)),
             Some(old) => old,
             None => None,
         };
-        let Some(new) = self.bytes(new) else { return (Heard::Unclear, Some(StoreTrouble::Record)) };
+        let Some(new) = self.bytes(new) else { return (StoreResponse::Unclear, Some(StoreTrouble::Record)) };
         match self.disk.swap_record(&self.place.group, old, new) {
-            Ok(true) => (Heard::Swapped, None),
-            Ok(false) => (Heard::Conflict, None),
-            Err(_) => (Heard::Unclear, Some(StoreTrouble::Away)),
+            Ok(true) => (StoreResponse::Swapped, None),
+            Ok(false) => (StoreResponse::Conflict, None),
+            Err(_) => (StoreResponse::Unclear, Some(StoreTrouble::Away)),
         }
     }
 }
@@ -53,18 +53,18 @@ impl<D: Disk> Store for File<D> {
         None
     }
 
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>) {
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>) {
         match question {
-            Question::Read => match self.disk.read_record(&self.place.group) {
-                Ok(None) => (Heard::Record(None), None),
+            StoreOp::Read => match self.disk.read_record(&self.place.group) {
+                Ok(None) => (StoreResponse::Record(None), None),
                 Ok(Some(bytes)) => match Record::decode(bytes.as_ref(), &self.place) {
-                    Ok(record) => (Heard::Record(Some(record)), None),
-                    Err(_) => (Heard::Unclear, Some(StoreTrouble::Record)),
+                    Ok(record) => (StoreResponse::Record(Some(record)), None),
+                    Err(_) => (StoreResponse::Unclear, Some(StoreTrouble::Record)),
                 },
-                Err(_) => (Heard::Unclear, Some(StoreTrouble::Away)),
+                Err(_) => (StoreResponse::Unclear, Some(StoreTrouble::Away)),
             },
-            Question::Create(new) => self.swap(None, new),
-            Question::Swap { old, new } => self.swap(Some(old), new),
+            StoreOp::Create(new) => self.swap(None, new),
+            StoreOp::Swap { old, new } => self.swap(Some(old), new),
         }
     }
 

@@ -10,7 +10,7 @@ pub mod sigv4;
 
 use std::sync::Arc;
 
-use casemate_fence::{Heard, Place, Question};
+use casemate_fence::{Place, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::RecordStore;
@@ -47,7 +47,7 @@ pub trait Store: Send {
     fn identity(&self) -> Option<String>;
 
     /// Puts a question. Unclear where there was no answer, or none that is clear.
-    fn ask(&mut self, question: &Question) -> (Heard, Option<StoreTrouble>);
+    fn ask(&mut self, question: &StoreOp) -> (StoreResponse, Option<StoreTrouble>);
 
     /// From now on with these credentials. `false` where they are not of this kind of store, or damaged.
     fn open(&mut self, credentials: &StoreCredentials) -> bool;
