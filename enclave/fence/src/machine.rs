@@ -119,15 +119,15 @@ pub struct FenceMachine {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
-    Apart,
+    Unknown,
     NoRecord,
     /// In the place of one that has ended, where there is one.
     Creating {
         old: Option<Record>,
         new: Record,
     },
-    Seen(Record),
-    Claiming {
+    Standby(Record),
+    Acquiring {
         old: Record,
         new: Record,
         exact: bool,
@@ -137,10 +137,10 @@ enum State {
         floors: Floors,
         wanted: Option<Record>,
     },
-    Leaving {
+    Releasing {
         new: Record,
     },
-    Left(Record),
+    Released(Record),
     /// It has asked for the end of a record that it does not hold.
     Closing {
         old: Record,
@@ -150,8 +150,8 @@ enum State {
     Implausible {
         found: u64,
     },
-    Lost,
-    WentBack {
+    Superseded,
+    RolledBack {
         found: u64,
     },
 }
@@ -159,24 +159,24 @@ enum State {
 impl FenceMachine {
     /// Of the enclave with this boot nonce. `seen` is the version of the record that its sealed state has seen; 0 for none.
     pub fn new(me: Holder, seen: u64) -> Self {
-        Self { me, state: State::Apart, asked: None, numbers: 0, seen }
+        Self { me, state: State::Unknown, asked: None, numbers: 0, seen }
     }
 
     /// What it is to the record now.
     pub fn status(&self) -> FenceStatus {
         match self.state {
-            State::Apart => FenceStatus::Unknown,
+            State::Unknown => FenceStatus::Unknown,
             State::NoRecord => FenceStatus::NoRecord,
             State::Creating { .. } => FenceStatus::Creating,
-            State::Seen(record) => FenceStatus::Standby(record),
-            State::Claiming { .. } => FenceStatus::Acquiring,
+            State::Standby(record) => FenceStatus::Standby(record),
+            State::Acquiring { .. } => FenceStatus::Acquiring,
             State::Holding { record, .. } => FenceStatus::Holding(record),
-            State::Leaving { .. } | State::Closing { .. } => FenceStatus::Releasing,
-            State::Left(record) => FenceStatus::Released(record),
+            State::Releasing { .. } | State::Closing { .. } => FenceStatus::Releasing,
+            State::Released(record) => FenceStatus::Released(record),
             State::Closed(record) => FenceStatus::Closed(record),
             State::Implausible { found } => FenceStatus::Implausible { found },
-            State::Lost => FenceStatus::Superseded,
-            State::WentBack { found } => FenceStatus::RolledBack { seen: self.seen, found },
+            State::Superseded => FenceStatus::Superseded,
+            State::RolledBack { found } => FenceStatus::RolledBack { seen: self.seen, found },
         }
     }
 
@@ -206,15 +206,15 @@ impl FenceMachine {
     /// Has the record read. One that has left or lost may look again: as another generation it is another holder.
     pub fn poll(&mut self) -> Option<StoreRequest> {
         match self.state {
-            State::Apart
+            State::Unknown
             | State::NoRecord
-            | State::Seen(_)
-            | State::Left(_)
+            | State::Standby(_)
+            | State::Released(_)
             | State::Closed(_)
             | State::Implausible { .. }
-            | State::Lost
+            | State::Superseded
             // Operators may make it yet: above all that was seen.
-            | State::WentBack { found: 0 }
+            | State::RolledBack { found: 0 }
             // It learns whether it still does.
             | State::Holding { .. } => self.ask(StoreOp::Read),
             _ => None,
@@ -229,7 +229,7 @@ impl FenceMachine {
         let closed = match self.state {
             State::NoRecord => None,
             // Nothing newer was seen than the record that this one comes after, in another store; or it is lost.
-            State::WentBack { found: 0 } if beginning.lost || newest => None,
+            State::RolledBack { found: 0 } if beginning.lost || newest => None,
             // What comes after it lies above it.
             State::Closed(old) if newest && old.generation < beginning.generation => Some(old),
             _ => return None,
@@ -254,7 +254,7 @@ impl FenceMachine {
     /// the enclave dies: a file on a trusted disk. An enclave has no such thing.
     pub fn acquire(&mut self, state: Option<Root>, sealed: u64, leaves: Option<Root>) -> Option<StoreRequest> {
         // A sealed state that was loaded since may have seen a newer one: then the store has gone back, as the next look tells.
-        let State::Seen(old) = self.state else { return None };
+        let State::Standby(old) = self.state else { return None };
         if old.version < self.seen {
             return None;
         }
@@ -268,7 +268,7 @@ impl FenceMachine {
             ..old
         };
         let ask = self.ask(StoreOp::Swap { old, new })?;
-        self.state = State::Claiming { old, new, exact };
+        self.state = State::Acquiring { old, new, exact };
         Some(ask)
     }
 
@@ -292,7 +292,7 @@ impl FenceMachine {
         let State::Holding { record, .. } = self.state else { return None };
         let new = Record { version: record.version.checked_add(1)?, clean: Some(state), ..record };
         let ask = self.ask(StoreOp::Swap { old: record, new })?;
-        self.state = State::Leaving { new };
+        self.state = State::Releasing { new };
         Some(ask)
     }
 
@@ -302,13 +302,13 @@ impl FenceMachine {
         let (old, clean) = match self.state {
             State::Holding { record, .. } => (record, Some(state?)),
             // What the last holder has left behind stays what it is.
-            State::Seen(record) | State::Left(record) => (record, record.clean),
+            State::Standby(record) | State::Released(record) => (record, record.clean),
             _ => return None,
         };
         let holding = matches!(self.state, State::Holding { .. });
         let new = Record { version: old.version.checked_add(1)?, clean, closed: true, ..old };
         let ask = self.ask(StoreOp::Swap { old, new })?;
-        self.state = if holding { State::Leaving { new } } else { State::Closing { old, new } };
+        self.state = if holding { State::Releasing { new } } else { State::Closing { old, new } };
         Some(ask)
     }
 
@@ -336,20 +336,20 @@ impl FenceMachine {
     /// The swap that was asked for has taken place.
     fn swapped(&mut self) {
         self.state = match self.state {
-            State::Creating { new, .. } => State::Seen(new),
-            State::Claiming { old, new, exact } => {
+            State::Creating { new, .. } => State::Standby(new),
+            State::Acquiring { old, new, exact } => {
                 State::Holding { record: new, floors: floors(&old, exact), wanted: None }
             }
             State::Holding { record, floors, wanted } => {
                 State::Holding { record: wanted.unwrap_or(record), floors, wanted: None }
             }
-            State::Leaving { new } | State::Closing { new, .. } if new.closed => State::Closed(new),
-            State::Leaving { new } => State::Left(new),
+            State::Releasing { new } | State::Closing { new, .. } if new.closed => State::Closed(new),
+            State::Releasing { new } => State::Released(new),
             other => other,
         };
-        if let State::Seen(Record { version, .. })
+        if let State::Standby(Record { version, .. })
         | State::Holding { record: Record { version, .. }, .. }
-        | State::Left(Record { version, .. })
+        | State::Released(Record { version, .. })
         | State::Closed(Record { version, .. }) = self.state
         {
             self.seen = self.seen.max(version);
@@ -362,11 +362,11 @@ impl FenceMachine {
         let expected = matches!(self.state, State::Creating { old, .. } if found == old);
         if version < self.seen && !expected {
             let looks =
-                matches!(self.state, State::Apart | State::NoRecord | State::Closed(_) | State::Creating { .. });
+                matches!(self.state, State::Unknown | State::NoRecord | State::Closed(_) | State::Creating { .. });
             self.state = match found {
                 // A record that has ended stays where it was, and the group's went on in another store: nobody signs under it.
                 Some(ended) if ended.closed && looks => State::Closed(ended),
-                _ => State::WentBack { found: version },
+                _ => State::RolledBack { found: version },
             };
             return None;
         }
@@ -379,23 +379,23 @@ impl FenceMachine {
             return match self.state {
                 // Not there, or not yet: the same again. It can be made once.
                 State::Creating { old: None, new } => self.ask(StoreOp::Create(new)),
-                State::Apart | State::NoRecord | State::Seen(_) | State::Implausible { .. } => {
+                State::Unknown | State::NoRecord | State::Standby(_) | State::Implausible { .. } => {
                     self.state = State::NoRecord;
                     None
                 }
                 _ => {
-                    self.state = State::Lost;
+                    self.state = State::Superseded;
                     None
                 }
             };
         };
         match self.state {
-            State::Claiming { new, .. } | State::Leaving { new } | State::Closing { new, .. } if found == new => {
+            State::Acquiring { new, .. } | State::Releasing { new } | State::Closing { new, .. } if found == new => {
                 self.swapped();
                 None
             }
             // Not there, or not yet: the same swap again. At most one of them takes place.
-            State::Claiming { old, new, .. }
+            State::Acquiring { old, new, .. }
             | State::Closing { old, new }
             | State::Creating { old: Some(old), new }
                 if found == old =>
@@ -408,34 +408,34 @@ impl FenceMachine {
                 None
             }
             // A claim that another one has come before.
-            State::Claiming { .. }
-            | State::Apart
+            State::Acquiring { .. }
+            | State::Unknown
             | State::NoRecord
             | State::Creating { .. }
-            | State::Seen(_)
-            | State::Left(_)
+            | State::Standby(_)
+            | State::Released(_)
             | State::Closing { .. }
             | State::Closed(_)
             | State::Implausible { .. }
-            | State::Lost
-            | State::WentBack { .. } => {
-                self.state = State::Seen(found);
+            | State::Superseded
+            | State::RolledBack { .. } => {
+                self.state = State::Standby(found);
                 None
             }
             // Only this enclave writes under its holder and generation: whatever is there is a swap of its own, perhaps one that it had
             // not heard of.
-            State::Leaving { new } if self.is_mine(&found, &new) => {
+            State::Releasing { new } if self.is_mine(&found, &new) => {
                 let version = found.version.checked_add(1)?;
                 let new = Record { version, clean: new.clean, closed: new.closed, ..found };
-                self.state = State::Leaving { new };
+                self.state = State::Releasing { new };
                 self.ask(StoreOp::Swap { old: found, new })
             }
             State::Holding { record, floors, .. } if self.is_mine(&found, &record) => {
                 self.state = State::Holding { record: found, floors, wanted: None };
                 None
             }
-            State::Holding { .. } | State::Leaving { .. } => {
-                self.state = State::Lost;
+            State::Holding { .. } | State::Releasing { .. } => {
+                self.state = State::Superseded;
                 None
             }
         }
