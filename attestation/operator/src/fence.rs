@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::{Action, ClosedRecord, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials};
-use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedNetwork, StatedRecord, StatedState};
+use casemate_protocol::statement::{Fence, FenceKind, FenceStatus, StatedNetwork, StatedRecord, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -192,30 +192,30 @@ fn when(statement: &Statement) -> When {
         ),
     };
     match (fence.standing, &fence.record) {
-        (FenceStanding::NoStore | FenceStanding::Holding, _) => above(fence.floors.slot, fence.floors.target),
+        (FenceStatus::NoStore | FenceStatus::Holding, _) => above(fence.floors.slot, fence.floors.target),
         // If nobody extends the record any more: it is claimed once the block ceiling has passed.
-        (FenceStanding::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
+        (FenceStatus::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
         _ => When { blocks_ms: None, attestations_ms: None },
     }
 }
 
 fn standing(fence: &Fence) -> &'static str {
     match fence.standing {
-        FenceStanding::NoStore => "no record: this enclave signs by itself",
-        FenceStanding::Apart => "its store has not answered yet; nothing is signed",
-        FenceStanding::NoRecord => "the store has no record (casemate fence init); nothing is signed",
-        FenceStanding::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
-        FenceStanding::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
-        FenceStanding::Holding => "HOLDER: this enclave signs",
-        FenceStanding::HandingOver => "handing over; nothing is signed here",
-        FenceStanding::WentBack if fence.record.is_none() => {
+        FenceStatus::NoStore => "no record: this enclave signs by itself",
+        FenceStatus::Unknown => "its store has not answered yet; nothing is signed",
+        FenceStatus::NoRecord => "the store has no record (casemate fence init); nothing is signed",
+        FenceStatus::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
+        FenceStatus::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
+        FenceStatus::Holding => "HOLDER: this enclave signs",
+        FenceStatus::HandingOver => "handing over; nothing is signed here",
+        FenceStatus::RolledBack if fence.record.is_none() => {
             "the store has NO RECORD, though this group has had one: it was lost (casemate fence init --record-lost), or has ended in another \
              store (--after); nothing is signed"
         }
-        FenceStanding::WentBack => {
+        FenceStatus::RolledBack => {
             "THE STORE SHOWS AN OLDER RECORD than before: somebody has restored it; nothing is signed in this boot any more"
         }
-        FenceStanding::Closed => {
+        FenceStatus::Closed => {
             "the record HAS ENDED (casemate fence close); nothing is signed until the next one is made (casemate fence init --after)"
         }
     }
@@ -287,7 +287,7 @@ fn text_of(statement: &Statement) -> String {
         Some(ms) => format!("in {} s", ms.div_ceil(1000)),
         None => "not foreseeable".to_owned(),
     };
-    let condition = if fence.standing == FenceStanding::Standby { " if its holder does not go on" } else { "" };
+    let condition = if fence.standing == FenceStatus::Standby { " if its holder does not go on" } else { "" };
     line("signs", format!("blocks {}, attestations {}{condition}", seconds(blocks_ms), seconds(attestations_ms)));
     out
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
 use casemate_protocol::configuration::Window;
-use casemate_protocol::statement::{Fence, FenceKind, FenceStanding, StatedState};
+use casemate_protocol::statement::{Fence, FenceKind, FenceStatus, StatedState};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
@@ -321,7 +321,7 @@ pub fn kind(kind: FenceKind) -> &'static str {
 fn fence(fence: &Fence) -> String {
     let Fence { kind: of, generation, standing, .. } = fence;
     let holds = match standing {
-        FenceStanding::Holding => format!("held by this enclave in generation {generation}"),
+        FenceStatus::Holding => format!("held by this enclave in generation {generation}"),
         _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
     };
     match of {

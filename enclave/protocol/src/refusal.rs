@@ -212,7 +212,7 @@ pub enum Refusal {
 #[allow(missing_docs, reason = "the sentences say it")]
 pub enum NotHolder {
     #[error("{0}")]
-    Apart(StoreTrouble),
+    StoreUnknown(StoreTrouble),
     #[error("the store has no record; operators make it with `casemate fence init`")]
     NoRecord,
     #[error("another enclave holds it, or held it until slot {slot_ceiling}; this one stands by")]
@@ -227,7 +227,7 @@ pub enum NotHolder {
         "the store shows the record's version {found}, after version {seen}: somebody has restored an older one, or removed it \
          (version 0), or this is another store"
     )]
-    WentBack { seen: u64, found: u64 },
+    RolledBack { seen: u64, found: u64 },
     #[error(
         "its record has ended for good (`casemate fence close`); its last holder signed blocks up to slot {slot_ceiling}. The next record is made with `casemate fence init --after`"
     )]

@@ -138,7 +138,7 @@ pub struct Fence {
     /// The generation that this enclave holds; 0 where it holds none, or the kind has none.
     pub generation: u64,
     /// What this enclave is to the record.
-    pub standing: FenceStanding,
+    pub standing: FenceStatus,
     /// The record as this enclave last saw it, where the kind has one.
     pub record: Option<StatedRecord>,
     /// What this enclave stays above, besides what each key has signed.
@@ -187,12 +187,12 @@ pub struct StatedFloors {
 /// What an enclave is to the fence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FenceStanding {
+pub enum FenceStatus {
     /// The kind has no record: it may sign.
     #[default]
     NoStore,
     /// It has not heard from the store yet.
-    Apart,
+    Unknown,
     /// There is no record in the store.
     NoRecord,
     /// Another enclave holds the record, or did; this one stands by.
@@ -204,12 +204,12 @@ pub enum FenceStanding {
     /// It hands over: it signs no more, and its successor does not yet.
     HandingOver,
     /// The store shows an older record than before: nothing is signed in this boot any more.
-    WentBack,
+    RolledBack,
     /// The record has ended for good; operators make the next one, here or in another store.
     Closed,
 }
 
-impl FenceStanding {
+impl FenceStatus {
     /// Whether the fence lets it sign.
     pub fn signs(self) -> bool {
         matches!(self, Self::NoStore | Self::Holding)
@@ -219,7 +219,7 @@ impl FenceStanding {
 impl Fence {
     /// A fence without a record.
     pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
-        let standing = FenceStanding::NoStore;
+        let standing = FenceStatus::NoStore;
         Self { kind, store: None, generation: 0, standing, record: None, floors, time_ms: None }
     }
 }

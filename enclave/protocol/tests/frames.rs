@@ -11,7 +11,7 @@ use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, 
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage, ToldPast};
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
-use casemate_protocol::statement::{FenceKind, FenceStanding};
+use casemate_protocol::statement::{FenceKind, FenceStatus};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     FrameError, Network, Preset, Refusal, Slot,
@@ -198,7 +198,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
     ];
     let reply = prop_oneof![
         (any::<u32>(), any::<u32>()).prop_map(|(keys, keys_without_history)| {
-            let standing = FenceStanding::Standby;
+            let standing = FenceStatus::Standby;
             Reply::Info(Info { network: network(), keys, keys_without_history, standing, key_manager_delete: true })
         }),
         (any::<u32>(), vec(bytes(), 0..20)).prop_map(|(total, keys)| Reply::PublicKeys { total, keys }),
@@ -655,12 +655,12 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         Refusal::KeyNotHeld(public_key),
         Refusal::TooManyKeys { held: 1, more: 2, max: 3 },
         Refusal::NotSealed(Waiting::Denied),
-        Refusal::NotHolder(NotHolder::Apart(StoreTrouble::Status { status: 500 })),
+        Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::Status { status: 500 })),
         Refusal::NotHolder(NotHolder::NoRecord),
         Refusal::NotHolder(NotHolder::Standby { slot_ceiling: s }),
         Refusal::NotHolder(NotHolder::OldState { found: 1, oldest: 2 }),
         Refusal::NotHolder(NotHolder::HandingOver),
-        Refusal::NotHolder(NotHolder::WentBack { seen: 2, found: 1 }),
+        Refusal::NotHolder(NotHolder::RolledBack { seen: 2, found: 1 }),
         Refusal::ClockStopped,
         Refusal::NoFenceRecord(FenceKind::Solo),
         Refusal::FenceExists,
@@ -681,7 +681,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
             network: network(),
             keys: 64,
             keys_without_history: 0,
-            standing: FenceStanding::Holding,
+            standing: FenceStatus::Holding,
             key_manager_delete: false,
         }),
         Reply::PublicKeys { total: 1, keys: vec![public_key] },

@@ -3,7 +3,7 @@
 
 use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{
-    CommandResult, Fence, FenceKind, FenceStanding, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
+    CommandResult, Fence, FenceKind, FenceStatus, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
     StatedNetwork, StatedRecord, StatedState, Statement, StatementError,
 };
 use casemate_protocol::{Bytes, Epoch, Slot, cbor};
@@ -26,7 +26,7 @@ fn statement() -> Statement {
             kind: FenceKind::Etcd,
             store: Some("cdf818194e3a8c32/casemate/#root-sha256=ab".into()),
             generation: 7,
-            standing: FenceStanding::Holding,
+            standing: FenceStatus::Holding,
             record: Some(StatedRecord {
                 version: 12,
                 holder: Bytes([3; 32]),

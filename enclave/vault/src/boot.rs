@@ -250,7 +250,7 @@ mod tests {
     use casemate_protocol::arn::TableArn;
     use casemate_protocol::configuration::StoreEndpoint;
     use casemate_protocol::network::NetworkFields;
-    use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
+    use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
     use casemate_protocol::store::{ClusterId, KeyPrefix};
     use casemate_protocol::{BoundedBytes, Bytes, Epoch, Fork, ForkName, Preset, Refusal};
     use rustls::RootCertStore;
@@ -350,7 +350,7 @@ mod tests {
             let (fencing, _) = fence(&store, &DynamodbAt::aws()).unwrap().split();
             assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))), "{kind:?}");
             let stated = fencing.stated(None);
-            assert_eq!((stated.kind, stated.standing), (kind, FenceStanding::Apart));
+            assert_eq!((stated.kind, stated.standing), (kind, FenceStatus::Unknown));
             match stated.store {
                 None => assert_eq!(kind, FenceKind::File),
                 Some(store) if kind == FenceKind::Etcd => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Bytes, Refusal, Reply, Request};
 use casemate_slashing::{History, Limits, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
@@ -49,7 +49,7 @@ fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     bench.start().seal(&Contents { keys: vec![key], ..Contents::default() }, 1).unwrap();
     *memory.record.lock().unwrap() = Some(first_record());
     let member = start(&bench, &memory);
-    member.await_standing(FenceStanding::Holding);
+    member.await_standing(FenceStatus::Holding);
     *bench.world.denials.lock().unwrap() = 1;
     let reply = member.vault.handle(&Request::DeleteKeys { keys: vec![public_key()] });
     assert_eq!(reply, Reply::Refused(Refusal::NotSealed(Waiting::Refused)));
@@ -59,6 +59,6 @@ fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     // The parent hides the newest: the one that it has denied is too old.
     bench.world.blobs.lock().unwrap().remove(&over);
     let next = start(&bench, &memory);
-    next.await_standing(FenceStanding::OldState);
+    next.await_standing(FenceStatus::OldState);
     assert!(denied < over);
 }

@@ -60,7 +60,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{FenceStanding, RecordKind};
+use casemate_protocol::statement::{FenceStatus, RecordKind};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Limits, Watermarks, rules};
 use casemate_vault::keys::journal::Forgetful;
@@ -155,7 +155,7 @@ impl Enclave {
     /// What the keeper does when the record is held.
     fn holds(&self, limits: Limits, generation: u64) {
         self.fencing.put(|handing_over| {
-            let standing = if handing_over { FenceStanding::HandingOver } else { FenceStanding::Holding };
+            let standing = if handing_over { FenceStatus::HandingOver } else { FenceStatus::Holding };
             let view = View { standing, record: Some(record()), floors: limits.floors };
             let closed = Gate::Closed(NotHolder::HandingOver);
             (view, if handing_over { closed } else { Gate::Open(limits, generation) })
@@ -165,7 +165,7 @@ impl Enclave {
     /// What the keeper does when it is lost.
     fn loses(&self) {
         self.fencing.put(|_| {
-            let view = View { standing: FenceStanding::Standby, record: None, floors: Floors::default() };
+            let view = View { standing: FenceStatus::Standby, record: None, floors: Floors::default() };
             (view, Gate::Closed(NotHolder::Standby { slot_ceiling: Slot(0) }))
         });
     }

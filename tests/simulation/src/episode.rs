@@ -8,7 +8,7 @@ use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::statement::{FenceStanding, Statement};
+use casemate_protocol::statement::{FenceStatus, Statement};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Reply, Request, SignRequest, Slot,
@@ -300,7 +300,7 @@ impl Episode {
         for _ in 0..600 {
             self.calm_step()?;
             let number = self.running().first().copied();
-            let holds = number.is_some_and(|number| self.standing(number) == Some(FenceStanding::Holding));
+            let holds = number.is_some_and(|number| self.standing(number) == Some(FenceStatus::Holding));
             let here = self.keys.iter().any(|key| matches!(key.place, Whereabouts::Here { .. }));
             if holds && (keys == 0 || here) {
                 break;
@@ -477,7 +477,7 @@ impl Episode {
         stated(&*self.enclave(number)?.vault()?).map(|(statement, _)| statement)
     }
 
-    pub(crate) fn standing(&self, number: u32) -> Option<FenceStanding> {
+    pub(crate) fn standing(&self, number: u32) -> Option<FenceStatus> {
         match self.enclave(number)?.vault()?.handle(&Request::Info) {
             Reply::Info(info) => Some(info.standing),
             _ => None,
@@ -807,7 +807,7 @@ impl Episode {
             return;
         }
         let generation = statement.fence.generation;
-        let (FenceStanding::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
+        let (FenceStatus::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
         if self.last_stated.is_some_and(|(last, _)| last > generation) {
             return;
         }
@@ -861,7 +861,7 @@ impl Episode {
             self.recover();
             let slot = self.slot().0;
             let Some(number) = self.running().first().copied() else { continue };
-            if self.standing(number) != Some(FenceStanding::Holding) {
+            if self.standing(number) != Some(FenceStatus::Holding) {
                 continue;
             }
             for key in 0..ALL_KEYS {
@@ -923,7 +923,7 @@ impl Episode {
             next = now + 200;
             let Some(number) = self.running().first().copied() else { continue };
             looks += 1;
-            holding += u64::from(self.standing(number) == Some(FenceStanding::Holding));
+            holding += u64::from(self.standing(number) == Some(FenceStatus::Holding));
             self.order(number, Request::HandOver);
         }
         if holding * 5 < looks {

@@ -1,7 +1,7 @@
 //! Records that no enclave has asked for, and clocks that jump: what happens, what ends it, and what has to be so afterwards.
 
 use casemate_fence::{MAX_GENERATION, MAX_VERSION_STEP, Record, StoreOp};
-use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
 
@@ -187,7 +187,7 @@ impl Episode {
                 self.recover();
             }
             let Some(number) = self.running().first().copied() else { continue };
-            if self.standing(number) == Some(FenceStanding::Holding) && self.signs(number)? {
+            if self.standing(number) == Some(FenceStatus::Holding) && self.signs(number)? {
                 return Ok(());
             }
         }

@@ -8,7 +8,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::history::{Past, PastAttestation, PastBlock};
 use casemate_protocol::past::PastsPage;
-use casemate_protocol::statement::{FenceStanding, StatedRecord, Statement};
+use casemate_protocol::statement::{FenceStatus, StatedRecord, Statement};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -139,7 +139,7 @@ impl Episode {
             self.begin(number, task);
             return;
         }
-        let holder = running.iter().copied().find(|one| self.standing(*one) == Some(FenceStanding::Holding));
+        let holder = running.iter().copied().find(|one| self.standing(*one) == Some(FenceStatus::Holding));
         let key = self.random(|random| random.index(KEYS - 1));
         // What operators are about, in this episode.
         let roll = match self.random(|random| random.below(100)) {
@@ -189,7 +189,7 @@ impl Episode {
         }
         self.made |= !self.is_record_missing();
         // That it has ended, and how, its status tells too.
-        if let (None, FenceStanding::Closed, Some(record)) =
+        if let (None, FenceStatus::Closed, Some(record)) =
             (&self.closed, statement.fence.standing, &statement.fence.record)
             && record.closed
             && self.is_current(statement)
@@ -204,20 +204,20 @@ impl Episode {
                 && closed.version > 0
                 && matches!(
                     statement.fence.standing,
-                    FenceStanding::NoRecord | FenceStanding::Closed | FenceStanding::WentBack | FenceStanding::Apart
+                    FenceStatus::NoRecord | FenceStatus::Closed | FenceStatus::RolledBack | FenceStatus::Unknown
                 );
             return next.then_some(Task::After);
         }
         match statement.fence.standing {
             // Whoever brings in credentials hears too that there is no record.
-            FenceStanding::NoRecord | FenceStanding::WentBack | FenceStanding::Apart
+            FenceStatus::NoRecord | FenceStatus::RolledBack | FenceStatus::Unknown
                 if self.made && self.is_record_missing() =>
             {
                 let last = self.last_stated.filter(|_| !self.is_stale);
                 last.map(|(_, last)| Task::Lost(last))
             }
-            FenceStanding::NoRecord | FenceStanding::Apart if !self.made => Some(Task::New),
-            FenceStanding::Apart => self.are_credentials_dead(statement).then_some(Task::Credentials),
+            FenceStatus::NoRecord | FenceStatus::Unknown if !self.made => Some(Task::New),
+            FenceStatus::Unknown => self.are_credentials_dead(statement).then_some(Task::Credentials),
             _ => None,
         }
     }
@@ -260,7 +260,7 @@ impl Episode {
             self.begin(number, task);
             return;
         }
-        if statement.fence.standing != FenceStanding::Holding {
+        if statement.fence.standing != FenceStatus::Holding {
             return;
         }
         // Something must be there to sign with; and what was given before is given again until it is known.

@@ -432,7 +432,7 @@ impl Office {
         }
         match desk.fencing.errand(Errand::TakeOver)? {
             Done::Record(Some(record)) => Ok(Outcome::TookOver { generation: record.generation }),
-            _ => Err(Refusal::NotHolder(NotHolder::Apart(StoreTrouble::NotAsked))),
+            _ => Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{self, FenceKind, FenceStanding, StatedFloors, StatedRecord};
+use casemate_protocol::statement::{self, FenceKind, FenceStatus, StatedFloors, StatedRecord};
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
@@ -48,7 +48,7 @@ pub(crate) enum Gate {
 /// For statements.
 #[derive(Clone, Copy)]
 pub(crate) struct View {
-    pub(crate) standing: FenceStanding,
+    pub(crate) standing: FenceStatus,
     pub(crate) record: Option<Record>,
     pub(crate) floors: Floors,
 }
@@ -132,8 +132,8 @@ pub struct Keeping(pub(crate) Option<Box<dyn Store>>);
 impl FenceParts {
     /// With a record in this store: closed until a `Keeper` has claimed it.
     pub fn with_record(store: Box<dyn Store>) -> Self {
-        let view = View { standing: FenceStanding::Apart, record: None, floors: Floors::default() };
-        let gate = Gate::Closed(NotHolder::Apart(StoreTrouble::NotAsked));
+        let view = View { standing: FenceStatus::Unknown, record: None, floors: Floors::default() };
+        let gate = Gate::Closed(NotHolder::StoreUnknown(StoreTrouble::NotAsked));
         let fencing = Fencing::new(store.kind().into(), store.identity(), gate, view);
         Self { fencing, keeping: Keeping(Some(store)) }
     }
@@ -156,7 +156,7 @@ impl Fencing {
     }
 
     fn fixed(kind: FenceKind, limits: Limits) -> Self {
-        let view = View { standing: FenceStanding::NoStore, record: None, floors: limits.floors };
+        let view = View { standing: FenceStatus::NoStore, record: None, floors: limits.floors };
         Self::new(kind, None, Gate::Open(limits, 0), view)
     }
 
@@ -204,14 +204,14 @@ impl Fencing {
     }
 
     /// What this enclave is to the fence.
-    pub(crate) fn standing(&self) -> FenceStanding {
+    pub(crate) fn standing(&self) -> FenceStatus {
         self.view().standing
     }
 
     /// For the statement.
     pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::Fence {
         let View { standing, record, floors } = self.view();
-        let generation = record.filter(|_| standing == FenceStanding::Holding).map_or(0, |record| record.generation);
+        let generation = record.filter(|_| standing == FenceStatus::Holding).map_or(0, |record| record.generation);
         let record = record.map(|record| StatedRecord {
             version: record.version,
             holder: record.holder,
@@ -283,7 +283,7 @@ impl Fencing {
         // Under the gate's lock, where the keeper reads it too.
         self.orders().handing_over = true;
         drop(gate);
-        self.view.write().unwrap_or_else(PoisonError::into_inner).standing = FenceStanding::HandingOver;
+        self.view.write().unwrap_or_else(PoisonError::into_inner).standing = FenceStatus::HandingOver;
         Ok(())
     }
 

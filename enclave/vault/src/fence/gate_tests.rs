@@ -9,7 +9,7 @@ use std::time::Duration;
 use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{FenceKind, FenceStanding, RecordKind};
+use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
 use casemate_protocol::{Bytes, Epoch, Refusal, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
@@ -53,7 +53,7 @@ fn record(version: u64) -> Record {
 }
 
 fn open(generation: u64) -> (View, Gate) {
-    let view = View { standing: FenceStanding::Holding, record: Some(record(7)), floors: Floors::default() };
+    let view = View { standing: FenceStatus::Holding, record: Some(record(7)), floors: Floors::default() };
     (view, Gate::Open(Limits::NONE, generation))
 }
 
@@ -76,11 +76,11 @@ fn the_record_that_was_seen_last_is_stated_until_another_one_is() {
     assert_eq!((fencing.version(), fencing.changes()), (0, 0));
     fencing.put(|_| open(2));
     assert_eq!(fencing.version(), 7);
-    let apart = View { standing: FenceStanding::Apart, record: None, floors: Floors::default() };
+    let apart = View { standing: FenceStatus::Unknown, record: None, floors: Floors::default() };
     fencing.put(|_| (apart, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!(fencing.version(), 7, "it is not known to have gone");
     let stated = fencing.stated(None);
-    assert_eq!((stated.standing, stated.record.map(|record| record.version)), (FenceStanding::Apart, Some(7)));
+    assert_eq!((stated.standing, stated.record.map(|record| record.version)), (FenceStatus::Unknown, Some(7)));
     fencing.put(|_| (View { record: Some(record(9)), ..apart }, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!(fencing.version(), 9);
 }
@@ -93,7 +93,7 @@ fn a_generation_is_stated_and_told_while_it_is_held_and_no_longer() {
     fencing.put(|_| (View { floors, ..open(2).0 }, Gate::Open(Limits { floors, ..Limits::NONE }, 2)));
     assert_eq!((fencing.held(), fencing.stated(None).generation), (Ok((2, floors)), 2));
     assert_eq!(fencing.stated(None).floors.slot, Some(Slot(3)));
-    let standby = View { standing: FenceStanding::Standby, ..open(2).0 };
+    let standby = View { standing: FenceStatus::Standby, ..open(2).0 };
     fencing.put(|_| (standby, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!((fencing.held(), fencing.stated(None).generation), (Err(Refusal::NotHolder(NotHolder::NoRecord)), 0));
 }
@@ -159,12 +159,12 @@ fn what_has_settled_has_no_signature_under_way() {
 #[test]
 fn a_gate_that_was_closed_for_a_hand_over_says_so_to_its_keeper_until_it_is_opened_again() {
     let fencing = with_record();
-    assert_eq!(fencing.close(), Err(Refusal::NotHolder(NotHolder::Apart(StoreTrouble::NotAsked))));
+    assert_eq!(fencing.close(), Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))));
     assert!(!fencing.is_handing_over(), "it was not open");
     fencing.put(|_| open(2));
     assert_eq!(fencing.close(), Ok(()));
     assert!(fencing.is_handing_over() && fencing.closed().is_some());
-    assert_eq!(fencing.standing(), FenceStanding::HandingOver);
+    assert_eq!(fencing.standing(), FenceStatus::HandingOver);
     fencing.put(|handing_over| {
         assert!(handing_over);
         (open(2).0, Gate::Closed(NotHolder::HandingOver))

@@ -6,7 +6,7 @@ use casemate_fence::FenceMachine;
 use casemate_fence::{FenceStatus, Holder, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::FenceStanding;
+use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::Ceilings;
 
@@ -311,29 +311,33 @@ impl<'a> Keeper<'a> {
         let (unfit, trouble) = (self.unfit, self.trouble);
         self.fencing.put(|handing_over| {
             let (stated, record, closed) = match standing {
-                FenceStatus::Unknown | FenceStatus::Creating => (FenceStanding::Apart, None, NotHolder::Apart(trouble)),
-                FenceStatus::NoRecord => (FenceStanding::NoRecord, None, NotHolder::NoRecord),
+                FenceStatus::Unknown | FenceStatus::Creating => {
+                    (FenceStatus::Unknown, None, NotHolder::StoreUnknown(trouble))
+                }
+                FenceStatus::NoRecord => (FenceStatus::NoRecord, None, NotHolder::NoRecord),
                 FenceStatus::Standby(record) => match unfit {
-                    Some(old @ NotHolder::OldState { .. }) => (FenceStanding::OldState, Some(record), old),
-                    Some(other) => (FenceStanding::Standby, Some(record), other),
-                    None => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
+                    Some(old @ NotHolder::OldState { .. }) => (FenceStatus::OldState, Some(record), old),
+                    Some(other) => (FenceStatus::Standby, Some(record), other),
+                    None => (FenceStatus::Standby, Some(record), standby(record.ceilings.slot)),
                 },
                 FenceStatus::Holding(record) if handing_over => {
-                    (FenceStanding::HandingOver, Some(record), NotHolder::HandingOver)
+                    (FenceStatus::HandingOver, Some(record), NotHolder::HandingOver)
                 }
-                FenceStatus::Holding(record) => (FenceStanding::Holding, Some(record), NotHolder::HandingOver),
-                FenceStatus::Releasing => (FenceStanding::HandingOver, None, NotHolder::HandingOver),
+                FenceStatus::Holding(record) => (FenceStatus::Holding, Some(record), NotHolder::HandingOver),
+                FenceStatus::Releasing => (FenceStatus::HandingOver, None, NotHolder::HandingOver),
                 FenceStatus::Acquiring | FenceStatus::Superseded => {
-                    (FenceStanding::Standby, None, NotHolder::Apart(trouble))
+                    (FenceStatus::Standby, None, NotHolder::StoreUnknown(trouble))
                 }
-                FenceStatus::Released(record) => (FenceStanding::Standby, Some(record), standby(record.ceilings.slot)),
+                FenceStatus::Released(record) => (FenceStatus::Standby, Some(record), standby(record.ceilings.slot)),
                 FenceStatus::RolledBack { seen, found } => {
-                    (FenceStanding::WentBack, None, NotHolder::WentBack { seen, found })
+                    (FenceStatus::RolledBack, None, NotHolder::RolledBack { seen, found })
                 }
                 FenceStatus::Closed(record) => {
-                    (FenceStanding::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
+                    (FenceStatus::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
                 }
-                FenceStatus::Implausible { .. } => (FenceStanding::Apart, None, NotHolder::Apart(StoreTrouble::Record)),
+                FenceStatus::Implausible { .. } => {
+                    (FenceStatus::Unknown, None, NotHolder::StoreUnknown(StoreTrouble::Record))
+                }
             };
             let floors = limits.map(|limits| limits.floors).unwrap_or_default();
             let gate = match limits {
@@ -357,7 +361,7 @@ impl<'a> Keeper<'a> {
                     FenceStatus::NoRecord => Progress::Ended(Ok(Done::Record(None))),
                     FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
                     FenceStatus::RolledBack { seen, found } => {
-                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
+                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
                     }
                     _ => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
                 })
@@ -421,7 +425,7 @@ impl<'a> Keeper<'a> {
                     FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
                     FenceStatus::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
                     FenceStatus::RolledBack { seen, found } => {
-                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
+                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
                     }
                     FenceStatus::Standby(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
                         let unfit = keeper.unfit.unwrap_or(NotHolder::NoRecord);
@@ -455,7 +459,7 @@ impl<'a> Keeper<'a> {
             FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
             FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
             FenceStatus::RolledBack { seen, found } => {
-                Progress::Ended(Err(Refusal::NotHolder(NotHolder::WentBack { seen, found })))
+                Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
             }
             FenceStatus::Unknown | FenceStatus::Superseded => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
             FenceStatus::Releasing | FenceStatus::Acquiring | FenceStatus::Creating => Progress::Wait,
@@ -472,7 +476,7 @@ impl<'a> Keeper<'a> {
         let kept = tried.and_then(|done| match done {
             Done::Record(Some(record)) if record.version >= seen => Ok(done),
             Done::Record(Some(Record { version: found, .. })) => {
-                Err(Refusal::NotHolder(NotHolder::WentBack { seen, found }))
+                Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found }))
             }
             _ => Err(Refusal::NotHolder(NotHolder::NoRecord)),
         });
@@ -572,7 +576,7 @@ enum Progress {
 
 /// The fence was lost, or lost and held again, since the state was sealed.
 fn other_generation() -> Refusal {
-    Refusal::NotHolder(NotHolder::Apart(StoreTrouble::NotAsked))
+    Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))
 }
 
 fn standby(slot_ceiling: Slot) -> NotHolder {

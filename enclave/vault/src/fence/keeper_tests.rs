@@ -233,7 +233,7 @@ impl World {
         self.script().asked.iter().find_map(change)
     }
 
-    fn standing(&self) -> FenceStanding {
+    fn standing(&self) -> FenceStatus {
         self.vault.fencing().standing()
     }
 
@@ -257,7 +257,7 @@ fn new() -> Record {
 fn holds(world: &World) -> Keeper<'_> {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 1000);
-    assert_eq!((world.standing(), world.record().generation), (FenceStanding::Holding, 4));
+    assert_eq!((world.standing(), world.record().generation), (FenceStatus::Holding, 4));
     keeper
 }
 
@@ -292,7 +292,7 @@ fn a_record_is_claimed_in_the_first_slot_above_its_ceilings() {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 5000);
     assert_eq!(world.claimed(), Some(3000));
-    assert_eq!((world.standing(), world.record().holder), (FenceStanding::Holding, ME));
+    assert_eq!((world.standing(), world.record().holder), (FenceStatus::Holding, ME));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
         keeper.take_over = take_over;
         world.go(&mut keeper, 5000);
         assert_eq!(world.claimed(), Some(at), "{record:?}");
-        assert_eq!(world.standing(), FenceStanding::Holding);
+        assert_eq!(world.standing(), FenceStatus::Holding);
     }
 }
 
@@ -342,7 +342,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
         let left = keeper.carry_out(Errand::Leave { state: Bytes([4; 32]), generation: 4 });
         assert!(matches!(left, Ok(Done::Yes)), "{left:?}");
         assert_eq!(world.record().clean, Some(Bytes([4; 32])));
-        assert_eq!(world.standing(), FenceStanding::Standby);
+        assert_eq!(world.standing(), FenceStatus::Standby);
     };
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
@@ -351,7 +351,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     world.go(&mut keeper, 8000);
     // From then on it has to stay the same for a slot, as any other.
     assert_eq!(world.claimed(), Some(6500));
-    assert_eq!((world.standing(), world.signs()), (FenceStanding::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
 
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
@@ -395,7 +395,7 @@ fn one_whose_keys_cannot_be_raised_to_the_floors_signs_nothing_and_keeps_nobody_
     assert_eq!((world.record().holder, world.signs()), (ME, false));
     disk.full.store(false, Ordering::SeqCst);
     world.go(&mut keeper, 6000);
-    assert_eq!((world.standing(), world.signs()), (FenceStanding::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
     assert!(changes(&world.script()) > 1);
 }
 
@@ -406,10 +406,10 @@ fn a_gate_that_is_closed_for_a_hand_over_stays_closed_while_the_record_is_held()
     assert!(world.signs());
     world.vault.fencing().close().unwrap();
     world.go(&mut keeper, 3000);
-    assert_eq!((world.standing(), world.signs()), (FenceStanding::HandingOver, false));
+    assert_eq!((world.standing(), world.signs()), (FenceStatus::HandingOver, false));
     world.vault.fencing().reopen();
     world.go(&mut keeper, 3200);
-    assert_eq!((world.standing(), world.signs()), (FenceStanding::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn looks_say_at_once_what_the_store_shows() {
     let far = Record { version: 1 << 50, ..others(NOW) };
     assert!(matches!(look(Some(far), 0), Err(Refusal::StoreAway(StoreTrouble::Record))));
     let back = look(Some(others(NOW)), 9);
-    assert!(matches!(back, Err(Refusal::NotHolder(NotHolder::WentBack { seen: 9, found: 5 }))), "{back:?}");
+    assert!(matches!(back, Err(Refusal::NotHolder(NotHolder::RolledBack { seen: 9, found: 5 }))), "{back:?}");
 }
 
 fn beginning(generation: u64) -> Beginning {
@@ -472,7 +472,7 @@ fn older_states_are_refused_by_the_generation_that_was_told_to() {
     let mut keeper = holds(&world);
     let before = world.record();
     let other = keeper.carry_out(Errand::Raise { sealed: 9, generation: 3 });
-    assert!(matches!(other, Err(Refusal::NotHolder(NotHolder::Apart(_)))), "{other:?}");
+    assert!(matches!(other, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "{other:?}");
     assert_eq!(world.record(), before);
     assert!(matches!(keeper.carry_out(Errand::Raise { sealed: 9, generation: 4 }), Ok(Done::Yes)));
     assert_eq!(world.record().sealed_generation, 9);
@@ -491,9 +491,9 @@ fn one_leaves_in_the_generation_that_was_sealed_with_its_gate_closed() {
     let before = world.record();
     let leave =
         |keeper: &mut Keeper<'_>, generation| keeper.carry_out(Errand::Leave { state: Bytes([4; 32]), generation });
-    assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::Apart(_)))), "it signs");
+    assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "it signs");
     world.vault.fencing().close().unwrap();
-    assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::Apart(_)))), "another generation");
+    assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another generation");
     assert_eq!((world.record(), world.time.ms()), (before, 1000));
     assert!(matches!(leave(&mut keeper, 4), Ok(Done::Yes)));
     assert_eq!(world.record().clean, Some(Bytes([4; 32])));
@@ -513,7 +513,7 @@ fn what_cannot_be_taken_over_is_said_at_once() {
     assert_eq!(take_over(None, 0), Err(Refusal::NotHolder(NotHolder::NoRecord)));
     assert_eq!(take_over(Some(others(NOW + 2)), 0), Ok(4));
     assert_eq!(take_over(Some(Record { closed: true, ..others(NOW) }), 0), Err(Refusal::FenceClosed));
-    let back = NotHolder::WentBack { seen: 9, found: 5 };
+    let back = NotHolder::RolledBack { seen: 9, found: 5 };
     assert_eq!(take_over(Some(others(NOW)), 9), Err(Refusal::NotHolder(back)));
     let far = NotHolder::FromFuture { slot_ceiling: Slot(NOW + 500), now: Slot(NOW) };
     assert_eq!(take_over(Some(others(NOW + 500)), 0), Err(Refusal::NotHolder(far)));
@@ -525,7 +525,7 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let other = |done: Result<Done, Refusal>| matches!(done, Err(Refusal::NotHolder(NotHolder::Apart(_))));
+    let other = |done: Result<Done, Refusal>| matches!(done, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_))));
     assert!(other(keeper.carry_out(Errand::Close(Some((state, 4))))), "it signs");
     assert!(other(keeper.carry_out(Errand::Close(None))), "it holds, and leaves nothing");
     world.vault.fencing().close().unwrap();
@@ -545,11 +545,11 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
     let there = others(NOW + 2);
     assert_eq!(close(Some(there), 0, None), Ok(Record { version: 6, closed: true, ..there }));
     let refused = close(Some(there), 0, Some((state, 3)));
-    assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::Apart(_)))), "{refused:?}");
+    assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "{refused:?}");
     assert_eq!(close(None, 0, None), Err(Refusal::NotHolder(NotHolder::NoRecord)));
     let far = Record { version: 1 << 50, ..there };
     assert_eq!(close(Some(far), 0, None), Err(Refusal::StoreAway(StoreTrouble::Record)));
-    assert_eq!(close(Some(there), 9, None), Err(Refusal::NotHolder(NotHolder::WentBack { seen: 9, found: 5 })));
+    assert_eq!(close(Some(there), 9, None), Err(Refusal::NotHolder(NotHolder::RolledBack { seen: 9, found: 5 })));
 }
 
 #[test]
@@ -567,7 +567,7 @@ fn credentials_must_show_the_record_that_is_known() {
     for seen in [0, 4, 5] {
         assert_eq!(try_them(Some(others(NOW)), seen, &etcd), Ok(()));
     }
-    let back = NotHolder::WentBack { seen: 6, found: 5 };
+    let back = NotHolder::RolledBack { seen: 6, found: 5 };
     assert_eq!(try_them(Some(others(NOW)), 6, &etcd), Err(Refusal::NotHolder(back)));
     assert_eq!(try_them(None, 0, &etcd), Err(Refusal::NotHolder(NotHolder::NoRecord)));
     assert_eq!(try_them(Some(others(NOW)), 0, &dynamodb), Err(Refusal::StoreCredentials));
