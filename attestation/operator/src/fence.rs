@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::{Action, ClosedRecord, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials};
-use casemate_protocol::statement::{Fence, FenceKind, FenceStatus, StatedNetwork, StatedRecord, StatedState};
+use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus, StatedNetwork, StatedRecord, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -199,7 +199,7 @@ fn when(statement: &Statement) -> When {
     }
 }
 
-fn standing(fence: &Fence) -> &'static str {
+fn standing(fence: &FenceStatement) -> &'static str {
     match fence.standing {
         FenceStatus::NoStore => "no record: this enclave signs by itself",
         FenceStatus::Unknown => "its store has not answered yet; nothing is signed",

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use casemate_document::{MAX_PCRS, PCR_LEN, Pcr};
 use casemate_protocol::Root;
 use casemate_protocol::arn::TableArn;
-use casemate_protocol::statement::{Fence, FenceKind};
+use casemate_protocol::statement::{FenceKind, FenceStatement};
 use casemate_protocol::store::{ClusterId, KeyPrefix, etcd_identity};
 use serde::{Deserialize, Deserializer, de};
 
@@ -147,7 +147,7 @@ impl FencePin {
     }
 
     /// Whether a statement names this one; why not.
-    pub fn compare(&self, stated: &Fence) -> Result<(), String> {
+    pub fn compare(&self, stated: &FenceStatement) -> Result<(), String> {
         let kind = self.kind();
         if stated.kind != kind {
             let (stated, expected) = (report::kind(stated.kind), report::kind(kind));
@@ -181,9 +181,9 @@ mod tests {
     const TABLE: &str = "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate-fence";
     const CLUSTER: &str = "cdf818194e3a8c32";
 
-    fn stated(kind: FenceKind, store: Option<&str>) -> Fence {
+    fn stated(kind: FenceKind, store: Option<&str>) -> FenceStatement {
         let floors = casemate_protocol::statement::StatedFloors::default();
-        Fence { store: store.map(str::to_owned), ..Fence::without_store(kind, floors) }
+        FenceStatement { store: store.map(str::to_owned), ..FenceStatement::without_store(kind, floors) }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
 use casemate_protocol::configuration::Window;
-use casemate_protocol::statement::{Fence, FenceKind, FenceStatus, StatedState};
+use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus, StatedState};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
@@ -318,8 +318,8 @@ pub fn kind(kind: FenceKind) -> &'static str {
     }
 }
 
-fn fence(fence: &Fence) -> String {
-    let Fence { kind: of, generation, standing, .. } = fence;
+fn fence(fence: &FenceStatement) -> String {
+    let FenceStatement { kind: of, generation, standing, .. } = fence;
     let holds = match standing {
         FenceStatus::Holding => format!("held by this enclave in generation {generation}"),
         _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
@@ -359,7 +359,7 @@ fn window(window: Window) -> [String; 2] {
 }
 
 /// The fence, for programs.
-pub fn fence_json(fence: &Fence) -> Value {
+pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
         "kind": kind(fence.kind),
         "store": fence.store,

@@ -1,6 +1,6 @@
 //! The fence: a record in a store that only moves by compare-and-swap, and what it lets one enclave sign.
 //!
-//! Of all the enclaves with the same keys one signs. [`Fence`] is the state machine that sees to it, without I/O and without a clock:
+//! Of all the enclaves with the same keys one signs. [`FenceStatement`] is the state machine that sees to it, without I/O and without a clock:
 //! the vault's keeper puts its questions to a store and tells it what came of them. The record itself is [`Record`].
 //!
 //! ```

@@ -1,6 +1,6 @@
 //! The fence: a record in a store that only moves by compare-and-swap, and what it lets this enclave sign.
 //!
-//! No I/O and no clock: [`Fence`] says what is to be asked of the store, hears what came of it, and tells the limits in force. The
+//! No I/O and no clock: [`FenceStatement`] says what is to be asked of the store, hears what came of it, and tells the limits in force. The
 //! model checker runs this very code (tests/model.rs).
 //!
 //! Why it is safe: a holder signs at most up to ceilings that were **acknowledged** under its own generation, and ceilings never

@@ -1,4 +1,4 @@
-//! The fence, model-checked: the production state machine ([`Fence`]) and the production rules, with enclaves that crash, are cloned,
+//! The fence, model-checked: the production state machine ([`FenceStatement`]) and the production rules, with enclaves that crash, are cloned,
 //! pause between any two steps and start from any older sealed state; a store whose questions and answers get lost, delayed or
 //! doubled; and an adversary who picks every request. No two signatures that were ever released may be slashable. Each way to break
 //! the protocol must have a counterexample: a checker that finds nothing in broken protocols proves nothing.

@@ -1,5 +1,5 @@
 //! Keys that come and go under the fence, model-checked. `tests/model.rs` proves the protocol for one key that is in every sealed
-//! state; here states differ in the keys that they list. The code that decides is production's: [`Fence`], [`group`], [`GroupFloor`],
+//! state; here states differ in the keys that they list. The code that decides is production's: [`FenceStatement`], [`group`], [`GroupFloor`],
 //! [`rules`].
 //!
 //! **What happens.** Two keys, absent from the first state, are imported, deleted and imported again, at any enclave that believes it

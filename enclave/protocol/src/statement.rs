@@ -36,7 +36,7 @@ pub struct Statement {
     /// SHA-256 of the measured configuration.
     pub configuration_sha256: Root,
     /// What stands for the past.
-    pub fence: Fence,
+    pub fence: FenceStatement,
     /// How old blocks and votes may be and still be signed.
     pub window: Window,
     /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
@@ -129,7 +129,7 @@ pub struct StatedKeys {
 /// The fence in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fence {
+pub struct FenceStatement {
     /// Of which kind.
     pub kind: FenceKind,
     /// Which store has its record, as this enclave asks it: a table's ARN, or an etcd as [`crate::store::etcd_identity`] names it.
@@ -216,7 +216,7 @@ impl FenceStatus {
     }
 }
 
-impl Fence {
+impl FenceStatement {
     /// A fence without a record.
     pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
         let standing = FenceStatus::NoStore;
@@ -287,7 +287,7 @@ impl Statement {
         network: StatedNetwork,
         public_keys: StatedKeys,
         configuration_sha256: Root,
-        fence: Fence,
+        fence: FenceStatement,
         window: Window,
         boot_nonce: Bytes<32>,
         record_key: Bytes<32>,

@@ -3,7 +3,7 @@
 
 use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{
-    CommandResult, Fence, FenceKind, FenceStatus, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
+    CommandResult, FenceKind, FenceStatement, FenceStatus, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
     StatedNetwork, StatedRecord, StatedState, Statement, StatementError,
 };
 use casemate_protocol::{Bytes, Epoch, Slot, cbor};
@@ -22,7 +22,7 @@ fn statement() -> Statement {
         },
         StatedKeys { count: 64, root: Bytes([2; 32]) },
         Bytes([3; 32]),
-        Fence {
+        FenceStatement {
             kind: FenceKind::Etcd,
             store: Some("cdf818194e3a8c32/casemate/#root-sha256=ab".into()),
             generation: 7,

@@ -28,8 +28,8 @@ use crate::platform::cpus::cores;
 use crate::platform::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
 use crate::platform::nsm::NsmError;
 use crate::{
-    Attestor, Clock, FenceParts, Fencing, Identity, Journal, Keeper, Keeping, Keys, Loaded, Nsm, NsmDevice, Office,
-    TrustedClock, Vault,
+    Attestor, Clock, FenceGate, FenceKeeper, FenceParts, Identity, Journal, Keeping, Keys, Loaded, Nsm, NsmDevice,
+    Office, TrustedClock, Vault,
 };
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
@@ -87,7 +87,8 @@ impl Start {
                     let digest = found.as_ref().map(|found| found.digest);
                     let custody::Unsealed { generation, contents, .. } = found.unwrap_or_default();
                     let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-                    let loaded = Loaded { generation, digest, store, store_unsealed: false, fence_version };
+                    let loaded =
+                        Loaded { generation, loaded_state_digest: digest, store, store_unsealed: false, fence_version };
                     return Ok(Unsealed { configuration, nsm, custody, loaded, calls, contents });
                 }
             }
@@ -153,7 +154,7 @@ impl Unsealed {
     pub fn vault(
         self,
         keys: Keys,
-        fencing: Fencing,
+        fencing: FenceGate,
         clock: Arc<dyn Clock>,
         journal: Box<dyn Journal>,
     ) -> Result<Vault, NsmError> {
@@ -230,7 +231,7 @@ pub fn serve(link: Link, vault: &Vault, keeping: Keeping, seen: u64, workers: No
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let kept = Keeper::new(vault, keeping, seen).run(|| ended.load(Ordering::Relaxed));
+            let kept = FenceKeeper::new(vault, keeping, seen).run(|| ended.load(Ordering::Relaxed));
             if let Err(error) = kept {
                 // Nothing can be signed any more. Whoever starts this process anew gives it another chance.
                 eprintln!("casemate-vault: {error}");

@@ -28,7 +28,7 @@ pub mod signing;
 mod vault;
 
 pub use admin::command::{Loaded, Office};
-pub use fence::{FenceParts, Fencing, Keeper, KeeperError, Keeping};
+pub use fence::{FenceGate, FenceKeeper, FenceParts, KeeperError, Keeping};
 pub use keys::journal::{Journal, NotSaved};
 pub use keys::keyring::{KeyError, Keys};
 pub use platform::attest::{Attestor, Identity};

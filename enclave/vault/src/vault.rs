@@ -12,7 +12,7 @@ use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
 use crate::admin::command::{Desk, Office};
-use crate::fence::{Done, Errand, Fencing};
+use crate::fence::{FenceGate, KeeperReply, KeeperRequest};
 use crate::keys::keyring::{Key, current};
 use crate::platform::attest::Attestor;
 use crate::signing::bls::{HashedMessage, SecretKey, sign_batch};
@@ -43,7 +43,7 @@ pub struct Vault {
     network: Network,
     /// Exchanged whole where an operators' command changes them.
     keys: RwLock<Arc<Keys>>,
-    fencing: Fencing,
+    fencing: FenceGate,
     policy: Policy,
     exits: Exits,
     log: SigningLog,
@@ -66,7 +66,7 @@ impl Vault {
         journal: Box<dyn Journal>,
     ) -> Self {
         let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
-        let fencing = Fencing::none(limits);
+        let fencing = FenceGate::none(limits);
         let clock = Arc::from(clock);
         let (exits, log) = (Exits::default(), SigningLog::new(Bytes::ZERO));
         Self {
@@ -87,7 +87,7 @@ impl Vault {
 
     /// With another fence than the fixed limits, and a clock that the keeper of its record reads too.
     #[must_use]
-    pub fn fenced_by(mut self, fencing: Fencing, clock: Arc<dyn Clock>) -> Self {
+    pub fn fenced_by(mut self, fencing: FenceGate, clock: Arc<dyn Clock>) -> Self {
         self.fencing = fencing;
         self.clock = clock;
         self
@@ -195,7 +195,7 @@ impl Vault {
         if !self.fencing.has_record() {
             return Ok((generation, floors));
         }
-        let Done::Record(Some(record)) = self.fencing.errand(Errand::Look)? else {
+        let KeeperReply::Record(Some(record)) = self.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::NotHolder(NotHolder::NoRecord));
         };
         if record.generation != generation || record.holder != self.holder() {
@@ -225,7 +225,7 @@ impl Vault {
     }
 
     /// What limits this vault.
-    pub(crate) fn fencing(&self) -> &Fencing {
+    pub(crate) fn fencing(&self) -> &FenceGate {
         &self.fencing
     }
 
@@ -248,9 +248,9 @@ impl Vault {
     }
 
     /// What the state at hand is known by, where it may be the one that `record` names; and what is left behind from now on.
-    pub(crate) fn exact_state(&self, record: &Record) -> (Option<Root>, Option<Root>) {
-        let leaves = self.journal.leaves();
-        let sealed = self.office.as_ref().and_then(|office| office.loaded().digest);
+    pub(crate) fn match_released_state(&self, record: &Record) -> (Option<Root>, Option<Root>) {
+        let leaves = self.journal.durable_state_digest();
+        let sealed = self.office.as_ref().and_then(|office| office.loaded().loaded_state_digest);
         (leaves.filter(|state| record.clean == Some(*state)).or(sealed), leaves)
     }
 
@@ -386,7 +386,7 @@ impl Vault {
     fn want(&self, refusal: &Refusal, duty: &Duty) {
         if let (true, Duty::Attestation(data)) = (refusal.is_above_ceiling(), duty) {
             let (target, source) = (data.target.epoch, data.source.epoch);
-            self.fencing.want(Ceilings { slot: Slot(0), target, source });
+            self.fencing.request_ceilings(Ceilings { slot: Slot(0), target, source });
         }
     }
 

@@ -24,7 +24,7 @@ use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::platform::clock::Sources;
 use casemate_vault::platform::runtime::{Bell, Runtime};
-use casemate_vault::{Clock, FenceParts, Keeper, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
+use casemate_vault::{Clock, FenceKeeper, FenceParts, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
 use common::fence::{
     MEMORY, Member, Memory, SLOTS_PER_EPOCH, block, eventually_signs, first_record, judge, network, now_ms, siege, vote,
 };
@@ -353,7 +353,7 @@ fn a_clock_that_does_not_agree_again_ends_the_process_with_the_reason() {
         jump.store(3_600_000, Ordering::SeqCst);
         assert_eq!(clock.unix_ms(), None);
         let (began, failing) = (fast.now(), Duration::from_secs(119));
-        let ended = Keeper::new(&vault, keeping, 0).run(|| {
+        let ended = FenceKeeper::new(&vault, keeping, 0).run(|| {
             // Once it is right again it goes on, however near the end was.
             if heals_after.is_some() && fast.now().saturating_sub(began) > failing {
                 jump.store(0, Ordering::SeqCst);

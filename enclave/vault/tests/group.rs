@@ -61,7 +61,7 @@ impl Enclave {
         let digest = found.as_ref().map(|found| found.digest);
         let Unsealed { generation, contents, .. } = found.unwrap_or_default();
         let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-        let loaded = Loaded { generation, digest, store, store_unsealed: false, fence_version };
+        let loaded = Loaded { generation, loaded_state_digest: digest, store, store_unsealed: false, fence_version };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();

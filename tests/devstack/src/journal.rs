@@ -230,7 +230,7 @@ impl Journal for Marks {
         Ok(())
     }
 
-    fn leaves(&self) -> Option<Root> {
+    fn durable_state_digest(&self) -> Option<Root> {
         Some(self.id)
     }
 

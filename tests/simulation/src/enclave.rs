@@ -14,7 +14,7 @@ use casemate_vault::keys::seal::Place;
 use casemate_vault::platform::clock::Clock;
 use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{
-    Attestor, FenceParts, Identity, Keeper, KeeperError, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock,
+    Attestor, FenceKeeper, FenceParts, Identity, KeeperError, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock,
     Vault,
 };
 
@@ -162,7 +162,7 @@ fn keep(inside: &Inside) {
         inside.booted.wait(Duration::from_hours(1));
     };
     // Where the clock cannot be trusted any more the process ends.
-    let Err(KeeperError::Clock { .. }) = Keeper::new(&vault, keeping, seen).run(|| false) else { return };
+    let Err(KeeperError::Clock { .. }) = FenceKeeper::new(&vault, keeping, seen).run(|| false) else { return };
     let mut parts = inside.parts();
     (parts.has_ended, parts.has_no_time) = (true, true);
 }
@@ -225,7 +225,8 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let Unsealed { generation, contents, .. } = found.unwrap_or_default();
     let (opens, fence_version) = (contents.store.clone(), contents.fence_version);
     say!(world.lock(), "enclave {enclave} starts with state {}", state_words(generation));
-    let loaded = Loaded { generation, digest, store: opens.clone(), store_unsealed: false, fence_version };
+    let loaded =
+        Loaded { generation, loaded_state_digest: digest, store: opens.clone(), store_unsealed: false, fence_version };
     let keys = Keys::unsealed(contents, |_, _, history| history).ok()?;
     let mut asked = SimStore { world, number: store, enclave, credentials: None };
     if let Some(credentials) = &opens {

@@ -23,7 +23,7 @@ use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, Public
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Watermarks, group};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::fence::{Done, Errand, Fencing};
+use crate::fence::{FenceGate, KeeperReply, KeeperRequest};
 use crate::keys::custody::{Custody, CustodyError, ServiceError, Unsealed, digest_of};
 use crate::keys::keyring::{Key, current};
 use crate::keys::keystore;
@@ -59,7 +59,7 @@ pub struct Loaded {
     /// Its generation; 0 where there is none.
     pub generation: u64,
     /// What it is known by.
-    pub digest: Option<Root>,
+    pub loaded_state_digest: Option<Root>,
     /// What opens the fence's store.
     pub store: Option<StoreCredentials>,
     /// The store has taken these credentials, and no state has them yet: one that does not hold the fence must not seal.
@@ -72,7 +72,7 @@ impl Loaded {
     /// For the statement; nothing where no state was sealed yet.
     pub(crate) fn stated(&self) -> Option<StatedState> {
         let Self { generation: number, fence_version, .. } = *self;
-        self.digest.map(|sha256| StatedState { number, sha256, fence_version })
+        self.loaded_state_digest.map(|sha256| StatedState { number, sha256, fence_version })
     }
 }
 
@@ -97,7 +97,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) journal: &'a dyn Journal,
     /// Read and exchanged under the lock on the book alone.
     pub(crate) keys: &'a RwLock<Arc<Keys>>,
-    pub(crate) fencing: &'a Fencing,
+    pub(crate) fencing: &'a FenceGate,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) exits: &'a Exits,
     pub(crate) log: &'a SigningLog,
@@ -173,7 +173,7 @@ impl Office {
         }
         desk.publish(&Arc::new(keys));
         book.tried = book.tried.max(generation);
-        let loaded = Loaded { generation, digest: Some(digest), store, store_unsealed, fence_version };
+        let loaded = Loaded { generation, loaded_state_digest: Some(digest), store, store_unsealed, fence_version };
         self.is_loaded(|now| *now = loaded.clone());
         Some(loaded)
     }
@@ -193,7 +193,7 @@ impl Office {
         fencing.close()?;
         let left = self
             .leave_behind(desk, book, generation, floors)
-            .and_then(|state| fencing.errand(Errand::Leave { state, generation }));
+            .and_then(|state| fencing.ask_keeper(KeeperRequest::Leave { state, generation }));
         if left.is_err() {
             fencing.reopen();
         }
@@ -204,7 +204,7 @@ impl Office {
     fn leave_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
         // The state stands for the generations before too, also of keys that came later: the floors have held for them as well.
         desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
-        match desk.journal.leaves() {
+        match desk.journal.durable_state_digest() {
             Some(state) => Ok(state),
             None => self.seal_exact(desk, book, generation),
         }
@@ -251,7 +251,7 @@ impl Office {
             let credentials = credentials.ok_or(Refusal::StoreCredentials)?;
             return self.replace_credentials(desk, book, credentials, before);
         }
-        let Done::Record(found) = fencing.errand(Errand::Probe(credentials.clone()))? else {
+        let KeeperReply::Record(found) = fencing.ask_keeper(KeeperRequest::Probe(credentials.clone()))? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
         self.is_loaded(|loaded| loaded.store = credentials.or(loaded.store.take()));
@@ -260,7 +260,7 @@ impl Office {
             // What was refused changes nothing, the keeper's credentials neither.
             self.is_loaded(|loaded| loaded.store.clone_from(&before.store));
             if before.store.is_some() {
-                let _ = fencing.errand(Errand::Probe(before.store));
+                let _ = fencing.ask_keeper(KeeperRequest::Probe(before.store));
             }
         }
         made.map(|()| Outcome::FenceReady)
@@ -277,7 +277,7 @@ impl Office {
         before: Loaded,
     ) -> Result<Outcome, Refusal> {
         let fencing = desk.fencing;
-        fencing.errand(Errand::Credentials(credentials.clone()))?;
+        fencing.ask_keeper(KeeperRequest::Credentials(credentials.clone()))?;
         self.is_loaded(|loaded| (loaded.store, loaded.store_unsealed) = (Some(credentials), true));
         if fencing.held().is_err() {
             return Ok(Outcome::CredentialsTaken);
@@ -295,7 +295,7 @@ impl Office {
                     let _ = self.seal_now(desk, book);
                 }
                 if let Some(old) = before.store {
-                    let _ = fencing.errand(Errand::Probe(Some(old)));
+                    let _ = fencing.ask_keeper(KeeperRequest::Probe(Some(old)));
                 }
                 Err(refusal)
             }
@@ -363,7 +363,9 @@ impl Office {
                 return Err(Refusal::StateBeforeClosed { found, oldest });
             }
             // Nothing was signed since the closed record's last holder has left this very state behind.
-            RecordOrder::After { closed } => (Some(closed), closed.clean.is_some() && closed.clean == at_hand.digest),
+            RecordOrder::After { closed } => {
+                (Some(closed), closed.clean.is_some() && closed.clean == at_hand.loaded_state_digest)
+            }
             RecordOrder::New => (None, untouched),
             RecordOrder::Lost { .. } | RecordOrder::Keep => (None, false),
         };
@@ -393,7 +395,7 @@ impl Office {
             exact: exact.then_some(digest),
             lost: matches!(order, RecordOrder::Lost { .. }),
         };
-        desk.fencing.errand(Errand::Create(beginning)).map(drop)
+        desk.fencing.ask_keeper(KeeperRequest::Create(beginning)).map(drop)
     }
 
     /// Ends the record for good; as it ended. A holder leaves its exact state behind.
@@ -407,31 +409,31 @@ impl Office {
                 fencing.close()?;
                 let done = self
                     .seal_behind(desk, book, generation, floors)
-                    .and_then(|state| fencing.errand(Errand::Close(Some((state, generation)))));
+                    .and_then(|state| fencing.ask_keeper(KeeperRequest::Close(Some((state, generation)))));
                 if done.is_err() {
                     fencing.reopen();
                 }
                 done
             }
-            Err(_) => fencing.errand(Errand::Close(None)),
+            Err(_) => fencing.ask_keeper(KeeperRequest::Close(None)),
         };
         match done? {
-            Done::Record(Some(record)) => Ok(Outcome::FenceClosed { record: closed_record(&record) }),
+            KeeperReply::Record(Some(record)) => Ok(Outcome::FenceClosed { record: closed_record(&record) }),
             _ => Err(Refusal::StoreAway(StoreTrouble::NotAsked)),
         }
     }
 
     fn take_over(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
         // One that holds the fence no longer learns it now, and closes its gate.
-        let Done::Record(found) = desk.fencing.errand(Errand::Look)? else {
+        let KeeperReply::Record(found) = desk.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
         let found = found.ok_or(Refusal::NotHolder(NotHolder::NoRecord))?;
         if found.sealed_generation > self.loaded().generation {
             self.reload_in(desk, book, found.sealed_generation);
         }
-        match desk.fencing.errand(Errand::TakeOver)? {
-            Done::Record(Some(record)) => Ok(Outcome::TookOver { generation: record.generation }),
+        match desk.fencing.ask_keeper(KeeperRequest::TakeOver)? {
+            KeeperReply::Record(Some(record)) => Ok(Outcome::TookOver { generation: record.generation }),
             _ => Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))),
         }
     }
@@ -824,7 +826,7 @@ impl Office {
         let Sealed { generation, digest, fence_version } = *sealed;
         self.is_loaded(|loaded| {
             loaded.generation = generation;
-            loaded.digest = Some(digest);
+            loaded.loaded_state_digest = Some(digest);
             loaded.fence_version = fence_version;
         });
         digest
@@ -861,7 +863,7 @@ impl Desk<'_> {
         if !self.fencing.has_record() {
             return Ok(());
         }
-        let raised = self.fencing.errand(Errand::Raise { sealed, generation });
+        let raised = self.fencing.ask_keeper(KeeperRequest::Raise { sealed, generation });
         raised.map(drop).map_err(|_| Refusal::MaybeSealed(Waiting::Fence))
     }
 

@@ -22,7 +22,7 @@ use crate::platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock
 const ERRAND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What the fence lets this enclave sign, for everybody who has to know.
-pub struct Fencing {
+pub struct FenceGate {
     kind: FenceKind,
     /// Which store has the record, for statements.
     identity: Option<String>,
@@ -59,7 +59,7 @@ struct Orders {
     wanted: Option<Ceilings>,
     /// The gate stays closed, whatever the record says.
     handing_over: bool,
-    errand: Option<(Errand, Arc<Answer>)>,
+    errand: Option<(KeeperRequest, Arc<Answer>)>,
     /// No keeper will come any more.
     closed: bool,
     /// When the host was last granted a hand-over that no operator has signed.
@@ -68,23 +68,23 @@ struct Orders {
 
 /// Where the keeper puts what came of an errand.
 pub(crate) struct Answer {
-    done: Mutex<Option<Result<Done, Refusal>>>,
+    done: Mutex<Option<Result<KeeperReply, Refusal>>>,
     bell: Arc<dyn Bell>,
 }
 
 impl Answer {
-    pub(crate) fn give(&self, done: Result<Done, Refusal>) {
+    pub(crate) fn give(&self, done: Result<KeeperReply, Refusal>) {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         self.bell.ring();
     }
 
-    fn take(&self) -> Option<Result<Done, Refusal>> {
+    fn take(&self) -> Option<Result<KeeperReply, Refusal>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// What the keeper is sent for.
-pub(crate) enum Errand {
+pub(crate) enum KeeperRequest {
     /// Try whether the store answers, with new credentials where there are some.
     Probe(Option<StoreCredentials>),
     /// Read the record, and learn whether it is still held.
@@ -105,7 +105,7 @@ pub(crate) enum Errand {
 
 /// What the keeper came back with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Done {
+pub(crate) enum KeeperReply {
     /// The record as it is.
     Record(Option<Record>),
     Yes,
@@ -122,34 +122,34 @@ pub(crate) struct Pass<'a> {
 /// A fence whose parts belong together: the gate, and what its keeper asks. Only here is either made, so no gate of a kind with a
 /// record stands open because its store is missing, and what the statement says of the store is what is asked.
 pub struct FenceParts {
-    fencing: Fencing,
+    fencing: FenceGate,
     keeping: Keeping,
 }
 
-/// What a `Keeper` needs of its fence: the store, where the kind has a record.
+/// What a `FenceKeeper` needs of its fence: the store, where the kind has a record.
 pub struct Keeping(pub(crate) Option<Box<dyn Store>>);
 
 impl FenceParts {
-    /// With a record in this store: closed until a `Keeper` has claimed it.
+    /// With a record in this store: closed until a `FenceKeeper` has claimed it.
     pub fn with_record(store: Box<dyn Store>) -> Self {
         let view = View { standing: FenceStatus::Unknown, record: None, floors: Floors::default() };
         let gate = Gate::Closed(NotHolder::StoreUnknown(StoreTrouble::NotAsked));
-        let fencing = Fencing::new(store.kind().into(), store.identity(), gate, view);
+        let fencing = FenceGate::new(store.kind().into(), store.identity(), gate, view);
         Self { fencing, keeping: Keeping(Some(store)) }
     }
 
     /// Without a record, on trusted time alone: these limits for good.
     pub fn solo(limits: Limits) -> Self {
-        Self { fencing: Fencing::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
+        Self { fencing: FenceGate::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
     }
 
     /// The gate for the vault, and the rest for its keeper.
-    pub fn split(self) -> (Fencing, Keeping) {
+    pub fn split(self) -> (FenceGate, Keeping) {
         (self.fencing, self.keeping)
     }
 }
 
-impl Fencing {
+impl FenceGate {
     /// No fence: the development stack's, with its watermarks in a file. The statement says so.
     pub(crate) fn none(limits: Limits) -> Self {
         Self::fixed(FenceKind::None, limits)
@@ -209,7 +209,7 @@ impl Fencing {
     }
 
     /// For the statement.
-    pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::Fence {
+    pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::FenceStatement {
         let View { standing, record, floors } = self.view();
         let generation = record.filter(|_| standing == FenceStatus::Holding).map_or(0, |record| record.generation);
         let record = record.map(|record| StatedRecord {
@@ -225,7 +225,7 @@ impl Fencing {
         });
         let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
         let store = self.identity.clone();
-        statement::Fence { kind: self.kind, store, generation, standing, record, floors, time_ms }
+        statement::FenceStatement { kind: self.kind, store, generation, standing, record, floors, time_ms }
     }
 
     /// The generation that this enclave holds, and its floors; 0 where the kind has none.
@@ -251,7 +251,7 @@ impl Fencing {
     }
 
     /// A request needs higher ceilings. It has passed the window, so the clock allows them.
-    pub(crate) fn want(&self, ceilings: Ceilings) {
+    pub(crate) fn request_ceilings(&self, ceilings: Ceilings) {
         let mut orders = self.orders();
         orders.wanted = Some(orders.wanted.map_or(ceilings, |wanted| wanted.max(ceilings)));
         drop(orders);
@@ -296,7 +296,7 @@ impl Fencing {
     }
 
     /// Sends the keeper for something and waits for it.
-    pub(crate) fn errand(&self, errand: Errand) -> Result<Done, Refusal> {
+    pub(crate) fn ask_keeper(&self, errand: KeeperRequest) -> Result<KeeperReply, Refusal> {
         let answer = Arc::new(Answer { done: Mutex::default(), bell: self.runtime.bell() });
         {
             let mut orders = self.orders();
@@ -369,7 +369,7 @@ impl Fencing {
     }
 
     /// Waits until somebody wants something of the keeper, at most so long; what that is.
-    pub(crate) fn next_errand(&self, at_most: Duration) -> Option<(Errand, Arc<Answer>)> {
+    pub(crate) fn next_request(&self, at_most: Duration) -> Option<(KeeperRequest, Arc<Answer>)> {
         self.woken.wait(at_most);
         self.orders().errand.take()
     }

@@ -13,7 +13,7 @@ use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
 use casemate_protocol::{Bytes, Epoch, Refusal, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
-use super::gate::{Errand, FenceParts, Fencing, Gate, View};
+use super::gate::{FenceGate, FenceParts, Gate, KeeperRequest, View};
 use crate::fence::store::Store;
 use crate::platform::margins::HAND_OVER_REST;
 use crate::platform::runtime::{Bell, Kernel, Runtime};
@@ -43,7 +43,7 @@ impl Store for Unasked {
     }
 }
 
-fn with_record() -> Fencing {
+fn with_record() -> FenceGate {
     FenceParts::with_record(Box::new(Unasked)).split().0
 }
 
@@ -103,8 +103,8 @@ fn what_requests_wait_for_is_told_to_the_keeper_once_and_as_one() {
     let fencing = with_record();
     let up_to = |target, source| Ceilings { slot: Slot(0), target: Epoch(target), source: Epoch(source) };
     assert_eq!(fencing.take_wanted(), None);
-    fencing.want(up_to(5, 2));
-    fencing.want(up_to(4, 3));
+    fencing.request_ceilings(up_to(5, 2));
+    fencing.request_ceilings(up_to(4, 3));
     assert_eq!(fencing.take_wanted(), Some(up_to(5, 3)));
     assert_eq!(fencing.take_wanted(), None);
 }
@@ -215,16 +215,16 @@ impl Bell for TellingBell {
 #[test]
 fn nobody_is_sent_where_no_keeper_comes() {
     let solo = FenceParts::solo(Limits::NONE).split().0;
-    assert!(matches!(solo.errand(Errand::Look), Err(Refusal::NoFenceRecord(FenceKind::Solo))));
+    assert!(matches!(solo.ask_keeper(KeeperRequest::Look), Err(Refusal::NoFenceRecord(FenceKind::Solo))));
     // Whoever waits when the keeper ends is told so, and whoever comes later.
     let (tell, told) = mpsc::channel();
     let fencing = with_record().running_on(Arc::new(Telling(Kernel::default(), tell)));
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| fencing.errand(Errand::Look));
+        let waiter = scope.spawn(|| fencing.ask_keeper(KeeperRequest::Look));
         told.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(matches!(fencing.errand(Errand::Look), Err(Refusal::CommandBusy)));
+        assert!(matches!(fencing.ask_keeper(KeeperRequest::Look), Err(Refusal::CommandBusy)));
         fencing.end();
         assert!(matches!(waiter.join().unwrap(), Err(Refusal::StoreAway(StoreTrouble::NotAsked))));
     });
-    assert!(matches!(fencing.errand(Errand::Look), Err(Refusal::NoFenceRecord(FenceKind::Etcd))));
+    assert!(matches!(fencing.ask_keeper(KeeperRequest::Look), Err(Refusal::NoFenceRecord(FenceKind::Etcd))));
 }

@@ -10,27 +10,27 @@ use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::Ceilings;
 
-use super::gate::{Answer, Done, Errand, Fencing, Gate, Keeping, View};
+use super::gate::{Answer, FenceGate, Gate, KeeperReply, KeeperRequest, Keeping, View};
 use crate::Vault;
 use crate::fence::store::Store;
-use crate::platform::margins::{self, AHEAD};
+use crate::platform::margins::{self, CEILING_LEAD_SLOTS};
 use crate::platform::runtime::Runtime;
 use crate::platform::sync::Arc;
 
 /// How often the keeper looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
 /// How often one that stands by looks at the record.
-const LOOK: Duration = Duration::from_millis(500);
+const STANDBY_POLL: Duration = Duration::from_millis(500);
 /// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that
 /// has just been claimed is extended at once.
-const STEADY: Duration = Duration::from_secs(2);
+const STABLE_BEFORE_CLAIM: Duration = Duration::from_secs(2);
 /// Wait after an unclear answer; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Longest time for what an operator has ordered.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(12);
 /// After so long one that has left in order comes back, if nobody else has come: a standby takes a second or two.
-const RETURN: Duration = Duration::from_secs(5);
+const RECLAIM_DELAY: Duration = Duration::from_secs(5);
 /// How often the clock is held against the NSM's.
 const CLOCK_CHECK: Duration = Duration::from_mins(2);
 /// The same while it is not trusted.
@@ -40,9 +40,9 @@ const CLOCK_RECHECK: Duration = Duration::from_secs(1);
 const MAX_FAILED_CHECKS: u32 = 120;
 
 /// Keeps the record: looks, claims, extends, leaves.
-pub struct Keeper<'a> {
+pub struct FenceKeeper<'a> {
     vault: &'a Vault,
-    fencing: &'a Fencing,
+    fencing: &'a FenceGate,
     /// Nothing where the kind has no record: then only the clock is kept.
     store: Option<Box<dyn Store>>,
     fence: FenceMachine,
@@ -73,7 +73,7 @@ pub enum KeeperError {
     Clock { checks: u32 },
 }
 
-impl<'a> Keeper<'a> {
+impl<'a> FenceKeeper<'a> {
     /// Of this vault. `seen`: the version of the record that its sealed state has seen.
     pub fn new(vault: &'a Vault, Keeping(store): Keeping, seen: u64) -> Self {
         let fence = FenceMachine::new(vault.holder(), seen);
@@ -117,8 +117,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// Sleeps until the next tick, or until somebody wants something.
-    fn wait(&self) -> Option<(Errand, Arc<Answer>)> {
-        self.fencing.next_errand(TICK)
+    fn wait(&self) -> Option<(KeeperRequest, Arc<Answer>)> {
+        self.fencing.next_request(TICK)
     }
 
     fn since(&self, then: Duration) -> Duration {
@@ -190,11 +190,11 @@ impl<'a> Keeper<'a> {
             self.trouble = StoreTrouble::NoCredentials;
             return None;
         }
-        let rested = self.rested(self.looked, LOOK);
+        let rested = self.rested(self.looked, STANDBY_POLL);
         match self.fence.status() {
             // A state that was loaded just now may have seen a newer record than the one at hand: then it is read again.
             FenceStatus::Standby(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
-                let (state, leaves) = self.vault.exact_state(&record);
+                let (state, leaves) = self.vault.match_released_state(&record);
                 // What is said to be left behind from now on must stand for the past from now on too.
                 let exact = state.is_some() && state == record.clean;
                 if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
@@ -230,7 +230,7 @@ impl<'a> Keeper<'a> {
         let wanted = self.fencing.take_wanted();
         let network = self.vault.network();
         let now = network.slot_at(self.vault.clock().unix_ms()?);
-        let slot = now.saturating_add(AHEAD);
+        let slot = now.saturating_add(CEILING_LEAD_SLOTS);
         // A justified epoch has begun: whoever asks for a later one would only lock out the others of the group.
         let latest = network.epoch_of(now);
         let source = wanted.map_or(record.ceilings.source, |wanted| wanted.source.min(latest));
@@ -249,10 +249,10 @@ impl<'a> Keeper<'a> {
             self.unfit = Some(NotHolder::FromFuture { slot_ceiling: record.ceilings.slot, now });
             return false;
         }
-        if !self.rested(self.left, RETURN) && !self.take_over {
+        if !self.rested(self.left, RECLAIM_DELAY) && !self.take_over {
             return false;
         }
-        let exact = self.vault.exact_state(record).0;
+        let exact = self.vault.match_released_state(record).0;
         let left_behind = exact.is_some() && exact == record.clean;
         let passed = now > record.ceilings.slot;
         let since = match self.steady {
@@ -264,7 +264,7 @@ impl<'a> Keeper<'a> {
             }
         };
         let slot = Duration::from_millis(self.vault.network().slot_duration_ms());
-        let steady = self.since(since) >= STEADY.min(slot);
+        let steady = self.since(since) >= STABLE_BEFORE_CLAIM.min(slot);
         // A record that was just made: nobody holds it. Floors hold for whoever claims it, as for any other.
         let first = record.holder == Holder::ZERO;
         self.take_over || first || left_behind || (passed && steady)
@@ -273,10 +273,10 @@ impl<'a> Keeper<'a> {
     /// Loads the newest state that the parent offers, where the one at hand is too old, or another was left in order.
     fn is_ready(&mut self, record: &Record) -> bool {
         self.fence.has_seen(self.vault.fence_version());
-        let (state, _) = self.vault.exact_state(record);
+        let (state, _) = self.vault.match_released_state(record);
         let old = self.vault.sealed_generation() < record.sealed_generation;
         let other = record.clean.is_some() && record.clean != state;
-        if (old || other) && self.rested(self.reloaded, LOOK) {
+        if (old || other) && self.rested(self.reloaded, STANDBY_POLL) {
             if let Some(loaded) = self.vault.reload(record.sealed_generation) {
                 self.fence.has_seen(loaded.fence_version);
                 if let (Some(credentials), Some(store)) = (&loaded.store, self.store.as_mut()) {
@@ -348,17 +348,17 @@ impl<'a> Keeper<'a> {
         });
     }
 
-    fn carry_out(&mut self, errand: Errand) -> Result<Done, Refusal> {
+    fn carry_out(&mut self, errand: KeeperRequest) -> Result<KeeperReply, Refusal> {
         match errand {
-            Errand::Probe(credentials) => self.probe(credentials.as_ref()),
-            Errand::Look => {
+            KeeperRequest::Probe(credentials) => self.probe(credentials.as_ref()),
+            KeeperRequest::Look => {
                 self.look_again();
                 self.drive(|keeper| match keeper.fence.status() {
                     FenceStatus::Holding(record)
                     | FenceStatus::Standby(record)
                     | FenceStatus::Released(record)
-                    | FenceStatus::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
-                    FenceStatus::NoRecord => Progress::Ended(Ok(Done::Record(None))),
+                    | FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
+                    FenceStatus::NoRecord => Progress::Ended(Ok(KeeperReply::Record(None))),
                     FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
                     FenceStatus::RolledBack { seen, found } => {
                         Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
@@ -366,7 +366,7 @@ impl<'a> Keeper<'a> {
                     _ => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
                 })
             }
-            Errand::Create(beginning) => {
+            KeeperRequest::Create(beginning) => {
                 self.look_again();
                 let mut asked = false;
                 self.drive(|keeper| match keeper.fence.status() {
@@ -382,25 +382,27 @@ impl<'a> Keeper<'a> {
                         ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
                     }
                     FenceStatus::Standby(record) if asked && record.is_new(beginning.sealed_generation) => {
-                        Progress::Ended(Ok(Done::Yes))
+                        Progress::Ended(Ok(KeeperReply::Yes))
                     }
                     FenceStatus::Creating | FenceStatus::Unknown => Progress::Wait,
                     _ => Progress::Ended(Err(Refusal::FenceExists)),
                 })
             }
-            Errand::Credentials(credentials) => self.try_credentials(&credentials),
-            Errand::Close(left) => self.close(left),
-            Errand::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.status() {
+            KeeperRequest::Credentials(credentials) => self.try_credentials(&credentials),
+            KeeperRequest::Close(left) => self.close(left),
+            KeeperRequest::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.status() {
                 FenceStatus::Holding(record) if record.generation != generation => {
                     Progress::Ended(Err(other_generation()))
                 }
-                FenceStatus::Holding(record) if record.sealed_generation >= sealed => Progress::Ended(Ok(Done::Yes)),
+                FenceStatus::Holding(record) if record.sealed_generation >= sealed => {
+                    Progress::Ended(Ok(KeeperReply::Yes))
+                }
                 FenceStatus::Holding(record) => {
                     keeper.fence.extend(record.ceilings, sealed).map_or(Progress::Wait, Progress::Ask)
                 }
                 _ => Progress::Ended(Err(other_generation())),
             }),
-            Errand::Leave { state, generation } => {
+            KeeperRequest::Leave { state, generation } => {
                 let left = self.drive(|keeper| match keeper.fence.status() {
                     FenceStatus::Holding(record) if record.generation != generation => {
                         Progress::Ended(Err(other_generation()))
@@ -410,18 +412,18 @@ impl<'a> Keeper<'a> {
                         Progress::Ended(Err(other_generation()))
                     }
                     FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
-                    FenceStatus::Released(_) => Progress::Ended(Ok(Done::Yes)),
+                    FenceStatus::Released(_) => Progress::Ended(Ok(KeeperReply::Yes)),
                     FenceStatus::Releasing => Progress::Wait,
                     _ => Progress::Ended(Err(other_generation())),
                 });
                 self.left = Some(self.runtime.now());
                 left
             }
-            Errand::TakeOver => {
+            KeeperRequest::TakeOver => {
                 self.take_over = true;
                 self.look_again();
                 let claimed = self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+                    FenceStatus::Holding(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
                     FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
                     FenceStatus::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
                     FenceStatus::RolledBack { seen, found } => {
@@ -440,10 +442,10 @@ impl<'a> Keeper<'a> {
     }
 
     /// Ends the record.
-    fn close(&mut self, left: Option<(Root, u64)>) -> Result<Done, Refusal> {
+    fn close(&mut self, left: Option<(Root, u64)>) -> Result<KeeperReply, Refusal> {
         self.look_again();
         let closed = self.drive(|keeper| match keeper.fence.status() {
-            FenceStatus::Closed(record) => Progress::Ended(Ok(Done::Record(Some(record)))),
+            FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
             FenceStatus::Holding(record) => match left {
                 // The state stands for what was signed until the gate was closed: it must be closed still.
                 Some((state, generation)) if generation == record.generation && keeper.fencing.is_handing_over() => {
@@ -470,12 +472,12 @@ impl<'a> Keeper<'a> {
 
     /// Whether the store shows the group's record to these credentials: not an older one than was seen, and not none. From then on they
     /// are used. Otherwise the ones before are.
-    fn try_credentials(&mut self, credentials: &StoreCredentials) -> Result<Done, Refusal> {
+    fn try_credentials(&mut self, credentials: &StoreCredentials) -> Result<KeeperReply, Refusal> {
         let tried = self.probe(Some(credentials));
         let seen = self.fence.seen();
         let kept = tried.and_then(|done| match done {
-            Done::Record(Some(record)) if record.version >= seen => Ok(done),
-            Done::Record(Some(Record { version: found, .. })) => {
+            KeeperReply::Record(Some(record)) if record.version >= seen => Ok(done),
+            KeeperReply::Record(Some(Record { version: found, .. })) => {
                 Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found }))
             }
             _ => Err(Refusal::NotHolder(NotHolder::NoRecord)),
@@ -500,14 +502,14 @@ impl<'a> Keeper<'a> {
     }
 
     /// Reads the record beside the state machine, to see whether the store answers.
-    fn probe(&mut self, credentials: Option<&StoreCredentials>) -> Result<Done, Refusal> {
+    fn probe(&mut self, credentials: Option<&StoreCredentials>) -> Result<KeeperReply, Refusal> {
         let store = self.store.as_mut().ok_or(Refusal::StoreCredentials)?;
         if credentials.is_some_and(|credentials| !store.open(credentials)) {
             return Err(Refusal::StoreCredentials);
         }
         let answer = store.ask(&StoreOp::Read);
         match answer {
-            (StoreResponse::Record(record), _) => Ok(Done::Record(record)),
+            (StoreResponse::Record(record), _) => Ok(KeeperReply::Record(record)),
             (_, trouble) => {
                 // The old ones again; where there are none, these are no worse.
                 self.open_as_before();
@@ -526,7 +528,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Puts questions until `step` says that it has ended.
-    fn drive(&mut self, mut step: impl FnMut(&mut Self) -> Progress) -> Result<Done, Refusal> {
+    fn drive(&mut self, mut step: impl FnMut(&mut Self) -> Progress) -> Result<KeeperReply, Refusal> {
         let begun = self.runtime.now();
         loop {
             let ask = match self.pending {
@@ -560,7 +562,7 @@ impl<'a> Keeper<'a> {
 }
 
 /// Whatever ends the keeper, nobody waits for it any more.
-struct Closing<'a>(&'a Fencing);
+struct Closing<'a>(&'a FenceGate);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -571,7 +573,7 @@ impl Drop for Closing<'_> {
 enum Progress {
     Ask(StoreRequest),
     Wait,
-    Ended(Result<Done, Refusal>),
+    Ended(Result<KeeperReply, Refusal>),
 }
 
 /// The fence was lost, or lost and held again, since the state was sealed.

@@ -128,7 +128,7 @@ impl Journal for Disk {
         if self.full.load(Ordering::SeqCst) { Err(NotSaved) } else { Ok(()) }
     }
 
-    fn leaves(&self) -> Option<Root> {
+    fn durable_state_digest(&self) -> Option<Root> {
         self.leaves
     }
 
@@ -199,12 +199,12 @@ impl World {
     }
 
     /// From a sealed state that has seen this version of the record.
-    fn keeper(&self, seen: u64) -> Keeper<'_> {
-        Keeper::new(&self.vault, self.keeping.lock().unwrap().take().unwrap(), seen)
+    fn keeper(&self, seen: u64) -> FenceKeeper<'_> {
+        FenceKeeper::new(&self.vault, self.keeping.lock().unwrap().take().unwrap(), seen)
     }
 
     /// Goes on until so many milliseconds have passed.
-    fn go(&self, keeper: &mut Keeper<'_>, until: u64) {
+    fn go(&self, keeper: &mut FenceKeeper<'_>, until: u64) {
         while self.time.ms() < until {
             keeper.step();
             assert!(keeper.wait().is_none());
@@ -254,7 +254,7 @@ fn new() -> Record {
 }
 
 /// A keeper that has held the record for a while: in generation 4.
-fn holds(world: &World) -> Keeper<'_> {
+fn holds(world: &World) -> FenceKeeper<'_> {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 1000);
     assert_eq!((world.standing(), world.record().generation), (FenceStatus::Holding, 4));
@@ -337,10 +337,10 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
 
 #[test]
 fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
-    let leave = |world: &World, keeper: &mut Keeper<'_>| {
+    let leave = |world: &World, keeper: &mut FenceKeeper<'_>| {
         world.vault.fencing().close().unwrap();
-        let left = keeper.carry_out(Errand::Leave { state: Bytes([4; 32]), generation: 4 });
-        assert!(matches!(left, Ok(Done::Yes)), "{left:?}");
+        let left = keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), generation: 4 });
+        assert!(matches!(left, Ok(KeeperReply::Yes)), "{left:?}");
         assert_eq!(world.record().clean, Some(Bytes([4; 32])));
         assert_eq!(world.standing(), FenceStatus::Standby);
     };
@@ -356,8 +356,8 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
     leave(&world, &mut keeper);
-    let took = keeper.carry_out(Errand::TakeOver);
-    assert!(matches!(took, Ok(Done::Record(Some(Record { generation: 5, holder: ME, .. })))), "{took:?}");
+    let took = keeper.carry_out(KeeperRequest::TakeOver);
+    assert!(matches!(took, Ok(KeeperReply::Record(Some(Record { generation: 5, holder: ME, .. })))), "{took:?}");
     assert_eq!((world.time.ms(), world.signs()), (1000, true));
 }
 
@@ -417,14 +417,14 @@ fn looks_say_at_once_what_the_store_shows() {
     let look = |record, seen| {
         let world = World::new(1000, record);
         let mut keeper = world.keeper(seen);
-        let done = keeper.carry_out(Errand::Look);
+        let done = keeper.carry_out(KeeperRequest::Look);
         assert_eq!((world.time.ms(), world.asked()), (0, vec![0]));
         done
     };
-    assert!(matches!(look(None, 0), Ok(Done::Record(None))));
-    assert!(matches!(look(Some(others(NOW)), 5), Ok(Done::Record(Some(Record { version: 5, .. })))));
+    assert!(matches!(look(None, 0), Ok(KeeperReply::Record(None))));
+    assert!(matches!(look(Some(others(NOW)), 5), Ok(KeeperReply::Record(Some(Record { version: 5, .. })))));
     let closed = Record { closed: true, ..others(NOW) };
-    assert!(matches!(look(Some(closed), 0), Ok(Done::Record(Some(Record { closed: true, .. })))));
+    assert!(matches!(look(Some(closed), 0), Ok(KeeperReply::Record(Some(Record { closed: true, .. })))));
     let far = Record { version: 1 << 50, ..others(NOW) };
     assert!(matches!(look(Some(far), 0), Err(Refusal::StoreAway(StoreTrouble::Record))));
     let back = look(Some(others(NOW)), 9);
@@ -442,7 +442,7 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
         let world = World::new(1000, record);
         world.script().instead.extend(instead);
         let mut keeper = world.keeper(0);
-        let done = keeper.carry_out(Errand::Create(beginning(8)));
+        let done = keeper.carry_out(KeeperRequest::Create(beginning(8)));
         assert_eq!(world.time.ms(), 0);
         (done, world.record())
     };
@@ -450,7 +450,7 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
     let ended = |generation| Record { closed: true, generation, ..others(NOW) };
     for before in [None, Some(ended(3))] {
         let (done, record) = create(before, &[]);
-        assert!(matches!(done, Ok(Done::Yes)), "{done:?}");
+        assert!(matches!(done, Ok(KeeperReply::Yes)), "{done:?}");
         assert_eq!(record, made);
     }
     // It must begin above the one that has ended.
@@ -471,15 +471,15 @@ fn older_states_are_refused_by_the_generation_that_was_told_to() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let other = keeper.carry_out(Errand::Raise { sealed: 9, generation: 3 });
+    let other = keeper.carry_out(KeeperRequest::Raise { sealed: 9, generation: 3 });
     assert!(matches!(other, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "{other:?}");
     assert_eq!(world.record(), before);
-    assert!(matches!(keeper.carry_out(Errand::Raise { sealed: 9, generation: 4 }), Ok(Done::Yes)));
+    assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed: 9, generation: 4 }), Ok(KeeperReply::Yes)));
     assert_eq!(world.record().sealed_generation, 9);
     // They are refused already.
     let asked = world.asked().len();
     for sealed in [9, 8] {
-        assert!(matches!(keeper.carry_out(Errand::Raise { sealed, generation: 4 }), Ok(Done::Yes)));
+        assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed, generation: 4 }), Ok(KeeperReply::Yes)));
     }
     assert_eq!((world.asked().len(), world.record().sealed_generation, world.time.ms()), (asked, 9, 1000));
 }
@@ -489,16 +489,17 @@ fn one_leaves_in_the_generation_that_was_sealed_with_its_gate_closed() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let leave =
-        |keeper: &mut Keeper<'_>, generation| keeper.carry_out(Errand::Leave { state: Bytes([4; 32]), generation });
+    let leave = |keeper: &mut FenceKeeper<'_>, generation| {
+        keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), generation })
+    };
     assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "it signs");
     world.vault.fencing().close().unwrap();
     assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another generation");
     assert_eq!((world.record(), world.time.ms()), (before, 1000));
-    assert!(matches!(leave(&mut keeper, 4), Ok(Done::Yes)));
+    assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
     assert_eq!(world.record().clean, Some(Bytes([4; 32])));
     // Having left, it has.
-    assert!(matches!(leave(&mut keeper, 4), Ok(Done::Yes)));
+    assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
 }
 
 #[test]
@@ -506,7 +507,7 @@ fn what_cannot_be_taken_over_is_said_at_once() {
     let take_over = |record, seen| {
         let world = World::new(1000, record);
         let mut keeper = world.keeper(seen);
-        let done = keeper.carry_out(Errand::TakeOver);
+        let done = keeper.carry_out(KeeperRequest::TakeOver);
         assert!(world.time.ms() <= 100 && !keeper.take_over, "{}", world.time.ms());
         done.map(|_| world.record().generation)
     };
@@ -525,20 +526,21 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let other = |done: Result<Done, Refusal>| matches!(done, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_))));
-    assert!(other(keeper.carry_out(Errand::Close(Some((state, 4))))), "it signs");
-    assert!(other(keeper.carry_out(Errand::Close(None))), "it holds, and leaves nothing");
+    let other =
+        |done: Result<KeeperReply, Refusal>| matches!(done, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_))));
+    assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 4))))), "it signs");
+    assert!(other(keeper.carry_out(KeeperRequest::Close(None))), "it holds, and leaves nothing");
     world.vault.fencing().close().unwrap();
-    assert!(other(keeper.carry_out(Errand::Close(Some((state, 3))))), "another generation");
+    assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 3))))), "another generation");
     assert_eq!(world.record(), before);
-    let closed = keeper.carry_out(Errand::Close(Some((state, 4))));
-    assert!(matches!(closed, Ok(Done::Record(Some(Record { closed: true, .. })))), "{closed:?}");
+    let closed = keeper.carry_out(KeeperRequest::Close(Some((state, 4))));
+    assert!(matches!(closed, Ok(KeeperReply::Record(Some(Record { closed: true, .. })))), "{closed:?}");
     assert_eq!((world.record().clean, world.time.ms()), (Some(state), 1000));
 
     let close = |record, seen, left| {
         let world = World::new(1000, record);
         let mut keeper = world.keeper(seen);
-        let done = keeper.carry_out(Errand::Close(left));
+        let done = keeper.carry_out(KeeperRequest::Close(left));
         assert_eq!(world.time.ms(), 0);
         done.map(|_| world.record())
     };
@@ -562,7 +564,7 @@ fn credentials_must_show_the_record_that_is_known() {
     let try_them = |record, seen, credentials: &StoreCredentials| {
         let world = World::new(1000, record);
         let mut keeper = world.keeper(seen);
-        keeper.carry_out(Errand::Credentials(credentials.clone())).map(drop)
+        keeper.carry_out(KeeperRequest::Credentials(credentials.clone())).map(drop)
     };
     for seen in [0, 4, 5] {
         assert_eq!(try_them(Some(others(NOW)), seen, &etcd), Ok(()));
@@ -578,7 +580,7 @@ fn an_order_that_gets_no_answer_is_given_up_and_asked_no_more_often_than_needed(
     let world = World::new(1000, None);
     world.script().away = true;
     let mut keeper = world.keeper(0);
-    let unclear = keeper.carry_out(Errand::Look);
+    let unclear = keeper.carry_out(KeeperRequest::Look);
     assert!(matches!(unclear, Err(Refusal::FenceUnclear(StoreTrouble::Away))), "{unclear:?}");
     let given_up = ORDER_TIMEOUT + MIN_BACKOFF;
     assert_eq!(world.time.now(), given_up, "after the first look at the clock beyond its time");
@@ -589,7 +591,7 @@ fn an_order_that_gets_no_answer_is_given_up_and_asked_no_more_often_than_needed(
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 100);
     world.script().closed = true;
-    let away = keeper.carry_out(Errand::TakeOver);
+    let away = keeper.carry_out(KeeperRequest::TakeOver);
     assert!(matches!(away, Err(Refusal::StoreAway(StoreTrouble::NoCredentials))), "{away:?}");
 }
 
@@ -597,7 +599,7 @@ fn an_order_that_gets_no_answer_is_given_up_and_asked_no_more_often_than_needed(
 fn nobody_waits_for_a_keeper_that_has_ended() {
     let world = World::new(1000, None);
     world.keeper(0).run(|| true).unwrap();
-    let refused = world.vault.fencing().errand(Errand::Look);
+    let refused = world.vault.fencing().ask_keeper(KeeperRequest::Look);
     assert!(matches!(refused, Err(Refusal::NoFenceRecord(_))), "{refused:?}");
     assert_eq!(world.time.ms(), 0);
 }

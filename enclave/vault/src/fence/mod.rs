@@ -1,6 +1,6 @@
 //! The fence at work: the gate that every signature passes, and the one thread that keeps the record.
 //!
-//! What may be signed is decided by [`casemate_fence::Fence`]; here its questions are put to the store and its limits put in
+//! What may be signed is decided by [`casemate_fence::FenceStatement`]; here its questions are put to the store and its limits put in
 //! force.
 
 pub(crate) mod gate;
@@ -9,6 +9,6 @@ mod gate_tests;
 mod keeper;
 pub mod store;
 
-pub(crate) use self::gate::{Done, Errand};
-pub use self::gate::{FenceParts, Fencing, Keeping};
-pub use self::keeper::{Keeper, KeeperError};
+pub use self::gate::{FenceGate, FenceParts, Keeping};
+pub(crate) use self::gate::{KeeperReply, KeeperRequest};
+pub use self::keeper::{FenceKeeper, KeeperError};

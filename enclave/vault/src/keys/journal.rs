@@ -17,7 +17,7 @@ pub trait Journal: Send + Sync {
 
     /// What the state is known by that this journal keeps, where each signature is in it before it is out, also after a kill: then the
     /// next start with this journal needs no floors. Nothing for an enclave, which has no disk to trust.
-    fn leaves(&self) -> Option<Root> {
+    fn durable_state_digest(&self) -> Option<Root> {
         None
     }
 

@@ -8,7 +8,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::EncryptedSecrets;
 use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::statement::{Fence, StatedCommand, StatedKeys, StatedNetwork, StatedState};
+use casemate_protocol::statement::{FenceStatement, StatedCommand, StatedKeys, StatedNetwork, StatedState};
 use casemate_protocol::{BoundedBytes, Bytes, Network, Refusal, Reply, Root, Statement};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey};
@@ -111,7 +111,7 @@ impl Attestor {
         stated.keys.map_or(Root::ZERO, |keys| keys.root)
     }
 
-    fn statement(&self, fence: Fence, window: Window, state: Option<StatedState>) -> Vec<u8> {
+    fn statement(&self, fence: FenceStatement, window: Window, state: Option<StatedState>) -> Vec<u8> {
         let Stated { keys, last_command } = *self.stated.read().unwrap_or_else(PoisonError::into_inner);
         Statement::new(
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -167,7 +167,7 @@ impl Attestor {
     pub(crate) fn attest(
         &self,
         nonce: &Nonce,
-        fence: Fence,
+        fence: FenceStatement,
         window: Window,
         state: Option<StatedState>,
     ) -> Result<Reply, Refusal> {

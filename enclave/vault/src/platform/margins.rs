@@ -11,9 +11,9 @@ use casemate_slashing::{Ceilings, Floors};
 pub const CLOCK_TOLERANCE_MS: u64 = 2000;
 /// How many slots ahead of the clock ceilings are kept: the store may be away for two slots before a block is missed, and a
 /// successor waits for so long after a holder that died.
-pub const AHEAD: u64 = 3;
+pub const CEILING_LEAD_SLOTS: u64 = 3;
 /// How many slots ahead of the clock the window lets blocks and targets lie.
-pub const WINDOW_AHEAD: u64 = 1;
+pub const WINDOW_LEAD_SLOTS: u64 = 1;
 /// What the parent asks for without a signature, a hand-over, is carried out once in so many slots at most.
 pub const HAND_OVER_REST: u64 = 8;
 
@@ -25,12 +25,12 @@ pub fn clock_margin(network: &Network) -> u64 {
 
 /// Above everything that the window has allowed anywhere until now: the latest slot and epoch that can have been signed.
 pub fn latest_signed(network: &Network, now: Slot) -> Ceilings {
-    all_up_to(network, now.saturating_add(WINDOW_AHEAD).saturating_add(clock_margin(network)))
+    all_up_to(network, now.saturating_add(WINDOW_LEAD_SLOTS).saturating_add(clock_margin(network)))
 }
 
-/// Above everything that a holder somewhere may sign yet, though its record is lost: its ceilings lay [`AHEAD`] slots ahead of its clock.
+/// Above everything that a holder somewhere may sign yet, though its record is lost: its ceilings lay [`CEILING_LEAD_SLOTS`] slots ahead of its clock.
 pub fn latest_granted(network: &Network, now: Slot) -> Ceilings {
-    all_up_to(network, now.saturating_add(AHEAD).saturating_add(clock_margin(network)))
+    all_up_to(network, now.saturating_add(CEILING_LEAD_SLOTS).saturating_add(clock_margin(network)))
 }
 
 /// Whether a record's ceilings are such as a holder can have asked for by now. Others would silence every key that takes them for

@@ -21,7 +21,7 @@ use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::fence::store::{Carrier, Store};
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::link::tls::{Endpoint, Exchange, Response};
-use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keeper, Keeping, Keys, Policy, SystemClock, Vault};
+use casemate_vault::{Attestor, Clock, FenceKeeper, FenceParts, Identity, Keeping, Keys, Policy, SystemClock, Vault};
 
 use super::{Bench, GROUP};
 
@@ -177,8 +177,9 @@ impl Member {
     pub fn run_from(vault: Vault, keeping: Keeping, seen: u64) -> Self {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
-        let keeper =
-            std::thread::spawn(move || Keeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap());
+        let keeper = std::thread::spawn(move || {
+            FenceKeeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap()
+        });
         Self { vault, ended, keeper: Some(keeper) }
     }
 
