@@ -28,8 +28,8 @@ use crate::platform::cpus::cores;
 use crate::platform::margins::{self, CLOCK_TOLERANCE_MS, latest_signed};
 use crate::platform::nsm::NsmError;
 use crate::{
-    Attestor, Clock, FenceGate, FenceKeeper, FenceParts, Identity, Journal, Keeping, Keys, Loaded, Nsm, NsmDevice,
-    Office, TrustedClock, Vault,
+    Attestor, Clock, CommandProcessor, FenceGate, FenceKeeper, FenceParts, Identity, Journal, Keeping, Keys, Loaded,
+    Nsm, NsmDevice, TrustedClock, Vault,
 };
 
 /// First wait before what was away is asked again; doubles up to [`MAX_BACKOFF`].
@@ -163,7 +163,7 @@ impl Unsealed {
         let attestor = Attestor::new(Arc::clone(&self.nsm), identity, &network, &keys)?;
         let addresses = policy.withdrawal_addresses.clone();
         let nsm = Arc::clone(&self.nsm);
-        let office = Office::new(self.custody, self.nsm, operators, addresses, self.loaded);
+        let office = CommandProcessor::new(self.custody, self.nsm, operators, addresses, self.loaded);
         let vault = Vault::new(network, keys, Limits::NONE, policy.into(), Box::new(Arc::clone(&clock)), journal);
         Ok(vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office).timed_by(nsm))
     }

@@ -11,7 +11,7 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
-use crate::admin::command::{Desk, Office};
+use crate::admin::command::{CommandContext, CommandProcessor};
 use crate::fence::{FenceGate, KeeperReply, KeeperRequest};
 use crate::keys::keyring::{Key, current};
 use crate::platform::attest::Attestor;
@@ -51,7 +51,7 @@ pub struct Vault {
     journal: Box<dyn Journal>,
     points: PointCache,
     attestor: Option<Attestor>,
-    office: Option<Office>,
+    office: Option<CommandProcessor>,
     nsm: Option<Arc<dyn Nsm>>,
 }
 
@@ -110,7 +110,7 @@ impl Vault {
 
     /// With an office, operators' commands change its keys. It needs an attestor, for whose boot commands are.
     #[must_use]
-    pub fn commanded_by(mut self, office: Office) -> Self {
+    pub fn commanded_by(mut self, office: CommandProcessor) -> Self {
         self.office = Some(office);
         self
     }
@@ -287,14 +287,14 @@ impl Vault {
         }
     }
 
-    fn desk(&self) -> Result<(Desk<'_>, &Office), Refusal> {
+    fn desk(&self) -> Result<(CommandContext<'_>, &CommandProcessor), Refusal> {
         let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
         let (network, journal) = (&self.network, self.journal.as_ref());
         // Before the clock has been checked nothing can be told from what is long past.
         let now = network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
         let (keys, fencing, clock) = (&self.keys, &self.fencing, self.clock.as_ref());
         let (exits, log) = (&self.exits, &self.log);
-        Ok((Desk { attestor, network, journal, keys, fencing, clock, exits, log, now }, office))
+        Ok((CommandContext { attestor, network, journal, keys, fencing, clock, exits, log, now }, office))
     }
 
     /// Asked for by the host, when it is about to end this enclave; or to keep it from signing, so not too often.

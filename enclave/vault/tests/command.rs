@@ -25,7 +25,7 @@ use casemate_slashing::{Limits, Watermarks};
 use casemate_vault::keys::custody::{ServiceError, Unsealed};
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::signing::bls::SecretKey;
-use casemate_vault::{Attestor, Clock, Deposits, Identity, Keys, Loaded, Office, Vault};
+use casemate_vault::{Attestor, Clock, CommandProcessor, Deposits, Identity, Keys, Loaded, Vault};
 use common::{Bench, GROUP};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -86,7 +86,7 @@ impl<'a> Enclave<'a> {
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
         let operators = Operators { threshold: 2, keys: [1, 2, 3].map(|n| public(&operator(n))).to_vec() };
-        let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
+        let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
         // Slots and epochs tell the tests' stories here: any has its time.
         let deposits = Deposits::To(vec![ADDRESS]);
         let policy = casemate_vault::Policy { deposits, window: Window::ANY, ..policy.clone() };
@@ -579,7 +579,8 @@ fn without_operators_there_are_no_commands() {
     let keys = Keys::default();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
-    let office = Office::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], Loaded::default());
+    let office =
+        CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], Loaded::default());
     let policy = casemate_vault::Policy::default();
     let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful));
     let envelope = SignedCommand::new(BoundedBytes::new(vec![0xa0]).unwrap(), vec![]).encode().unwrap();

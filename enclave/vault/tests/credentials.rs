@@ -19,7 +19,9 @@ use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Stat
 use casemate_slashing::Limits;
 use casemate_vault::keys::custody::ServiceError;
 use casemate_vault::keys::journal::Forgetful;
-use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
+use casemate_vault::{
+    Attestor, Clock, CommandProcessor, FenceParts, Identity, Keys, Loaded, Policy, SystemClock, Vault,
+};
 use common::fence::{GENESIS, Member, Memory, network};
 use common::{Bench, GROUP};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -47,7 +49,8 @@ fn start(bench: &Bench, memory: &Memory) -> Enclave {
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
     let operators = Operators { threshold: 1, keys: vec![public()] };
-    let office = Office::new(bench.start(), Arc::clone(&bench.nsm) as _, operators, Vec::new(), Loaded::default());
+    let office =
+        CommandProcessor::new(bench.start(), Arc::clone(&bench.nsm) as _, operators, Vec::new(), Loaded::default());
     let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
     let vault = Vault::new(network, keys, Limits::NONE, Policy::default(), Box::new(SystemClock), Box::new(Forgetful))
         .fenced_by(fencing, clock)

@@ -14,7 +14,9 @@ use casemate_slashing::{History, Limits, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
-use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
+use casemate_vault::{
+    Attestor, Clock, CommandProcessor, FenceParts, Identity, Keys, Loaded, Policy, SystemClock, Vault,
+};
 use common::fence::{Member, Memory, first_record, network, public_key};
 use common::{Bench, GROUP};
 
@@ -28,7 +30,7 @@ fn start(bench: &Bench, memory: &Memory) -> Member {
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
     let operators = Operators { threshold: 1, keys: Vec::new() };
-    let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, Vec::new(), loaded);
+    let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, Vec::new(), loaded);
     let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
     let policy = Policy { key_manager_delete: true, ..Policy::default() };
     let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(Forgetful))

@@ -32,7 +32,9 @@ use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::Forgetful;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
-use casemate_vault::{Attestor, Clock, FenceParts, Identity, Keys, Loaded, Office, Policy, SystemClock, Vault};
+use casemate_vault::{
+    Attestor, Clock, CommandProcessor, FenceParts, Identity, Keys, Loaded, Policy, SystemClock, Vault,
+};
 use common::fence::{GENESIS, Member, Memory, SLOTS_PER_EPOCH, block, network, now_ms, sign, vote};
 use common::{Bench, GROUP};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -67,7 +69,7 @@ impl Enclave {
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
         let key = Bytes(operator().public_key().as_ref().try_into().unwrap());
         let operators = Operators { threshold: 1, keys: vec![key] };
-        let office = Office::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![], loaded);
+        let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![], loaded);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let policy = Policy { window: Window::ANY, ..Policy::default() };
         let boxed = Box::new(SystemClock);

@@ -338,7 +338,7 @@ fn reload(under_the_gate: bool) -> impl Fn() + Send + Sync + Clone {
                 enclave.holds(limits(None), 2);
             })
         };
-        // Only behind a closed gate, as `Office::reload_in` does it.
+        // Only behind a closed gate, as `CommandProcessor::reload_in` does it.
         let guard = if under_the_gate { enclave.fencing.closed() } else { None };
         if guard.is_some() || !under_the_gate {
             let before = current(&enclave.keys);

@@ -14,8 +14,8 @@ use casemate_vault::keys::seal::Place;
 use casemate_vault::platform::clock::Clock;
 use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{
-    Attestor, FenceKeeper, FenceParts, Identity, KeeperError, Keeping, Keys, Loaded, Nsm, Office, Policy, TrustedClock,
-    Vault,
+    Attestor, CommandProcessor, FenceKeeper, FenceParts, Identity, KeeperError, Keeping, Keys, Loaded, Nsm, Policy,
+    TrustedClock, Vault,
 };
 
 use crate::actor::{Actor, SimBell, SimRuntime, Time};
@@ -236,7 +236,7 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let fencing = fencing.running_on(Arc::clone(runtime));
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&nsm), identity, &network, &keys).ok()?.running_on(Arc::clone(runtime));
-    let office = Office::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
+    let office = CommandProcessor::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
     let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(Forgetful))
         .fenced_by(fencing, clock)
         .attested_by(attestor)

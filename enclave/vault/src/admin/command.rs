@@ -44,12 +44,12 @@ pub const MAX_KNOWN_KEYS: usize = 200_000;
 const VERSIONS_A_SECOND: u64 = 1 << 16;
 
 /// Who may change the keys, and where changes are kept.
-pub struct Office {
+pub struct CommandProcessor {
     custody: Custody,
     nsm: Arc<dyn Nsm>,
     operators: Operators,
     withdrawal_addresses: Vec<ExecutionAddress>,
-    book: Mutex<Book>,
+    book: Mutex<CommandState>,
     loaded: RwLock<Loaded>,
 }
 
@@ -84,14 +84,14 @@ struct Sealed {
 }
 
 /// One command at a time.
-struct Book {
+struct CommandState {
     /// The newest that this enclave has tried to store.
     tried: u64,
     counter: u64,
 }
 
 /// What a command is carried out on.
-pub(crate) struct Desk<'a> {
+pub(crate) struct CommandContext<'a> {
     pub(crate) attestor: &'a Attestor,
     pub(crate) network: &'a Network,
     pub(crate) journal: &'a dyn Journal,
@@ -105,7 +105,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) now: Slot,
 }
 
-impl Office {
+impl CommandProcessor {
     /// With what was unsealed.
     pub fn new(
         custody: Custody,
@@ -114,7 +114,7 @@ impl Office {
         withdrawal_addresses: Vec<ExecutionAddress>,
         loaded: Loaded,
     ) -> Self {
-        let book = Mutex::new(Book { tried: loaded.generation, counter: 0 });
+        let book = Mutex::new(CommandState { tried: loaded.generation, counter: 0 });
         Self { custody, nsm, operators, withdrawal_addresses, book, loaded: RwLock::new(loaded) }
     }
 
@@ -127,7 +127,7 @@ impl Office {
         change(&mut self.loaded.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn book(&self) -> Result<MutexGuard<'_, Book>, Refusal> {
+    fn book(&self) -> Result<MutexGuard<'_, CommandState>, Refusal> {
         match self.book.try_lock() {
             Ok(book) => Ok(book),
             Err(TryLockError::WouldBlock) => Err(Refusal::CommandBusy),
@@ -136,12 +136,12 @@ impl Office {
     }
 
     /// Loads the newest state that the parent offers, where it is newer than the one in force. Only one that does not sign does that.
-    pub(crate) fn reload(&self, desk: &Desk<'_>, oldest: u64) -> Option<Loaded> {
+    pub(crate) fn reload(&self, desk: &CommandContext<'_>, oldest: u64) -> Option<Loaded> {
         let mut book = self.book().ok()?;
         self.reload_in(desk, &mut book, oldest)
     }
 
-    fn reload_in(&self, desk: &Desk<'_>, book: &mut Book, oldest: u64) -> Option<Loaded> {
+    fn reload_in(&self, desk: &CommandContext<'_>, book: &mut CommandState, oldest: u64) -> Option<Loaded> {
         if self.custody.newest().ok()? <= self.loaded().generation {
             return None;
         }
@@ -179,12 +179,12 @@ impl Office {
     }
 
     /// Leaves in order: signs no more, seals what was signed, and says so in the record.
-    pub(crate) fn hand_over(&self, desk: &Desk<'_>) -> Result<(), Refusal> {
+    pub(crate) fn hand_over(&self, desk: &CommandContext<'_>) -> Result<(), Refusal> {
         let mut book = self.book()?;
         self.hand_over_in(desk, &mut book)
     }
 
-    fn hand_over_in(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(), Refusal> {
+    fn hand_over_in(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(), Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
             return Err(Refusal::NoFenceRecord(fencing.kind()));
@@ -201,7 +201,13 @@ impl Office {
     }
 
     /// What the exact state is known by, once it is on the disk. Nothing is signed any more.
-    fn leave_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
+    fn leave_behind(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        generation: u64,
+        floors: Floors,
+    ) -> Result<Root, Refusal> {
         // The state stands for the generations before too, also of keys that came later: the floors have held for them as well.
         desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
         match desk.journal.durable_state_digest() {
@@ -211,22 +217,28 @@ impl Office {
     }
 
     /// The same for one who does not come back to a journal of this machine's: another image, with another store.
-    fn seal_behind(&self, desk: &Desk<'_>, book: &mut Book, generation: u64, floors: Floors) -> Result<Root, Refusal> {
+    fn seal_behind(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        generation: u64,
+        floors: Floors,
+    ) -> Result<Root, Refusal> {
         desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
         self.seal_exact(desk, book, generation)
     }
 
-    fn seal_exact(&self, desk: &Desk<'_>, book: &mut Book, generation: u64) -> Result<Root, Refusal> {
+    fn seal_exact(&self, desk: &CommandContext<'_>, book: &mut CommandState, generation: u64) -> Result<Root, Refusal> {
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &desk.keys(), next);
         let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
-        Ok(self.stands(&sealed))
+        Ok(self.set_in_force(&sealed))
     }
 
     fn fence_init(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         record: RecordOrder,
         credentials: Option<&EncryptedSecrets>,
         credentials_id: Option<&CredentialsId>,
@@ -271,8 +283,8 @@ impl Office {
     /// lose the other's changes.
     fn replace_credentials(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         credentials: StoreCredentials,
         before: Loaded,
     ) -> Result<Outcome, Refusal> {
@@ -303,7 +315,7 @@ impl Office {
     }
 
     /// Seals credentials that no state has yet, where this enclave holds the fence by now.
-    pub(crate) fn settle_credentials(&self, desk: &Desk<'_>) {
+    pub(crate) fn settle_credentials(&self, desk: &CommandContext<'_>) {
         if self.loaded().store_unsealed
             && desk.fencing.held().is_ok()
             && let Ok(mut book) = self.book()
@@ -313,14 +325,14 @@ impl Office {
         }
     }
 
-    fn seal_credentials(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(), Refusal> {
+    fn seal_credentials(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(), Refusal> {
         let (sealed, generation) = self.seal_now(desk, book)?;
         self.is_loaded(|loaded| loaded.store_unsealed = false);
         desk.enforce(sealed, generation)
     }
 
     /// Seals what is in force.
-    fn seal_now(&self, desk: &Desk<'_>, book: &mut Book) -> Result<(u64, u64), Refusal> {
+    fn seal_now(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(u64, u64), Refusal> {
         let (generation, _) = desk.fencing.held()?;
         let next = next_state(book, generation)?;
         self.seal_in_force(desk, book, &desk.keys(), next)?;
@@ -330,8 +342,8 @@ impl Office {
     /// Seals the state that a record begins with, and has the record made.
     fn make_record(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         order: RecordOrder,
         found: Option<Record>,
     ) -> Result<(), Refusal> {
@@ -377,7 +389,7 @@ impl Office {
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &keys, next);
         let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
-        let digest = self.stands(&sealed);
+        let digest = self.set_in_force(&sealed);
         // Sealing takes its time: it is what may be signed somewhere now that counts. After a record that has ended it is what could be
         // signed under that.
         let now = desk.network.slot_at(desk.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
@@ -399,7 +411,7 @@ impl Office {
     }
 
     /// Ends the record for good; as it ended. A holder leaves its exact state behind.
-    fn fence_close(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
+    fn fence_close(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<Outcome, Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
             return Err(Refusal::NoFenceRecord(fencing.kind()));
@@ -423,7 +435,7 @@ impl Office {
         }
     }
 
-    fn take_over(&self, desk: &Desk<'_>, book: &mut Book) -> Result<Outcome, Refusal> {
+    fn take_over(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<Outcome, Refusal> {
         // One that holds the fence no longer learns it now, and closes its gate.
         let KeeperReply::Record(found) = desk.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
@@ -439,7 +451,7 @@ impl Office {
     }
 
     /// Carries out a command.
-    pub(crate) fn carry_out(&self, desk: &Desk<'_>, envelope: &Envelope) -> Result<Outcome, Refusal> {
+    pub(crate) fn carry_out(&self, desk: &CommandContext<'_>, envelope: &Envelope) -> Result<Outcome, Refusal> {
         let mut book = self.book()?;
         let (command, sha256) = self.check(desk, envelope.as_ref(), book.counter)?;
         // From here on it counts as carried out, whatever comes of it; and the statement says what does.
@@ -455,7 +467,7 @@ impl Office {
         done
     }
 
-    fn act(&self, desk: &Desk<'_>, book: &mut Book, command: Command) -> Result<Outcome, Refusal> {
+    fn act(&self, desk: &CommandContext<'_>, book: &mut CommandState, command: Command) -> Result<Outcome, Refusal> {
         match command.action {
             Action::Import { keys, secrets } => {
                 let opened = desk.attestor.open(&secrets, HPKE_INFO).ok_or(Refusal::SecretsNotOpened)?;
@@ -502,8 +514,8 @@ impl Office {
 
     fn fee_recipient(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         public_keys: &[PublicKey],
         fee_recipient: Option<ExecutionAddress>,
     ) -> Result<Outcome, Refusal> {
@@ -516,7 +528,12 @@ impl Office {
     }
 
     /// Adds to what keys have signed, of deleted ones too. Nothing where one of them cannot be true.
-    fn raise_pasts(&self, desk: &Desk<'_>, book: &mut Book, keys: &[KeyPast]) -> Result<Outcome, Refusal> {
+    fn raise_pasts(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        keys: &[KeyPast],
+    ) -> Result<Outcome, Refusal> {
         desk.fencing.held()?;
         if let Some(wrong) = keys.iter().find(|key| !is_possible(key.past.into(), desk)) {
             return Err(Refusal::ImpossiblePast(wrong.public_key));
@@ -544,7 +561,11 @@ impl Office {
     }
 
     /// What the key manager API brings, where the measured policy allows it: the parent has seen these keys.
-    pub(crate) fn import_keystores(&self, desk: &Desk<'_>, keystores: &[KeystoreToImport]) -> Result<Outcome, Refusal> {
+    pub(crate) fn import_keystores(
+        &self,
+        desk: &CommandContext<'_>,
+        keystores: &[KeystoreToImport],
+    ) -> Result<Outcome, Refusal> {
         desk.fencing.held()?;
         let held = desk.keys();
         let mut outcomes = vec![KeyOutcome::Unreadable; keystores.len()];
@@ -578,13 +599,13 @@ impl Office {
     }
 
     /// What the key manager API deletes, where the measured policy allows it.
-    pub(crate) fn delete_keys(&self, desk: &Desk<'_>, keys: &[PublicKey]) -> Result<Outcome, Refusal> {
+    pub(crate) fn delete_keys(&self, desk: &CommandContext<'_>, keys: &[PublicKey]) -> Result<Outcome, Refusal> {
         let mut book = self.book()?;
         self.delete(desk, &mut book, keys)
     }
 
     /// The command, if it is one of enough operators for this boot of this enclave, and its digest.
-    fn check(&self, desk: &Desk<'_>, envelope: &[u8], last: u64) -> Result<(Command, Root), Refusal> {
+    fn check(&self, desk: &CommandContext<'_>, envelope: &[u8], last: u64) -> Result<(Command, Root), Refusal> {
         if self.operators.keys.is_empty() {
             return Err(Refusal::NoOperators);
         }
@@ -619,8 +640,8 @@ impl Office {
 
     fn import(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         keys: &[ImportedKey],
         opened: &[u8],
     ) -> Result<Outcome, Refusal> {
@@ -671,8 +692,8 @@ impl Office {
 
     fn generate(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         count: u32,
         withdrawal_credentials: Root,
         amount: u64,
@@ -713,7 +734,12 @@ impl Office {
         SecretKey::generate(entropy.as_slice()).ok_or(Refusal::NsmFailed)
     }
 
-    fn delete(&self, desk: &Desk<'_>, book: &mut Book, public_keys: &[PublicKey]) -> Result<Outcome, Refusal> {
+    fn delete(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        public_keys: &[PublicKey],
+    ) -> Result<Outcome, Refusal> {
         let before = desk.keys();
         let known = |key: &PublicKey| before.find(key).is_some();
         let outcome = |key| if known(key) { KeyOutcome::Deleted } else { KeyOutcome::NotFound };
@@ -724,7 +750,7 @@ impl Office {
         desk.publish(&changed);
         desk.fencing.settle();
         let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
-        self.stands(&sealed);
+        self.set_in_force(&sealed);
         desk.enforce(sealed.generation, generation)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
@@ -732,8 +758,8 @@ impl Office {
     /// Adds keys: room in the journal first, then sealed, and only then in force.
     fn add(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         mut added: Vec<(PublicKey, SecretKey, History)>,
     ) -> Result<(), Refusal> {
         let before = desk.keys();
@@ -760,29 +786,41 @@ impl Office {
     /// start or in a successor.
     fn put_in_force(
         &self,
-        desk: &Desk<'_>,
-        book: &mut Book,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
         changed: &Arc<Keys>,
         before: &Keys,
     ) -> Result<(), Refusal> {
         let (sealed, generation) = self.seal(desk, book, changed, before)?;
         desk.enforce(sealed.generation, generation)?;
-        self.stands(&sealed);
+        self.set_in_force(&sealed);
         desk.publish(changed);
         Ok(())
     }
 
-    fn seal_in_force(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, next: u64) -> Result<(), Refusal> {
+    fn seal_in_force(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        keys: &Keys,
+        next: u64,
+    ) -> Result<(), Refusal> {
         let sealed = self.seal_as(desk, book, keys, next).map_err(|error| match error {
             CustodyError::NotStored(error) => Refusal::MaybeSealed(waiting_for(&CustodyError::Service(error))),
             error => Refusal::NotSealed(waiting_for(&error)),
         })?;
-        self.stands(&sealed);
+        self.set_in_force(&sealed);
         Ok(())
     }
 
     /// Seals a state; in which generation. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
-    fn seal(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, before: &Keys) -> Result<(Sealed, u64), Refusal> {
+    fn seal(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        keys: &Keys,
+        before: &Keys,
+    ) -> Result<(Sealed, u64), Refusal> {
         let (generation, _) = desk.fencing.held()?;
         let next = next_state(book, generation)?;
         match self.seal_as(desk, book, keys, next) {
@@ -792,7 +830,7 @@ impl Office {
                 let Ok(sealed) = self.seal_as(desk, book, before, over) else {
                     return Err(Refusal::MaybeSealed(waiting));
                 };
-                self.stands(&sealed);
+                self.set_in_force(&sealed);
                 // Nothing has changed only once the one that the parent may have kept is refused too.
                 match desk.enforce(over, generation) {
                     Ok(()) => Err(Refusal::NotSealed(waiting)),
@@ -808,7 +846,13 @@ impl Office {
         }
     }
 
-    fn seal_as(&self, desk: &Desk<'_>, book: &mut Book, keys: &Keys, generation: u64) -> Result<Sealed, CustodyError> {
+    fn seal_as(
+        &self,
+        desk: &CommandContext<'_>,
+        book: &mut CommandState,
+        keys: &Keys,
+        generation: u64,
+    ) -> Result<Sealed, CustodyError> {
         let at_hand = self.loaded();
         // It never falls: also where the store shows no record any more, the state has seen one.
         let fence_version = at_hand.fence_version.max(desk.fencing.version());
@@ -822,7 +866,7 @@ impl Office {
     }
 
     /// What was sealed is in force: it is what this enclave has loaded from now on, and what its statement names.
-    fn stands(&self, sealed: &Sealed) -> Root {
+    fn set_in_force(&self, sealed: &Sealed) -> Root {
         let Sealed { generation, digest, fence_version } = *sealed;
         self.is_loaded(|loaded| {
             loaded.generation = generation;
@@ -834,7 +878,7 @@ impl Office {
 
     /// Has every state refused that was sealed before this generation, or that this enclave has sealed and could not confirm: one of
     /// them may list a key that this enclave does not know. Only then can be told what such a key has signed at most.
-    pub(crate) fn settle_states(&self, desk: &Desk<'_>, generation: u64) -> Result<(), Refusal> {
+    pub(crate) fn settle_states(&self, desk: &CommandContext<'_>, generation: u64) -> Result<(), Refusal> {
         let mut book = self.book()?;
         let in_force = self.loaded().generation;
         let first = group::next_state(0, generation).ok_or(Refusal::MalformedCommand)?;
@@ -846,7 +890,7 @@ impl Office {
     }
 }
 
-impl Desk<'_> {
+impl CommandContext<'_> {
     fn keys(&self) -> Arc<Keys> {
         current(self.keys)
     }
@@ -875,7 +919,7 @@ impl Desk<'_> {
 }
 
 /// Of a key of which nobody knows what it has signed: the most that it can have.
-fn until_now(desk: &Desk<'_>) -> Watermarks {
+fn until_now(desk: &CommandContext<'_>) -> Watermarks {
     margins::floors(latest_signed(desk.network, desk.now)).watermarks()
 }
 
@@ -893,12 +937,12 @@ fn check_room(held: usize, known: usize, more: usize) -> Result<(), Refusal> {
     fits(held, MAX_GROUP_KEYS)
 }
 
-fn next_state(book: &Book, generation: u64) -> Result<u64, Refusal> {
+fn next_state(book: &CommandState, generation: u64) -> Result<u64, Refusal> {
     group::next_state(book.tried, generation).ok_or(Refusal::MalformedCommand)
 }
 
 /// Whether the state at hand is the last that was sealed under a record that is lost, by what operators say of it.
-fn check_last(desk: &Desk<'_>, at_hand: &Loaded, last: LastState) -> Result<(), Refusal> {
+fn check_last(desk: &CommandContext<'_>, at_hand: &Loaded, last: LastState) -> Result<(), Refusal> {
     let (keys_root, fence_version) = (desk.attestor.keys_root(), at_hand.fence_version);
     if keys_root == last.keys_root && fence_version >= last.fence_version {
         Ok(())
@@ -920,7 +964,7 @@ fn ceilings_of(closed: &ClosedRecord) -> Ceilings {
 
 /// A key's signature over its deposit message.
 fn deposit(
-    desk: &Desk<'_>,
+    desk: &CommandContext<'_>,
     secret: &SecretKey,
     public_key: PublicKey,
     withdrawal_credentials: Root,
@@ -934,7 +978,7 @@ fn deposit(
 }
 
 /// Signs exits at the current epoch, and lets clients have such exits signed until the last one.
-fn exit(desk: &Desk<'_>, orders: &[ExitOrder], last_epoch: Epoch) -> Result<Outcome, Refusal> {
+fn exit(desk: &CommandContext<'_>, orders: &[ExitOrder], last_epoch: Epoch) -> Result<Outcome, Refusal> {
     desk.fencing.held()?;
     let network = desk.network;
     let epoch = network.epoch_of(desk.now);
@@ -965,7 +1009,7 @@ fn exit(desk: &Desk<'_>, orders: &[ExitOrder], last_epoch: Epoch) -> Result<Outc
 }
 
 /// Whether a key may have signed that by now. What lies in the future would silence it until then: a slip, or an attack.
-fn is_possible(past: Watermarks, desk: &Desk<'_>) -> bool {
+fn is_possible(past: Watermarks, desk: &CommandContext<'_>) -> bool {
     let latest = desk.now.saturating_add(1);
     let block = past.block.is_none_or(|block| block.slot <= latest);
     let vote =
@@ -974,7 +1018,7 @@ fn is_possible(past: Watermarks, desk: &Desk<'_>) -> bool {
 }
 
 /// Adds to what is known of a key's past.
-fn raise(desk: &Desk<'_>, public_key: &PublicKey, key: &Key, past: Watermarks) -> Result<(), Refusal> {
+fn raise(desk: &CommandContext<'_>, public_key: &PublicKey, key: &Key, past: Watermarks) -> Result<(), Refusal> {
     let mut history = key.lock();
     let raised = history.with(past);
     if raised != *history {
