@@ -28,7 +28,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use casemate_protocol::BoundedBytes;
-use casemate_protocol::calls::{self, Answer, Call, NoResponse, PART_LEN};
+use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
 use casemate_protocol::outward::{OutwardReply, OutwardRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, mpsc};
@@ -120,7 +120,7 @@ impl Kms {
     /// AWS's client, whose requests go through the vault in this conversation.
     pub fn client(&self, conversation: Conversation) -> aws_sdk_kms::Client {
         let Self { config, parent, host, port } = self.clone();
-        let way = Way { parent, host, port, conversation: Arc::new(conversation) };
+        let way = VaultTlsConnector { parent, host, port, conversation: Arc::new(conversation) };
         let config = config.to_builder().http_client(Client(SharedHttpConnector::new(way))).build();
         aws_sdk_kms::Client::from_conf(config)
     }
@@ -255,13 +255,13 @@ impl HttpClient for Client {
 pub struct Conversation {
     id: u64,
     to_vault: mpsc::Sender<Vec<u8>>,
-    from_vault: Mutex<mpsc::UnboundedReceiver<Call>>,
+    from_vault: Mutex<mpsc::UnboundedReceiver<BrokerRequest>>,
     attempts: AtomicU64,
 }
 
 impl Conversation {
     /// The call of this number; what the vault says in it comes from `from_vault`.
-    pub fn new(id: u64, to_vault: mpsc::Sender<Vec<u8>>, from_vault: mpsc::UnboundedReceiver<Call>) -> Self {
+    pub fn new(id: u64, to_vault: mpsc::Sender<Vec<u8>>, from_vault: mpsc::UnboundedReceiver<BrokerRequest>) -> Self {
         Self { id, to_vault, from_vault: Mutex::new(from_vault), attempts: AtomicU64::new(1) }
     }
 
@@ -274,20 +274,20 @@ impl Conversation {
             tokio::select! {
                 said = from_vault.recv() => match said {
                     // Where the store takes no more, it will say so by ending the connection.
-                    Some(Call::Carry { attempt: 0, bytes }) => drop(stream.write_all(bytes.as_ref()).await),
+                    Some(BrokerRequest::TlsOut { attempt: 0, bytes }) => drop(stream.write_all(bytes.as_ref()).await),
                     _ => return Ok(()),
                 },
                 read = stream.read(&mut buffer), if open => {
                     let len = read.unwrap_or(0);
                     open = len > 0;
                     let bytes = buffer.get(..len).map(<[u8]>::to_vec).and_then(BoundedBytes::new);
-                    self.say(&Answer::Carried { attempt: 0, bytes }).await?;
+                    self.say(&BrokerReply::TlsIn { attempt: 0, bytes }).await?;
                 }
             }
         }
     }
 
-    async fn say(&self, answer: &Answer) -> io::Result<()> {
+    async fn say(&self, answer: &BrokerReply) -> io::Result<()> {
         let mut bytes = Vec::new();
         calls::encode(self.id, answer, &mut bytes);
         self.to_vault.send(bytes).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -296,27 +296,27 @@ impl Conversation {
 
 /// The way to KMS: TCP through the parent, TLS from the vault. A connection for each request: there are few.
 #[derive(Clone)]
-struct Way {
+struct VaultTlsConnector {
     parent: Parent,
     host: String,
     port: u16,
     conversation: Arc<Conversation>,
 }
 
-impl fmt::Debug for Way {
+impl fmt::Debug for VaultTlsConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Way").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
     }
 }
 
-impl HttpConnector for Way {
+impl HttpConnector for VaultTlsConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let this = self.clone();
         HttpConnectorFuture::new(async move { this.send(request).await })
     }
 }
 
-impl Way {
+impl VaultTlsConnector {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let other = |error: Box<dyn std::error::Error + Send + Sync>| ConnectorError::other(error, None);
         let stream = self.parent.connect(&self.host, self.port).await.map_err(|e| ConnectorError::io(e.into()))?;
@@ -327,7 +327,7 @@ impl Way {
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let body = request.body().bytes().map(<[u8]>::to_vec).and_then(BoundedBytes::new);
         let body = body.ok_or_else(|| other("a body in pieces, or longer than the vault takes".into()))?;
-        let request = Answer::Request { attempt, headers, body };
+        let request = BrokerReply::Request { attempt, headers, body };
         self.conversation.say(&request).await.map_err(|e| ConnectorError::io(e.into()))?;
         let (status, body) = match self.carry(attempt, stream).await.map_err(|e| ConnectorError::io(e.into()))? {
             Ok(response) => response,
@@ -359,14 +359,14 @@ impl Way {
         loop {
             tokio::select! {
                 said = from_vault.recv() => match said.ok_or(io::ErrorKind::BrokenPipe)? {
-                    Call::Carry { attempt: of, bytes } if of == attempt => {
+                    BrokerRequest::TlsOut { attempt: of, bytes } if of == attempt => {
                         // Where KMS takes no more, it will say so by ending the connection.
                         let _ = stream.write_all(bytes.as_ref()).await;
                     }
-                    Call::Response { attempt: of, status, body } if of == attempt => {
+                    BrokerRequest::Response { attempt: of, status, body } if of == attempt => {
                         return Ok(Ok((status, body.into_vec())));
                     }
-                    Call::NoResponse { attempt: of, why } if of == attempt => return Ok(Err(why)),
+                    BrokerRequest::NoResponse { attempt: of, why } if of == attempt => return Ok(Err(why)),
                     // Of an attempt that was given up.
                     _ => {}
                 },
@@ -374,7 +374,7 @@ impl Way {
                     let len = read.unwrap_or(0);
                     open = len > 0;
                     let bytes = buffer.get(..len).map(<[u8]>::to_vec).and_then(BoundedBytes::new);
-                    self.conversation.say(&Answer::Carried { attempt, bytes }).await?;
+                    self.conversation.say(&BrokerReply::TlsIn { attempt, bytes }).await?;
                 }
             }
         }

@@ -348,16 +348,16 @@ struct VaultCalls {
     /// To the vault, like the parent's requests.
     answers: mpsc::Sender<Vec<u8>>,
     /// Calls under way, in which the vault may say more.
-    conversations: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<calls::Call>>>>,
+    conversations: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<calls::BrokerRequest>>>>,
 }
 
 impl VaultCalls {
     /// Each in a task of its own: KMS takes its time, and the vault's replies must not wait for it.
     fn carry_out(&self, frame: &[u8]) -> Result<(), FrameError> {
-        use calls::Call::{Carry, HangUp, NoResponse, Response};
+        use calls::BrokerRequest::{Close, NoResponse, Response, TlsOut};
 
-        let Numbered { id, content: call, .. } = calls::decode_call(frame)?;
-        if matches!(call, Carry { .. } | Response { .. } | NoResponse { .. } | HangUp) {
+        let Numbered { id, content: call, .. } = calls::decode_request(frame)?;
+        if matches!(call, TlsOut { .. } | Response { .. } | NoResponse { .. } | Close) {
             // To a call that has ended nothing more is said.
             if let Some(conversation) = self.lock().get(&id) {
                 let _ = conversation.send(call);
@@ -371,7 +371,7 @@ impl VaultCalls {
         tokio::spawn(async move {
             let answer = match services {
                 Some(services) => services.answer(call, Conversation::new(id, answers.clone(), said)).await,
-                None => calls::Answer::Failed(calls::Failure::Refused),
+                None => calls::BrokerReply::Failed(calls::Failure::Refused),
             };
             conversations.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             let mut bytes = Vec::new();
@@ -381,7 +381,7 @@ impl VaultCalls {
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<calls::Call>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<calls::BrokerRequest>>> {
         self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

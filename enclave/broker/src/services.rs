@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use casemate_protocol::calls::{Answer, Call, Failure, PART_LEN};
+use casemate_protocol::calls::{BrokerReply, BrokerRequest, Failure, PART_LEN};
 use casemate_protocol::outward::MAX_BLOB_LEN;
 use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest, Root};
 use tokio::time::timeout;
@@ -38,62 +38,67 @@ impl Services {
     }
 
     /// Carries out a call. What went wrong goes into the log; the vault hears its kind.
-    pub async fn answer(&self, call: Call, conversation: Conversation) -> Answer {
+    pub async fn answer(&self, call: BrokerRequest, conversation: Conversation) -> BrokerReply {
         self.carry_out(call, conversation).await.unwrap_or_else(|error| {
             warn!(%error, "a call of the vault failed");
-            Answer::Failed(error.failure())
+            BrokerReply::Failed(error.failure())
         })
     }
 
-    async fn carry_out(&self, call: Call, conversation: Conversation) -> Result<Answer, CallError> {
+    async fn carry_out(&self, call: BrokerRequest, conversation: Conversation) -> Result<BrokerReply, CallError> {
         match call {
-            Call::GenerateDataKey { key_arn, group, network, document } => {
+            BrokerRequest::GenerateDataKey { key_arn, group, network, document } => {
                 let context = context(group, network);
                 self.kms.generate_data_key(conversation, &key_arn, document.into_vec(), context).await?;
-                Ok(Answer::Done)
+                Ok(BrokerReply::Done)
             }
-            Call::Decrypt { key_arn, group, network, document, wrapped } => {
+            BrokerRequest::Decrypt { key_arn, group, network, document, wrapped } => {
                 let context = context(group, network);
                 let (wrapped, document) = (wrapped.into_vec(), document.into_vec());
                 self.kms.decrypt(conversation, &key_arn, wrapped, document, context).await?;
-                Ok(Answer::Done)
+                Ok(BrokerReply::Done)
             }
-            Call::Carry { .. } | Call::Response { .. } | Call::NoResponse { .. } | Call::HangUp => Err(CallError::Part),
-            Call::Dial { host, port } => self.dial(conversation, &host, port).await,
-            Call::ReadRecord { group } => match self.parent.ask(&OutwardRequest::ReadRecord { group }).await? {
-                OutwardReply::Record { record } => Ok(Answer::Record { record }),
-                _ => Err(ParentError::Unexpected.into()),
-            },
-            Call::SwapRecord { group, old, new } => {
-                match self.parent.ask(&OutwardRequest::SwapRecord { group, old, new }).await? {
-                    OutwardReply::Swapped => Ok(Answer::Swapped),
-                    OutwardReply::Conflict => Ok(Answer::Conflict),
+            BrokerRequest::TlsOut { .. }
+            | BrokerRequest::Response { .. }
+            | BrokerRequest::NoResponse { .. }
+            | BrokerRequest::Close => Err(CallError::Part),
+            BrokerRequest::Connect { host, port } => self.dial(conversation, &host, port).await,
+            BrokerRequest::ReadRecord { group } => {
+                match self.parent.ask(&OutwardRequest::ReadRecord { group }).await? {
+                    OutwardReply::Record { record } => Ok(BrokerReply::Record { record }),
                     _ => Err(ParentError::Unexpected.into()),
                 }
             }
-            Call::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
+            BrokerRequest::SwapRecord { group, old, new } => {
+                match self.parent.ask(&OutwardRequest::SwapRecord { group, old, new }).await? {
+                    OutwardReply::Swapped => Ok(BrokerReply::Swapped),
+                    OutwardReply::Conflict => Ok(BrokerReply::Conflict),
+                    _ => Err(ParentError::Unexpected.into()),
+                }
+            }
+            BrokerRequest::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
                 OutwardReply::Blobs { mut generations } => {
                     generations.truncate(1000);
-                    Ok(Answer::Blobs { generations })
+                    Ok(BrokerReply::Blobs { generations })
                 }
                 _ => Err(ParentError::Unexpected.into()),
             },
-            Call::LoadBlob { group, generation, offset } => self.load((group, generation), offset).await,
-            Call::StoreBlob { group, generation, offset, total, part } => {
+            BrokerRequest::LoadBlob { group, generation, offset } => self.load((group, generation), offset).await,
+            BrokerRequest::StoreBlob { group, generation, offset, total, part } => {
                 self.store((group, generation), offset, total, part.as_ref()).await
             }
         }
     }
 
     /// Carries the vault's TLS to the fence's store and back, until the vault has had enough.
-    async fn dial(&self, conversation: Conversation, host: &str, port: u16) -> Result<Answer, CallError> {
+    async fn dial(&self, conversation: Conversation, host: &str, port: u16) -> Result<BrokerReply, CallError> {
         let stream = self.parent.connect(host, port).await?;
         let carried = timeout(MAX_DIAL, conversation.relay(stream)).await;
         carried.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(CallError::Carry)?;
-        Ok(Answer::Done)
+        Ok(BrokerReply::Done)
     }
 
-    async fn load(&self, name: Name, offset: u64) -> Result<Answer, CallError> {
+    async fn load(&self, name: Name, offset: u64) -> Result<BrokerReply, CallError> {
         let cached = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let blob = if let Some((_, blob)) = cached.filter(|(loaded, _)| offset > 0 && *loaded == name) {
             blob
@@ -112,10 +117,10 @@ impl Services {
         if offset.saturating_add(part.as_ref().len()) == blob.len() {
             *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        Ok(Answer::Part { total: u64::try_from(blob.len()).unwrap_or(u64::MAX), part })
+        Ok(BrokerReply::Part { total: u64::try_from(blob.len()).unwrap_or(u64::MAX), part })
     }
 
-    async fn store(&self, name: Name, offset: u64, total: u64, part: &[u8]) -> Result<Answer, CallError> {
+    async fn store(&self, name: Name, offset: u64, total: u64, part: &[u8]) -> Result<BrokerReply, CallError> {
         let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN).ok_or(CallError::Part)?;
         let whole = {
             let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +138,7 @@ impl Services {
             }
             held.extend_from_slice(part);
             if held.len() < total {
-                return Ok(Answer::Taken);
+                return Ok(BrokerReply::Taken);
             }
             unfinished.remove(&name).unwrap_or_default()
         };
@@ -143,7 +148,7 @@ impl Services {
         match self.parent.ask(&request).await? {
             OutwardReply::Stored => {
                 info!(group, generation, bytes = total, "the vault's state is sealed and stored");
-                Ok(Answer::Stored)
+                Ok(BrokerReply::Stored)
             }
             _ => Err(ParentError::Unexpected.into()),
         }

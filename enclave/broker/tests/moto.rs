@@ -15,7 +15,7 @@ use casemate_broker::outward::Parent;
 use casemate_protocol::Bytes;
 use casemate_protocol::address::Address;
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
-use casemate_vault::link::kms::{Asked, Endpoint};
+use casemate_vault::link::kms::{Endpoint, KmsRequest};
 use common::{Question, conversation};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -65,8 +65,13 @@ async fn motos_kms_understands_the_brokers_client() {
     assert_eq!(answer["KeyId"], *key_arn);
     let (plaintext, wrapped) = (answer["Plaintext"].clone(), answer["CiphertextBlob"].as_str().unwrap());
     assert_eq!(BASE64_STANDARD.decode(plaintext.as_str().unwrap()).unwrap().len(), 32);
-    let asked =
-        Asked { key_arn: &key_arn, group: "alpha", network: Bytes([5; 32]), document: b"no document", wrapped: None };
+    let asked = KmsRequest {
+        key_arn: &key_arn,
+        group: "alpha",
+        network: Bytes([5; 32]),
+        document: b"no document",
+        wrapped: None,
+    };
     assert_eq!(asked.read(&response), None, "a plaintext is nothing that the vault takes");
 
     // Decrypt gives the same; in another context it gives nothing.

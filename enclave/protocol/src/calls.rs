@@ -1,8 +1,8 @@
 //! What the vault asks of the broker, on channel 0 of the socket between them: KMS, and the parent's disk.
 //!
 //! The broker carries it and is trusted with nothing: blobs are sealed, and TLS to KMS begins in the vault. A call of KMS is a
-//! conversation under one number: the broker writes and signs the request ([`Answer::Request`]), the vault checks it, sends it
-//! over TLS of its own ([`Call::Carry`], [`Answer::Carried`]) and tells the broker what came ([`Call::Response`]), so that its
+//! conversation under one number: the broker writes and signs the request ([`BrokerReply::Request`]), the vault checks it, sends it
+//! over TLS of its own ([`BrokerRequest::TlsOut`], [`BrokerReply::TlsIn`]) and tells the broker what came ([`BrokerRequest::Response`]), so that its
 //! client can explain and try again. What KMS handed out the vault takes from its own TLS, never from the broker.
 //! Blobs cross in parts, so that frames stay small.
 
@@ -38,7 +38,7 @@ pub type Part = BoundedBytes<1, PART_LEN>;
 /// What the vault asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub enum Call {
+pub enum BrokerRequest {
     /// KMS `GenerateDataKey` with a `Recipient`.
     GenerateDataKey {
         /// ARN of the KMS key.
@@ -91,7 +91,7 @@ pub enum Call {
         part: Part,
     },
     /// Within a KMS call: TLS for KMS.
-    Carry {
+    TlsOut {
         /// Of which request.
         attempt: u64,
         /// Bytes as they go out.
@@ -127,15 +127,15 @@ pub enum Call {
         /// What is put there.
         new: RecordBytes,
     },
-    /// A conversation with the fence's store: the vault's TLS, carried in [`Call::Carry`] and [`Answer::Carried`] of attempt 0.
-    Dial {
+    /// A conversation with the fence's store: the vault's TLS, carried in [`BrokerRequest::TlsOut`] and [`BrokerReply::TlsIn`] of attempt 0.
+    Connect {
         /// DNS name or address.
         host: String,
         /// Port.
         port: u16,
     },
     /// Ends a conversation with the fence's store.
-    HangUp,
+    Close,
 }
 
 /// Why a request to KMS had no response.
@@ -158,7 +158,7 @@ pub type Header = (String, String);
 /// What the broker answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub enum Answer {
+pub enum BrokerReply {
     /// Within a KMS call: the signed request. The vault opens TLS for it and checks it first.
     Request {
         /// Its number within the call: a client that was left without a response tries again.
@@ -169,7 +169,7 @@ pub enum Answer {
         body: BoundedBytes<1, MAX_KMS_BODY_LEN>,
     },
     /// Within a KMS call: TLS from KMS; nothing where the connection has ended.
-    Carried {
+    TlsIn {
         /// Of which request.
         attempt: u64,
         /// Bytes as they came in.
@@ -195,14 +195,14 @@ pub enum Answer {
     Stored,
     /// It did not work.
     Failed(Failure),
-    /// To [`Call::ReadRecord`]; nothing where there is no file.
+    /// To [`BrokerRequest::ReadRecord`]; nothing where there is no file.
     Record {
         /// The record.
         record: Option<RecordBytes>,
     },
-    /// To [`Call::SwapRecord`].
+    /// To [`BrokerRequest::SwapRecord`].
     Swapped,
-    /// To [`Call::SwapRecord`]: something else is there.
+    /// To [`BrokerRequest::SwapRecord`]: something else is there.
     Conflict,
 }
 
@@ -236,12 +236,12 @@ pub fn encode<T: Serialize>(id: u64, content: &T, out: &mut Vec<u8>) {
 }
 
 /// Reads the one call in a frame of channel 0 (without length and channel).
-pub fn decode_call(frame: &[u8]) -> Result<Numbered<Call>, FrameError> {
+pub fn decode_request(frame: &[u8]) -> Result<Numbered<BrokerRequest>, FrameError> {
     decode(frame)
 }
 
 /// Reads the one answer in a frame of channel 0 (without length and channel).
-pub fn decode_answer(frame: &[u8]) -> Result<Numbered<Answer>, FrameError> {
+pub fn decode_reply(frame: &[u8]) -> Result<Numbered<BrokerReply>, FrameError> {
     decode(frame)
 }
 

@@ -20,7 +20,7 @@ use crate::fence::store::{self, DynamodbAt, StoreError};
 use crate::keys::custody::{self, Custody, CustodyError};
 use crate::keys::journal::Forgetful;
 use crate::keys::seal::{Contents, Place};
-use crate::link::calls::{Calls, Outside};
+use crate::link::calls::{BrokerClient, BrokerServices};
 use crate::link::kms::Endpoint;
 use crate::link::server::Link;
 use crate::platform::clock::{KernelClocks, Sources};
@@ -54,7 +54,7 @@ pub struct Unsealed {
     nsm: Arc<dyn Nsm>,
     custody: Custody,
     loaded: Loaded,
-    calls: Arc<Calls>,
+    calls: Arc<BrokerClient>,
     /// What was unsealed; empty where the parent keeps nothing.
     pub contents: Contents,
 }
@@ -70,7 +70,7 @@ impl Start {
             network: configuration.network.genesis_validators_root(),
         };
         let calls = link.calls();
-        let outside = Arc::new(Outside::new(Arc::clone(&calls), kms));
+        let outside = Arc::new(BrokerServices::new(Arc::clone(&calls), kms));
         let custody = Custody::new(outside, Arc::clone(&nsm), place)?;
         let mut backoff = MIN_BACKOFF;
         loop {
@@ -118,7 +118,7 @@ fn record_fence(
     configured: &RecordStore,
     group: &str,
     network: &Network,
-    calls: &Arc<Calls>,
+    calls: &Arc<BrokerClient>,
     clock: &Arc<dyn Clock>,
     dynamodb: &DynamodbAt,
     credentials: Option<&StoreCredentials>,
@@ -283,7 +283,7 @@ mod tests {
     /// What a start does with this store.
     fn fence(store: &RecordStore, dynamodb: &DynamodbAt) -> Result<FenceParts, FenceError> {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let calls = Arc::new(Calls::new(Arc::new(Mutex::new(ours))));
+        let calls = Arc::new(BrokerClient::new(Arc::new(Mutex::new(ours))));
         let clock: Arc<dyn Clock> = Arc::new(crate::SystemClock);
         record_fence(store, "alpha", &network(), &calls, &clock, dynamodb, None)
     }

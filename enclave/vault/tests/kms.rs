@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::calls::NoResponse;
-use casemate_vault::link::kms::{Asked, Endpoint, Exchange, Response};
+use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, Response};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
@@ -34,7 +34,7 @@ impl Kms {
 
     /// An exchange whose request has come; KMS is to answer.
     fn asked(&self) -> (Exchange, ServerConnection) {
-        let asked = Asked { key_arn: "arn", group: "g", network: Bytes([5; 32]), document: b"d", wrapped: None };
+        let asked = KmsRequest { key_arn: "arn", group: "g", network: Bytes([5; 32]), document: b"d", wrapped: None };
         let headers =
             [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", "TrentService.GenerateDataKey")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::calls;
-use casemate_vault::link::kms::{Asked, Endpoint, Exchange, amazon_roots, response};
+use casemate_vault::link::kms::{KmsRequest, Endpoint, Exchange, amazon_roots, response};
 use libfuzzer_sys::fuzz_target;
 
 static ENDPOINT: LazyLock<Endpoint> =
@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         calls::encode(answer.id, &answer.content, &mut out);
         assert_eq!(&out[12..], bytes);
     }
-    let asked = Asked { key_arn: "arn", group: "g", network: Bytes([5; 32]), document: b"d", wrapped: None };
+    let asked = KmsRequest { key_arn: "arn", group: "g", network: Bytes([5; 32]), document: b"d", wrapped: None };
     let headers = [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", "TrentService.GenerateDataKey")];
     let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
     // The fuzzer's body goes out only where it says what was asked for.

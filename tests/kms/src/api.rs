@@ -8,7 +8,7 @@ use casemate_document::{Anchor, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::policy::{Asked, Policy};
+use crate::policy::{Policy, PolicyRequest};
 use crate::recipient::{self, Recipient};
 use crate::state::{Key, State};
 use crate::{cms, state};
@@ -257,7 +257,7 @@ fn allowed(
     context: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
     let attested = recipient.map(|recipient| &recipient.pcrs);
-    let asked = Asked { principal, action, attested, context };
+    let asked = PolicyRequest { principal, action, attested, context };
     if key.policy.as_ref().is_none_or(|policy| policy.allows(&asked)) {
         return Ok(());
     }

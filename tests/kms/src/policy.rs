@@ -11,7 +11,7 @@ pub type Attested<'a> = Option<&'a BTreeMap<u8, String>>;
 
 /// What is to be judged.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct PolicyRequest<'a> {
     /// ARN of whoever asks.
     pub principal: &'a str,
     /// `kms:Decrypt`.
@@ -155,7 +155,7 @@ impl Policy {
     }
 
     /// Whether it is allowed: by a statement that allows it, and by none that denies it.
-    pub fn allows(&self, asked: &Asked<'_>) -> bool {
+    pub fn allows(&self, asked: &PolicyRequest<'_>) -> bool {
         let applies = |effect| {
             let statements = self.statements.as_slice().iter().filter(move |s| s.effect == effect);
             statements.filter(|statement| statement.is_for(asked)).count() > 0
@@ -165,7 +165,7 @@ impl Policy {
 }
 
 impl Statement {
-    fn is_for(&self, asked: &Asked<'_>) -> bool {
+    fn is_for(&self, asked: &PolicyRequest<'_>) -> bool {
         let matches = |pattern: &String| {
             pattern == asked.action || pattern.strip_suffix('*').is_some_and(|start| asked.action.starts_with(start))
         };
@@ -183,7 +183,7 @@ impl Statement {
     }
 }
 
-fn found<'a>(name: &str, asked: &Asked<'a>) -> Option<&'a str> {
+fn found<'a>(name: &str, asked: &PolicyRequest<'a>) -> Option<&'a str> {
     match Key::parse(name).ok()? {
         Key::Pcr(index) => asked.attested?.get(&index).map(String::as_str),
         Key::Context(name) => asked.context.get(name).map(String::as_str),
@@ -217,7 +217,7 @@ mod tests {
 
     impl Allows for Policy {
         fn to(&self, action: &str, attested: Attested<'_>) -> bool {
-            self.allows(&Asked { principal: "arn:x", action, attested, context: &BTreeMap::new() })
+            self.allows(&PolicyRequest { principal: "arn:x", action, attested, context: &BTreeMap::new() })
         }
     }
 
@@ -273,8 +273,9 @@ mod tests {
         .unwrap();
         let pcrs = BTreeMap::from([(0, "ab".to_owned())]);
         let main = BTreeMap::from([("casemate:group".to_owned(), "main".to_owned())]);
-        let allows =
-            |principal, action, attested, context| policy.allows(&Asked { principal, action, attested, context });
+        let allows = |principal, action, attested, context| {
+            policy.allows(&PolicyRequest { principal, action, attested, context })
+        };
         assert!(allows("arn:a", "kms:Decrypt", Some(&pcrs), &main));
         assert!(allows("arn:b", "kms:Decrypt", Some(&pcrs), &main));
         assert!(allows("arn:a", "kms:Encrypt", None, &main));

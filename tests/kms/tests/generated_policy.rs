@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use casemate::Exit;
-use casemate_local_kms::policy::{Asked, Policy};
+use casemate_local_kms::policy::{Policy, PolicyRequest};
 use serde_json::{Value, json};
 
 const PARENT: &str = "arn:aws:iam::123456789012:role/parent";
@@ -58,7 +58,7 @@ fn the_generated_policy_lets_these_images_unseal_and_nobody_else() {
     let group = |name: &str| BTreeMap::from([("casemate:group".to_owned(), name.to_owned())]);
     let allows = |principal: &str, action: &str, attested: Option<[u8; 3]>, name: &str| {
         let (pcrs, context) = (attested.map(image), group(name));
-        policy.allows(&Asked { principal, action, attested: pcrs.as_ref(), context: &context })
+        policy.allows(&PolicyRequest { principal, action, attested: pcrs.as_ref(), context: &context })
     };
     for action in ["kms:Decrypt", "kms:GenerateDataKey"] {
         assert!(allows(PARENT, action, Some([1, 2, 3]), "main"));
@@ -107,7 +107,7 @@ fn the_generated_policy_lets_these_images_unseal_and_nobody_else() {
         (PARENT, Some([1, 2, 3]), true),
     ] {
         let pcrs = attested.map(image);
-        let asked = Asked { principal, action: "kms:Decrypt", attested: pcrs.as_ref(), context: &context };
+        let asked = PolicyRequest { principal, action: "kms:Decrypt", attested: pcrs.as_ref(), context: &context };
         assert_eq!(open.allows(&asked), allowed, "{principal} {attested:?}");
     }
     for action in ["kms:ListGrants", "kms:RevokeGrant"] {
@@ -117,7 +117,7 @@ fn the_generated_policy_lets_these_images_unseal_and_nobody_else() {
     let fixed = Policy::parse(&casemate(&["--measurements", &one, "--immutable"]).unwrap()).unwrap();
     let context = group("main");
     for action in ["kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DisableKey"] {
-        assert!(!fixed.allows(&Asked { principal: ADMINISTRATOR, action, attested: None, context: &context }));
+        assert!(!fixed.allows(&PolicyRequest { principal: ADMINISTRATOR, action, attested: None, context: &context }));
     }
 }
 

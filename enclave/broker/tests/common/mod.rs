@@ -1,9 +1,9 @@
 //! The vault's side of a call of KMS, for tests that look at what the broker's client says.
 
 use casemate_broker::kms::Conversation;
-use casemate_protocol::calls::{self, Answer, Call, NoResponse, PART_LEN};
+use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
 use casemate_protocol::{BoundedBytes, Bytes, frame};
-use casemate_vault::link::kms::{Asked, Endpoint, Exchange, Response};
+use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, Response};
 use tokio::sync::mpsc;
 
 /// What the vault would have asked for.
@@ -17,8 +17,8 @@ pub struct Question {
 }
 
 impl Question {
-    fn asked(&self) -> Asked<'_> {
-        Asked {
+    fn asked(&self) -> KmsRequest<'_> {
+        KmsRequest {
             key_arn: &self.key_arn,
             group: &self.group,
             network: Bytes([5; 32]),
@@ -45,17 +45,17 @@ pub fn conversation(question: Question) -> (Conversation, mpsc::UnboundedReceive
 async fn vault(
     question: Question,
     mut from_broker: mpsc::Receiver<Vec<u8>>,
-    to_broker: mpsc::UnboundedSender<Call>,
+    to_broker: mpsc::UnboundedSender<BrokerRequest>,
     told: mpsc::UnboundedSender<Response>,
 ) {
     let mut exchange = None;
     while let Some(bytes) = from_broker.recv().await {
         let (inner, _) = frame::split(&bytes, 1 << 20).unwrap().unwrap();
         let (channel, inner) = frame::split_channel(inner).unwrap();
-        let answer = calls::decode_answer(inner).unwrap();
+        let answer = calls::decode_reply(inner).unwrap();
         assert_eq!((channel, answer.id), (0, 7));
         let (attempt, came) = match answer.content {
-            Answer::Request { attempt, headers, body } => {
+            BrokerReply::Request { attempt, headers, body } => {
                 match Exchange::begin(&question.endpoint, &question.asked(), &headers, body.as_ref()) {
                     Ok(begun) => {
                         exchange = Some(begun);
@@ -64,7 +64,7 @@ async fn vault(
                     Err(why) => (attempt, Err(why)),
                 }
             }
-            Answer::Carried { attempt, bytes } => {
+            BrokerReply::TlsIn { attempt, bytes } => {
                 let Some(running) = &mut exchange else { continue };
                 let came = match bytes {
                     Some(bytes) => running.incoming(bytes.as_ref()),
@@ -77,15 +77,15 @@ async fn vault(
         let out = exchange.as_mut().map(Exchange::outgoing).unwrap_or_default();
         for part in out.chunks(PART_LEN) {
             let bytes = BoundedBytes::new(part.to_vec()).unwrap();
-            to_broker.send(Call::Carry { attempt, bytes }).unwrap();
+            to_broker.send(BrokerRequest::TlsOut { attempt, bytes }).unwrap();
         }
         let said = match came {
             Ok(None) => continue,
             Ok(Some(response)) => {
                 let _ = told.send(Response { status: response.status, body: response.body.clone() });
-                Call::Response { attempt, status: response.status, body: response.body }
+                BrokerRequest::Response { attempt, status: response.status, body: response.body }
             }
-            Err(why) => Call::NoResponse { attempt, why },
+            Err(why) => BrokerRequest::NoResponse { attempt, why },
         };
         exchange = None;
         to_broker.send(said).unwrap();

@@ -8,14 +8,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use casemate_protocol::calls::{self, Answer, Call, Failure, NoResponse, PART_LEN};
+use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, Failure, NoResponse, PART_LEN};
 use casemate_protocol::outward::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
 
 use crate::keys::custody::{EncryptionContext, KmsAnswer, ServiceError, Services};
 use crate::keys::seal::MAX_BLOB_LEN;
-use crate::link::kms::{Asked, Endpoint, Exchange};
+use crate::link::kms::{Endpoint, Exchange, KmsRequest};
 use crate::link::store::{self, Carrier, Disk};
 use crate::link::tls::Response;
 
@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_mins(2);
 const UNREAD: usize = 64;
 
 /// The vault's side of channel 0. Frames go out under the lock that replies go out under too.
-pub struct Calls {
+pub struct BrokerClient {
     output: Arc<Mutex<UnixStream>>,
     next: AtomicU64,
     waiting: Mutex<Waiting>,
@@ -33,26 +33,26 @@ pub struct Calls {
 
 #[derive(Default)]
 struct Waiting {
-    calls: HashMap<u64, SyncSender<Answer>>,
+    calls: HashMap<u64, SyncSender<BrokerReply>>,
     closed: bool,
 }
 
 /// A call that is under way.
 struct Conversation<'a> {
-    calls: &'a Calls,
+    calls: &'a BrokerClient,
     id: u64,
-    answers: Receiver<Answer>,
+    answers: Receiver<BrokerReply>,
     deadline: Instant,
 }
 
-impl Calls {
+impl BrokerClient {
     pub(crate) fn new(output: Arc<Mutex<UnixStream>>) -> Self {
         Self { output, next: AtomicU64::new(1), waiting: Mutex::default() }
     }
 
     /// An answer from the broker. One to a number that nobody waits for any more is dropped.
     pub(crate) fn deliver(&self, frame: &[u8]) -> Result<(), FrameError> {
-        let answer = calls::decode_answer(frame)?;
+        let answer = calls::decode_reply(frame)?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // The reader must not wait. A broker that says more than is taken has ended the call.
         if waiting.calls.get(&answer.id).is_some_and(|asker| asker.try_send(answer.content).is_err()) {
@@ -68,7 +68,7 @@ impl Calls {
         waiting.calls.clear();
     }
 
-    fn begin(&self, call: &Call) -> Result<Conversation<'_>, ServiceError> {
+    fn begin(&self, call: &BrokerRequest) -> Result<Conversation<'_>, ServiceError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (asker, answers) = sync_channel(UNREAD);
         {
@@ -84,23 +84,28 @@ impl Calls {
         Ok(conversation)
     }
 
-    fn call(&self, call: &Call) -> Result<Answer, ServiceError> {
+    fn call(&self, call: &BrokerRequest) -> Result<BrokerReply, ServiceError> {
         self.begin(call)?.hear()
     }
 
-    fn call_within(&self, timeout: Duration, call: &Call) -> Result<Answer, ServiceError> {
+    fn call_within(&self, timeout: Duration, call: &BrokerRequest) -> Result<BrokerReply, ServiceError> {
         let mut conversation = self.begin(call)?;
         conversation.deadline = Instant::now().checked_add(timeout).unwrap_or(conversation.deadline);
         conversation.hear()
     }
 
     /// A call of KMS: the broker writes the request, the vault sends it over TLS of its own.
-    fn kms(&self, endpoint: &Endpoint, call: &Call, asked: &Asked<'_>) -> Result<KmsAnswer, ServiceError> {
+    fn kms(
+        &self,
+        endpoint: &Endpoint,
+        call: &BrokerRequest,
+        asked: &KmsRequest<'_>,
+    ) -> Result<KmsAnswer, ServiceError> {
         let conversation = self.begin(call)?;
         let (mut exchange, mut answer) = (None, None);
         loop {
             match conversation.hear()? {
-                Answer::Request { attempt, headers, body } => {
+                BrokerReply::Request { attempt, headers, body } => {
                     answer = None;
                     exchange = match Exchange::begin(endpoint, asked, &headers, body.as_ref()) {
                         Ok(mut begun) => {
@@ -108,12 +113,12 @@ impl Calls {
                             Some((attempt, begun))
                         }
                         Err(why) => {
-                            conversation.say(&Call::NoResponse { attempt, why })?;
+                            conversation.say(&BrokerRequest::NoResponse { attempt, why })?;
                             None
                         }
                     };
                 }
-                Answer::Carried { attempt, bytes } => {
+                BrokerReply::TlsIn { attempt, bytes } => {
                     // What belongs to an attempt that was given up is not looked at.
                     let Some((_, running)) = exchange.as_mut().filter(|(running, _)| *running == attempt) else {
                         continue;
@@ -128,29 +133,29 @@ impl Calls {
                         Ok(None) => continue,
                         Ok(Some(response)) => {
                             answer = asked.read(&response);
-                            Call::Response { attempt, status: response.status, body: response.body }
+                            BrokerRequest::Response { attempt, status: response.status, body: response.body }
                         }
-                        Err(why) => Call::NoResponse { attempt, why },
+                        Err(why) => BrokerRequest::NoResponse { attempt, why },
                     };
                     exchange = None;
                     conversation.say(&told)?;
                 }
-                Answer::Done => return answer.ok_or(ServiceError::Refused),
+                BrokerReply::Done => return answer.ok_or(ServiceError::Refused),
                 _ => return Err(ServiceError::Refused),
             }
         }
     }
 }
 
-impl Carrier for Calls {
+impl Carrier for BrokerClient {
     fn exchange(&self, endpoint: &Endpoint, request: &[u8]) -> Result<Response, StoreTrouble> {
         let mut exchange = Exchange::open(endpoint, request).map_err(|why| trouble(&why))?;
-        let dial = Call::Dial { host: endpoint.host.clone(), port: endpoint.port };
+        let dial = BrokerRequest::Connect { host: endpoint.host.clone(), port: endpoint.port };
         let mut conversation = self.begin(&dial).map_err(|_| StoreTrouble::Away)?;
         conversation.deadline = Instant::now().checked_add(store::TIMEOUT).unwrap_or(conversation.deadline);
         let response = conversation.converse(&mut exchange);
         // Where the broker has ended it already, nobody listens.
-        let _ = conversation.say(&Call::HangUp);
+        let _ = conversation.say(&BrokerRequest::Close);
         response
     }
 }
@@ -164,18 +169,18 @@ fn trouble(why: &NoResponse) -> StoreTrouble {
     }
 }
 
-impl Disk for Calls {
+impl Disk for BrokerClient {
     fn read_record(&self, group: &str) -> Result<Option<RecordBytes>, ServiceError> {
-        match self.call_within(store::TIMEOUT, &Call::ReadRecord { group: group.to_owned() })? {
-            Answer::Record { record } => Ok(record),
+        match self.call_within(store::TIMEOUT, &BrokerRequest::ReadRecord { group: group.to_owned() })? {
+            BrokerReply::Record { record } => Ok(record),
             _ => Err(ServiceError::Refused),
         }
     }
 
     fn swap_record(&self, group: &str, old: Option<RecordBytes>, new: RecordBytes) -> Result<bool, ServiceError> {
-        match self.call_within(store::TIMEOUT, &Call::SwapRecord { group: group.to_owned(), old, new })? {
-            Answer::Swapped => Ok(true),
-            Answer::Conflict => Ok(false),
+        match self.call_within(store::TIMEOUT, &BrokerRequest::SwapRecord { group: group.to_owned(), old, new })? {
+            BrokerReply::Swapped => Ok(true),
+            BrokerReply::Conflict => Ok(false),
             _ => Err(ServiceError::Refused),
         }
     }
@@ -187,7 +192,7 @@ impl Conversation<'_> {
         let away = |_| StoreTrouble::Away;
         self.carry(0, &exchange.outgoing()).map_err(away)?;
         loop {
-            let Answer::Carried { attempt: 0, bytes } = self.hear().map_err(away)? else {
+            let BrokerReply::TlsIn { attempt: 0, bytes } = self.hear().map_err(away)? else {
                 return Err(StoreTrouble::Away);
             };
             let came = match &bytes {
@@ -202,7 +207,7 @@ impl Conversation<'_> {
         }
     }
 
-    fn say(&self, call: &Call) -> Result<(), ServiceError> {
+    fn say(&self, call: &BrokerRequest) -> Result<(), ServiceError> {
         let mut bytes = Vec::new();
         calls::encode(self.id, call, &mut bytes);
         let written = self.calls.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
@@ -210,16 +215,16 @@ impl Conversation<'_> {
     }
 
     fn carry(&self, attempt: u64, bytes: &[u8]) -> Result<(), ServiceError> {
-        bytes.chunks(PART_LEN).try_for_each(|part| self.say(&Call::Carry { attempt, bytes: bounded(part)? }))
+        bytes.chunks(PART_LEN).try_for_each(|part| self.say(&BrokerRequest::TlsOut { attempt, bytes: bounded(part)? }))
     }
 
-    fn hear(&self) -> Result<Answer, ServiceError> {
+    fn hear(&self) -> Result<BrokerReply, ServiceError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match self.answers.recv_timeout(left).map_err(|_| ServiceError::Away)? {
-            Answer::Failed(Failure::Away) => Err(ServiceError::Away),
-            Answer::Failed(Failure::Credentials) => Err(ServiceError::Credentials),
-            Answer::Failed(Failure::Denied) => Err(ServiceError::Denied),
-            Answer::Failed(Failure::Refused) => Err(ServiceError::Refused),
+            BrokerReply::Failed(Failure::Away) => Err(ServiceError::Away),
+            BrokerReply::Failed(Failure::Credentials) => Err(ServiceError::Credentials),
+            BrokerReply::Failed(Failure::Denied) => Err(ServiceError::Denied),
+            BrokerReply::Failed(Failure::Refused) => Err(ServiceError::Refused),
             answer => Ok(answer),
         }
     }
@@ -232,14 +237,14 @@ impl Drop for Conversation<'_> {
 }
 
 /// KMS and the parent's disk, through the broker.
-pub struct Outside {
-    calls: Arc<Calls>,
+pub struct BrokerServices {
+    calls: Arc<BrokerClient>,
     kms: Endpoint,
 }
 
-impl Outside {
+impl BrokerServices {
     /// With KMS at this endpoint.
-    pub fn new(calls: Arc<Calls>, kms: Endpoint) -> Self {
+    pub fn new(calls: Arc<BrokerClient>, kms: Endpoint) -> Self {
         Self { calls, kms }
     }
 }
@@ -252,7 +257,7 @@ fn offset(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-impl Services for Outside {
+impl Services for BrokerServices {
     fn generate_data_key(
         &self,
         key_arn: &str,
@@ -260,13 +265,13 @@ impl Services for Outside {
         context: &EncryptionContext,
     ) -> Result<KmsAnswer, ServiceError> {
         let EncryptionContext { group, network } = context;
-        let call = Call::GenerateDataKey {
+        let call = BrokerRequest::GenerateDataKey {
             key_arn: key_arn.to_owned(),
             group: group.clone(),
             network: *network,
             document: bounded(document)?,
         };
-        self.calls.kms(&self.kms, &call, &Asked { key_arn, group, network: *network, document, wrapped: None })
+        self.calls.kms(&self.kms, &call, &KmsRequest { key_arn, group, network: *network, document, wrapped: None })
     }
 
     fn decrypt(
@@ -277,19 +282,23 @@ impl Services for Outside {
         context: &EncryptionContext,
     ) -> Result<KmsAnswer, ServiceError> {
         let EncryptionContext { group, network } = context;
-        let call = Call::Decrypt {
+        let call = BrokerRequest::Decrypt {
             key_arn: key_arn.to_owned(),
             group: group.clone(),
             network: *network,
             document: bounded(document)?,
             wrapped: bounded(wrapped)?,
         };
-        self.calls.kms(&self.kms, &call, &Asked { key_arn, group, network: *network, document, wrapped: Some(wrapped) })
+        self.calls.kms(
+            &self.kms,
+            &call,
+            &KmsRequest { key_arn, group, network: *network, document, wrapped: Some(wrapped) },
+        )
     }
 
     fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError> {
-        match self.calls.call(&Call::ListBlobs { group: group.to_owned() })? {
-            Answer::Blobs { generations } => Ok(generations),
+        match self.calls.call(&BrokerRequest::ListBlobs { group: group.to_owned() })? {
+            BrokerReply::Blobs { generations } => Ok(generations),
             _ => Err(ServiceError::Refused),
         }
     }
@@ -297,8 +306,8 @@ impl Services for Outside {
     fn load_blob(&self, group: &str, generation: u64) -> Result<Vec<u8>, ServiceError> {
         let mut blob = Vec::new();
         loop {
-            let call = Call::LoadBlob { group: group.to_owned(), generation, offset: offset(blob.len()) };
-            let Answer::Part { total, part } = self.calls.call(&call)? else { return Err(ServiceError::Refused) };
+            let call = BrokerRequest::LoadBlob { group: group.to_owned(), generation, offset: offset(blob.len()) };
+            let BrokerReply::Part { total, part } = self.calls.call(&call)? else { return Err(ServiceError::Refused) };
             blob.extend_from_slice(part.as_ref());
             let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN && blob.len() <= *total);
             // Every part has at least one byte, so this ends.
@@ -314,7 +323,7 @@ impl Services for Outside {
         let total = offset(blob.len());
         let mut sent = 0_usize;
         for part in blob.chunks(PART_LEN) {
-            let call = Call::StoreBlob {
+            let call = BrokerRequest::StoreBlob {
                 group: group.to_owned(),
                 generation,
                 offset: offset(sent),
@@ -323,8 +332,8 @@ impl Services for Outside {
             };
             sent = sent.saturating_add(part.len());
             match self.calls.call(&call)? {
-                Answer::Taken if sent < blob.len() => {}
-                Answer::Stored if sent == blob.len() => return Ok(()),
+                BrokerReply::Taken if sent < blob.len() => {}
+                BrokerReply::Stored if sent == blob.len() => return Ok(()),
                 _ => return Err(ServiceError::Refused),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! KMS does not sign its answers. Whoever ends TLS can therefore answer `GenerateDataKey` with a data key of its own, and read
 //! what is sealed with it; so TLS ends here and not in the broker. The broker's client writes and signs the request, for which it
-//! has the credentials; `Asked::check` lets it through only if it is the request that the vault has asked for. Bytes go in and
+//! has the credentials; `KmsRequest::check` lets it through only if it is the request that the vault has asked for. Bytes go in and
 //! out through [`Exchange`]: there is no socket here.
 
 use base64::Engine;
@@ -51,7 +51,7 @@ pub fn amazon_roots() -> RootCertStore {
 }
 
 /// What the vault has asked KMS for.
-pub struct Asked<'a> {
+pub struct KmsRequest<'a> {
     /// ARN of the KMS key.
     pub key_arn: &'a str,
     /// For the encryption context.
@@ -66,7 +66,12 @@ pub struct Asked<'a> {
 
 impl Exchange {
     /// Begins, where the broker's request is what was asked for.
-    pub fn begin(endpoint: &Endpoint, asked: &Asked<'_>, headers: &[Header], body: &[u8]) -> Result<Self, NoResponse> {
+    pub fn begin(
+        endpoint: &Endpoint,
+        asked: &KmsRequest<'_>,
+        headers: &[Header],
+        body: &[u8],
+    ) -> Result<Self, NoResponse> {
         let request = asked.check(&endpoint.authority, headers, body).ok_or(NoResponse::OtherRequest)?;
         Self::open(endpoint, &request)
     }
@@ -110,7 +115,7 @@ struct Answer {
     ciphertext_for_recipient: String,
 }
 
-impl Asked<'_> {
+impl KmsRequest<'_> {
     fn target(&self) -> &'static str {
         match self.wrapped {
             Some(_) => "TrentService.Decrypt",
@@ -185,8 +190,8 @@ mod tests {
 
     const ARN: &str = "arn:aws:kms:eu-central-1:123456789012:key/0a1b-2c";
 
-    fn asked(wrapped: Option<&[u8]>) -> Asked<'_> {
-        Asked { key_arn: ARN, group: "alpha", network: Bytes([5; 32]), document: b"document", wrapped }
+    fn asked(wrapped: Option<&[u8]>) -> KmsRequest<'_> {
+        KmsRequest { key_arn: ARN, group: "alpha", network: Bytes([5; 32]), document: b"document", wrapped }
     }
 
     fn headers(target: &str) -> Vec<Header> {

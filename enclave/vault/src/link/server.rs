@@ -20,7 +20,7 @@ use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked, RequestFrame};
 
 use crate::Vault;
-use crate::link::calls::Calls;
+use crate::link::calls::BrokerClient;
 use crate::signing::bls::BATCH;
 use crate::vault::Due;
 
@@ -47,7 +47,7 @@ pub fn serve(vault: &Vault, stream: &UnixStream, workers: NonZeroUsize) -> io::R
 pub struct Link {
     queue: Arc<Queue>,
     output: Arc<Mutex<UnixStream>>,
-    calls: Arc<Calls>,
+    calls: Arc<BrokerClient>,
     /// What requests hear before anybody serves them.
     waiting: Arc<Mutex<Waiting>>,
     reader: JoinHandle<io::Result<()>>,
@@ -61,7 +61,7 @@ impl Link {
 
     fn start(stream: &UnixStream, served: bool) -> io::Result<Self> {
         let output = Arc::new(Mutex::new(stream.try_clone()?));
-        let (queue, calls) = (Arc::new(Queue::default()), Arc::new(Calls::new(Arc::clone(&output))));
+        let (queue, calls) = (Arc::new(Queue::default()), Arc::new(BrokerClient::new(Arc::clone(&output))));
         let waiting = Arc::new(Mutex::new(Waiting::Unsealing));
         if served {
             queue.open();
@@ -80,7 +80,7 @@ impl Link {
     }
 
     /// The vault's calls to the broker.
-    pub fn calls(&self) -> Arc<Calls> {
+    pub fn calls(&self) -> Arc<BrokerClient> {
         Arc::clone(&self.calls)
     }
 
@@ -241,7 +241,7 @@ fn read(
     mut stream: &UnixStream,
     queue: &Queue,
     output: &Mutex<UnixStream>,
-    calls: &Calls,
+    calls: &BrokerClient,
     waiting: &Mutex<Waiting>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; READ_LEN];

@@ -18,7 +18,7 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use rustls::RootCertStore;
 
-use crate::link::calls::Calls;
+use crate::link::calls::BrokerClient;
 use crate::link::kms::amazon_roots;
 pub use crate::link::store::{Carrier, TIMEOUT};
 use crate::link::tls::Endpoint;
@@ -77,7 +77,7 @@ impl DynamodbAt {
 pub fn open(
     configured: &RecordStore,
     place: Place,
-    calls: Arc<Calls>,
+    calls: Arc<BrokerClient>,
     clock: Arc<dyn Clock>,
     dynamodb_at: &DynamodbAt,
 ) -> Result<Box<dyn Store>, StoreError> {
