@@ -83,13 +83,13 @@ struct Outgoing {
 }
 
 /// A place in the next write to an enclave.
-pub struct Place<'a> {
+pub struct SendSlot<'a> {
     enclave: &'a Enclave,
     turn: mpsc::Permit<'a, Outgoing>,
     _in_flight: SemaphorePermit<'a>,
 }
 
-impl Place<'_> {
+impl SendSlot<'_> {
     /// Asks the enclave and waits for its reply.
     pub async fn call(self, request: Request) -> Result<Reply, Unavailable> {
         let _one_of_its_key = match &request {
@@ -135,12 +135,12 @@ impl Enclave {
 
     /// A place among the requests in flight, and in the next write: what is asked with it goes out at once. It is waited for while the
     /// enclave takes nothing; nothing where there is no connection.
-    pub async fn place(&self) -> Result<Option<Place<'_>>, Unavailable> {
+    pub async fn place(&self) -> Result<Option<SendSlot<'_>>, Unavailable> {
         // Shedding load here keeps the latency of those that are in.
         let in_flight = self.shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
         let Some(lane) = self.shared.pick() else { return Ok(None) };
         match timeout(self.shared.request_timeout, lane.queue.reserve()).await {
-            Ok(turn) => Ok(turn.ok().map(|turn| Place { enclave: self, turn, _in_flight: in_flight })),
+            Ok(turn) => Ok(turn.ok().map(|turn| SendSlot { enclave: self, turn, _in_flight: in_flight })),
             Err(_) => Err(Unavailable::TimedOut),
         }
     }

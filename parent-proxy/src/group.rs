@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::enclave::{Enclave, Place, Unavailable};
+use crate::enclave::{Enclave, SendSlot, Unavailable};
 use crate::settings::Settings;
 
 /// How often each enclave is asked what it is to the fence.
@@ -91,7 +91,7 @@ impl Group {
     }
 
     /// A place at the holder's; see [`Enclave::place`].
-    pub async fn place(&self) -> Result<Option<(usize, Place<'_>)>, Unavailable> {
+    pub async fn place(&self) -> Result<Option<(usize, SendSlot<'_>)>, Unavailable> {
         let Some((number, enclave)) = self.holder().and_then(|number| Some((number, self.enclaves.get(number)?)))
         else {
             return Ok(None);
@@ -107,7 +107,7 @@ impl Group {
     /// The same, from a place that has been taken.
     pub async fn call_from(
         &self,
-        mut place: Option<(usize, Place<'_>)>,
+        mut place: Option<(usize, SendSlot<'_>)>,
         request: Request,
     ) -> Result<Reply, Unavailable> {
         let mut waiting: Option<(Instant, watch::Receiver<_>)> = None;

@@ -18,7 +18,7 @@ use x509_cert::name::Name;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
 use crate::error::{hex, shown};
-use crate::{Error, Place, TOLERANCE_MS, Timestamp};
+use crate::{CertPosition, Error, TOLERANCE_MS, Timestamp};
 
 /// Longest certificate, in bytes.
 pub const MAX_CERTIFICATE_LEN: usize = 1024;
@@ -45,7 +45,7 @@ impl Anchor {
 
     /// Another root: of a development stack or a test.
     pub fn from_der(der: &[u8]) -> Result<Self, Error> {
-        let place = Place::Root;
+        let place = CertPosition::Root;
         let malformed = |problem: String| Error::Certificate { place, problem };
         if der.len() > MAX_CERTIFICATE_LEN {
             return Err(malformed(format!("it is {} bytes long; {MAX_CERTIFICATE_LEN} are allowed", der.len())));
@@ -113,13 +113,13 @@ pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timesta
     }
 
     // Each by itself and beside its neighbour, from the root down.
-    check_validity(&anchor.parsed, Place::Root, at)?;
-    check_path_length(&anchor.parsed, Place::Root, intermediates.len())?;
+    check_validity(&anchor.parsed, CertPosition::Root, at)?;
+    check_path_length(&anchor.parsed, CertPosition::Root, intermediates.len())?;
     let mut certificates = vec![summary(&anchor.parsed, root)];
     let mut latest_not_before = not_before(&anchor.parsed);
     let mut above = anchor.parsed.clone();
     for (index, der) in intermediates.iter().enumerate() {
-        let place = Place::Intermediate(index.saturating_add(1));
+        let place = CertPosition::Intermediate(index.saturating_add(1));
         let certificate = parse(der, place)?;
         check_one(&certificate, place, &above, at)?;
         check_authority(&certificate, place, intermediates.len().saturating_sub(index).saturating_sub(1))?;
@@ -127,8 +127,8 @@ pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timesta
         latest_not_before = latest_not_before.max(not_before(&certificate));
         above = certificate;
     }
-    let parsed_leaf = parse(leaf, Place::Leaf)?;
-    check_one(&parsed_leaf, Place::Leaf, &above, at)?;
+    let parsed_leaf = parse(leaf, CertPosition::Leaf)?;
+    check_one(&parsed_leaf, CertPosition::Leaf, &above, at)?;
     check_leaf(&parsed_leaf)?;
     certificates.push(summary(&parsed_leaf, leaf));
     latest_not_before = latest_not_before.max(not_before(&parsed_leaf));
@@ -159,7 +159,7 @@ pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timesta
     Ok(Chain { certificates, leaf_point })
 }
 
-fn parse(der: &[u8], place: Place) -> Result<Certificate, Error> {
+fn parse(der: &[u8], place: CertPosition) -> Result<Certificate, Error> {
     if der.len() > MAX_CERTIFICATE_LEN {
         let problem = format!("it is {} bytes long; {MAX_CERTIFICATE_LEN} are allowed", der.len());
         return Err(Error::Certificate { place, problem });
@@ -168,7 +168,7 @@ fn parse(der: &[u8], place: Place) -> Result<Certificate, Error> {
 }
 
 /// What holds for every certificate below the root.
-fn check_one(certificate: &Certificate, place: Place, above: &Certificate, at: Timestamp) -> Result<(), Error> {
+fn check_one(certificate: &Certificate, place: CertPosition, above: &Certificate, at: Timestamp) -> Result<(), Error> {
     let (issuer, subject) = (certificate.tbs_certificate().issuer(), above.tbs_certificate().subject());
     if issuer != subject {
         return Err(Error::Order { place, issuer: text(issuer), above: text(subject) });
@@ -179,7 +179,7 @@ fn check_one(certificate: &Certificate, place: Place, above: &Certificate, at: T
 }
 
 /// P-384 and SHA-384, nothing else.
-fn check_algorithms(certificate: &Certificate, place: Place) -> Result<(), Error> {
+fn check_algorithms(certificate: &Certificate, place: CertPosition) -> Result<(), Error> {
     let tbs = certificate.tbs_certificate();
     if tbs.version() != Version::V3 {
         return Err(Error::Certificate { place, problem: "it is not of X.509 version 3".to_owned() });
@@ -206,7 +206,7 @@ fn curve(algorithm: &AlgorithmIdentifierOwned) -> Option<ObjectIdentifier> {
 }
 
 /// No extension twice, and no critical one beyond the two that are understood here.
-fn check_extensions(certificate: &Certificate, place: Place) -> Result<(), Error> {
+fn check_extensions(certificate: &Certificate, place: CertPosition) -> Result<(), Error> {
     let extensions = certificate.tbs_certificate().extensions().map(Vec::as_slice).unwrap_or_default();
     for (number, extension) in extensions.iter().enumerate() {
         let oid = extension.extn_id;
@@ -222,7 +222,7 @@ fn check_extensions(certificate: &Certificate, place: Place) -> Result<(), Error
 
 fn extension<'a, T: Decode<'a> + AssociatedOid>(
     certificate: &'a Certificate,
-    place: Place,
+    place: CertPosition,
 ) -> Result<Option<T>, Error> {
     let extensions = certificate.tbs_certificate().extensions().map(Vec::as_slice).unwrap_or_default();
     extensions
@@ -234,7 +234,7 @@ fn extension<'a, T: Decode<'a> + AssociatedOid>(
 }
 
 /// basicConstraints, path length and keyUsage of an authority with `below` authorities under it.
-fn check_authority(certificate: &Certificate, place: Place, below: usize) -> Result<(), Error> {
+fn check_authority(certificate: &Certificate, place: CertPosition, below: usize) -> Result<(), Error> {
     let basic = extension::<BasicConstraints>(certificate, place)?;
     if !basic.is_some_and(|basic| basic.ca) {
         return Err(Error::NotAnAuthority { place });
@@ -246,7 +246,7 @@ fn check_authority(certificate: &Certificate, place: Place, below: usize) -> Res
     check_path_length(certificate, place, below)
 }
 
-fn check_path_length(certificate: &Certificate, place: Place, below: usize) -> Result<(), Error> {
+fn check_path_length(certificate: &Certificate, place: CertPosition, below: usize) -> Result<(), Error> {
     let basic = extension::<BasicConstraints>(certificate, place)?;
     match basic.and_then(|basic| basic.path_len_constraint) {
         Some(allowed) if below > usize::from(allowed) => Err(Error::PathLength { place, allowed, found: below }),
@@ -256,7 +256,7 @@ fn check_path_length(certificate: &Certificate, place: Place, below: usize) -> R
 
 /// The leaf signs documents and nothing else. Its keyUsage is not critical on real leaves.
 fn check_leaf(certificate: &Certificate) -> Result<(), Error> {
-    let place = Place::Leaf;
+    let place = CertPosition::Leaf;
     if extension::<BasicConstraints>(certificate, place)?.is_some_and(|basic| basic.ca) {
         return Err(Error::LeafIsAuthority);
     }
@@ -267,7 +267,7 @@ fn check_leaf(certificate: &Certificate) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_validity(certificate: &Certificate, place: Place, at: Timestamp) -> Result<(), Error> {
+fn check_validity(certificate: &Certificate, place: CertPosition, at: Timestamp) -> Result<(), Error> {
     let (not_before, not_after) = (not_before(certificate), not_after(certificate));
     if at.plus(TOLERANCE_MS) < not_before {
         return Err(Error::NotYetValid { place, not_before, at });

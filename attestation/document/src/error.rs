@@ -64,29 +64,29 @@ pub enum Error {
 
     // The chain.
     #[error("the {place} is malformed: {problem}")]
-    Certificate { place: Place, problem: String },
+    Certificate { place: CertPosition, problem: String },
     #[error("the chain starts at another root: SHA-256 {found}, the pinned root has {pinned}")]
     Root { found: String, pinned: String },
     #[error("the certificates are out of order: the {place} names as issuer ({issuer}), above it stands ({above})")]
-    Order { place: Place, issuer: String, above: String },
+    Order { place: CertPosition, issuer: String, above: String },
     #[error("the {place} is signed with algorithm {found}, not ecdsa-with-SHA384")]
-    SignatureAlgorithm { place: Place, found: String },
+    SignatureAlgorithm { place: CertPosition, found: String },
     #[error("the {place} has a key of algorithm {found}, not P-384")]
-    KeyAlgorithm { place: Place, found: String },
+    KeyAlgorithm { place: CertPosition, found: String },
     #[error("the {place} is no authority (basicConstraints: cA is not set)")]
-    NotAnAuthority { place: Place },
+    NotAnAuthority { place: CertPosition },
     #[error("the leaf certificate is an authority (basicConstraints: cA is set)")]
     LeafIsAuthority,
     #[error("the {place} allows {allowed} authorities below it (pathLenConstraint), {found} are there")]
-    PathLength { place: Place, allowed: u8, found: usize },
+    PathLength { place: CertPosition, allowed: u8, found: usize },
     #[error("the {place} may not be used so: its keyUsage lacks {needed}")]
-    KeyUsage { place: Place, needed: &'static str },
+    KeyUsage { place: CertPosition, needed: &'static str },
     #[error("the {place} has the critical extension {oid}, which is unknown here")]
-    CriticalExtension { place: Place, oid: String },
+    CriticalExtension { place: CertPosition, oid: String },
     #[error("the {place} has expired: it was valid until {not_after}, the time is {at}")]
-    Expired { place: Place, not_after: Timestamp, at: Timestamp },
+    Expired { place: CertPosition, not_after: Timestamp, at: Timestamp },
     #[error("the {place} is not valid yet: it becomes valid at {not_before}, the time is {at}")]
-    NotYetValid { place: Place, not_before: Timestamp, at: Timestamp },
+    NotYetValid { place: CertPosition, not_before: Timestamp, at: Timestamp },
     #[error("the chain does not hold: {problem}")]
     Path { problem: String },
     #[error("the signature is not the leaf certificate's over this document")]
@@ -175,7 +175,7 @@ impl fmt::Display for Field {
 
 /// Which certificate of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum CertPosition {
     /// The trust anchor.
     Root,
     /// One of the bundle, by its index there; the root has index 0.
@@ -184,7 +184,7 @@ pub enum Place {
     Leaf,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for CertPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => f.write_str("root certificate"),

@@ -26,7 +26,7 @@ mod verify;
 pub use accept::{Accepted, Expected};
 pub use chain::{Anchor, CertificateSummary, MAX_CERTIFICATE_LEN, verify_chain};
 pub use cose::{MAX_DOCUMENT_LEN, MAX_PAYLOAD_LEN, SIGNATURE_LEN};
-pub use error::{Error, Field, Place};
+pub use error::{CertPosition, Error, Field};
 pub use payload::{
     MAX_BUNDLE_LEN, MAX_MODULE_ID_LEN, MAX_NONCE_LEN, MAX_PCRS, MAX_PUBLIC_KEY_LEN, MAX_USER_DATA_LEN, PCR_LEN, Pcr,
 };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use casemate_document::{Anchor, At, Document, Error, Expected, Place, Timestamp, Unverified};
+use casemate_document::{Anchor, At, CertPosition, Document, Error, Expected, Timestamp, Unverified};
 use serde_json::Value;
 
 fn verify(bytes: &[u8], at: At) -> Result<Document, Error> {
@@ -91,7 +91,7 @@ fn real_documents_are_refused_outside_their_validity() {
         let last = Timestamp(not_after.0 + 999);
         assert!(verify(raw, At::Time(last)).is_ok(), "{file}");
         let late = Timestamp::from_seconds(not_after.seconds() + 1);
-        let expired = Error::Expired { place: Place::Leaf, not_after, at: late };
+        let expired = Error::Expired { place: CertPosition::Leaf, not_after, at: late };
         assert_eq!(verify(raw, At::Time(late)).unwrap_err(), expired, "{file}");
         // A clock may be behind by the tolerance, no more; where an instance's certificate is younger, it says so first.
         let early = Timestamp(not_before.0 - 5001);

@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use casemate_document::{
-    AWS_ROOT_G1_DER, AWS_ROOT_G1_SHA256, Anchor, At, Document, Error, Expected, Field, MAX_DOCUMENT_LEN,
-    MAX_PAYLOAD_LEN, Place, Timestamp, Unverified, verify_chain,
+    AWS_ROOT_G1_DER, AWS_ROOT_G1_SHA256, Anchor, At, CertPosition, Document, Error, Expected, Field, MAX_DOCUMENT_LEN,
+    MAX_PAYLOAD_LEN, Timestamp, Unverified, verify_chain,
 };
 use casemate_nsm::{
     Authority, Chain, ES384, LEAF_SECONDS, authority_params, cose_sign1, leaf_params, root_params, sign,
@@ -551,15 +551,18 @@ fn a_root_that_is_not_the_pinned_one_though_it_signs_well() {
 fn certificates_in_another_order() {
     let mut bundle: Vec<&[u8]> = PKI.1.bundle.iter().map(Vec::as_slice).collect();
     bundle.swap(1, 2);
-    assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::Order { place: Place::Intermediate(1), .. }));
+    assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::Order { place: CertPosition::Intermediate(1), .. }));
     bundle.swap(1, 2);
     bundle.reverse();
     assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::Root { .. }));
     bundle.reverse();
     let last = bundle.pop().unwrap();
-    assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::Order { place: Place::Leaf, .. }));
+    assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::Order { place: CertPosition::Leaf, .. }));
     bundle.extend([last, last]);
-    assert!(matches!(refused_chain(&bundle, &PKI.1.leaf), Error::PathLength { place: Place::Intermediate(1), .. }));
+    assert!(matches!(
+        refused_chain(&bundle, &PKI.1.leaf),
+        Error::PathLength { place: CertPosition::Intermediate(1), .. }
+    ));
 }
 
 #[test]
@@ -576,7 +579,7 @@ fn a_certificate_that_is_not_part_of_the_path() {
 
 #[test]
 fn an_intermediate_that_is_no_authority() {
-    let place = Place::Intermediate(1);
+    let place = CertPosition::Intermediate(1);
     assert_eq!(refused_change(|p| p.is_ca = IsCa::ExplicitNoCa, as_is), Error::NotAnAuthority { place });
     assert_eq!(refused_change(|p| p.is_ca = IsCa::NoCa, as_is), Error::NotAnAuthority { place });
     // A leaf that issues another.
@@ -597,7 +600,7 @@ fn more_authorities_than_the_path_length_allows() {
     let below = top.issue(authority_params("below", Some(0), date(0), 1)).unwrap();
     let leaf = below.issue(leaf_params("a leaf", date(0), LEAF_SECONDS)).unwrap();
     let error = refused_chain(&[&PKI.0.der, &top.der, &below.der], &leaf);
-    assert_eq!(error, Error::PathLength { place: Place::Intermediate(1), allowed: 0, found: 1 });
+    assert_eq!(error, Error::PathLength { place: CertPosition::Intermediate(1), allowed: 0, found: 1 });
 
     let mut params = root_params();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -606,18 +609,18 @@ fn more_authorities_than_the_path_length_allows() {
     let leaf = between.issue(leaf_params("a leaf", date(0), LEAF_SECONDS)).unwrap();
     let pinned = Anchor::from_der(&root.der).unwrap();
     let error = verify_chain(&leaf.der, &[&root.der, &between.der], &pinned, NOW).unwrap_err();
-    assert_eq!(error, Error::PathLength { place: Place::Root, allowed: 0, found: 1 });
+    assert_eq!(error, Error::PathLength { place: CertPosition::Root, allowed: 0, found: 1 });
 }
 
 #[test]
 fn key_usage() {
-    let place = Place::Intermediate(1);
+    let place = CertPosition::Intermediate(1);
     let needed = "keyCertSign";
     let only_signs = |p: &mut CertificateParams| p.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     assert_eq!(refused_change(only_signs, as_is), Error::KeyUsage { place, needed });
     assert_eq!(refused_change(|p| p.key_usages = vec![], as_is), Error::KeyUsage { place, needed });
 
-    let (place, needed) = (Place::Leaf, "digitalSignature");
+    let (place, needed) = (CertPosition::Leaf, "digitalSignature");
     let none = |p: &mut CertificateParams| p.custom_extensions = vec![];
     assert_eq!(refused_change(as_is, none), Error::KeyUsage { place, needed });
     let another = |p: &mut CertificateParams| {
@@ -641,9 +644,9 @@ fn unknown_critical_extensions() {
         }
     };
     let oid = "1.3.6.1.4.1.99999.1".to_owned();
-    let place = Place::Intermediate(1);
+    let place = CertPosition::Intermediate(1);
     assert_eq!(refused_change(unknown(true), as_is), Error::CriticalExtension { place, oid: oid.clone() });
-    assert_eq!(refused_change(as_is, unknown(true)), Error::CriticalExtension { place: Place::Leaf, oid });
+    assert_eq!(refused_change(as_is, unknown(true)), Error::CriticalExtension { place: CertPosition::Leaf, oid });
     let (between, leaf) = changed(unknown(false), unknown(false));
     assert!(verify_chain(&leaf.der, &[&PKI.0.der, &between], &anchor(), NOW).is_ok());
 }
@@ -654,12 +657,12 @@ fn an_extension_twice() {
         let usage = p.custom_extensions[0].clone();
         p.custom_extensions.push(usage);
     };
-    assert!(matches!(refused_change(as_is, twice), Error::Certificate { place: Place::Leaf, .. }));
+    assert!(matches!(refused_change(as_is, twice), Error::Certificate { place: CertPosition::Leaf, .. }));
 }
 
 #[test]
 fn rsa_and_p256_certificates() {
-    let place = Place::Leaf;
+    let place = CertPosition::Leaf;
     for (algorithm, oid) in
         [(&PKCS_ECDSA_P256_SHA256, "1.2.840.10045.3.1.7"), (&PKCS_RSA_SHA256, "1.2.840.113549.1.1.1")]
     {
@@ -672,8 +675,11 @@ fn rsa_and_p256_certificates() {
         let between = PKI.0.issue_for(authority_params("an authority", None, date(0), 1), key).unwrap();
         let leaf = between.issue(leaf_params("a leaf", date(0), LEAF_SECONDS)).unwrap();
         let error = verify_chain(&leaf.der, &[&PKI.0.der, &between.der], &anchor(), NOW).unwrap_err();
-        assert_eq!(error, Error::KeyAlgorithm { place: Place::Intermediate(1), found: oid.to_owned() });
-        assert!(matches!(Anchor::from_der(&between.der).unwrap_err(), Error::KeyAlgorithm { place: Place::Root, .. }));
+        assert_eq!(error, Error::KeyAlgorithm { place: CertPosition::Intermediate(1), found: oid.to_owned() });
+        assert!(matches!(
+            Anchor::from_der(&between.der).unwrap_err(),
+            Error::KeyAlgorithm { place: CertPosition::Root, .. }
+        ));
     }
     // A P-384 key whose issuer signed with P-256.
     let p256 = Authority { key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(), ..issuer_of(&PKI.0) };
@@ -713,7 +719,7 @@ fn certificates_of_another_version_point_or_usage() {
     // Unchanged, the signature is as good as before.
     assert!(verify(&patched(&[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 2])).is_ok());
     let told = |leaf: &[u8]| match verify(leaf).unwrap_err() {
-        Error::Certificate { place: Place::Leaf, problem } => problem,
+        Error::Certificate { place: CertPosition::Leaf, problem } => problem,
         other => panic!("{other}"),
     };
     assert!(told(&patched(&[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 1])).contains("version 3"));
@@ -743,12 +749,15 @@ fn malformed_certificates() {
     let trailing = [leaf.as_slice(), &[0]].concat();
     for der in [&leaf[..leaf.len() - 1], &trailing, &[0x30, 0x80], b"certificate"] {
         let error = refused(&Fields::good().set("certificate", bytes(der)));
-        assert!(matches!(error, Error::Certificate { place: Place::Leaf, .. }), "{error}");
+        assert!(matches!(error, Error::Certificate { place: CertPosition::Leaf, .. }), "{error}");
         assert!(Anchor::from_der(der).is_err());
     }
-    assert!(matches!(Anchor::from_der(&[0x30; 2000]).unwrap_err(), Error::Certificate { place: Place::Root, .. }));
+    assert!(matches!(
+        Anchor::from_der(&[0x30; 2000]).unwrap_err(),
+        Error::Certificate { place: CertPosition::Root, .. }
+    ));
     // A leaf is no trust anchor.
-    assert_eq!(Anchor::from_der(leaf).unwrap_err(), Error::NotAnAuthority { place: Place::Root });
+    assert_eq!(Anchor::from_der(leaf).unwrap_err(), Error::NotAnAuthority { place: CertPosition::Root });
 }
 
 // Times.
@@ -758,13 +767,13 @@ fn expired_and_not_yet_valid() {
     let not_after = Timestamp::from_seconds(SECONDS + LEAF_SECONDS as u64);
     let at = Timestamp::from_seconds(not_after.seconds() + 1);
     let error = verify_at(&good(), At::Time(at)).unwrap_err();
-    assert_eq!(error, Error::Expired { place: Place::Leaf, not_after, at });
+    assert_eq!(error, Error::Expired { place: CertPosition::Leaf, not_after, at });
     assert!(verify_at(&good(), At::Time(Timestamp(not_after.0 + 999))).is_ok());
 
     // The whole chain starts at one moment here; the first certificate below the root says it.
     let at = Timestamp(NOW.0 - 5001);
     let error = verify_at(&good(), At::Time(at)).unwrap_err();
-    assert_eq!(error, Error::NotYetValid { place: Place::Intermediate(1), not_before: NOW, at });
+    assert_eq!(error, Error::NotYetValid { place: CertPosition::Intermediate(1), not_before: NOW, at });
     assert!(verify_at(&good(), At::Time(Timestamp(NOW.0 - 5000))).is_ok());
 }
 
@@ -774,7 +783,7 @@ fn expired_authorities_and_roots() {
     let at = Timestamp::from_seconds(SECONDS + 61);
     let error = verify_chain(&leaf.der, &[&PKI.0.der, &between], &anchor(), at).unwrap_err();
     let not_after = Timestamp::from_seconds(SECONDS + 60);
-    assert_eq!(error, Error::Expired { place: Place::Intermediate(1), not_after, at });
+    assert_eq!(error, Error::Expired { place: CertPosition::Intermediate(1), not_after, at });
 
     let mut params = root_params();
     params.not_after = date(30);
@@ -783,7 +792,7 @@ fn expired_authorities_and_roots() {
     let pinned = Anchor::from_der(&root.der).unwrap();
     assert!(verify_chain(&leaf.der, &[&root.der], &pinned, NOW).is_ok());
     let error = verify_chain(&leaf.der, &[&root.der], &pinned, at).unwrap_err();
-    assert!(matches!(error, Error::Expired { place: Place::Root, .. }), "{error}");
+    assert!(matches!(error, Error::Expired { place: CertPosition::Root, .. }), "{error}");
 }
 
 #[test]

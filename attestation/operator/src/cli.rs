@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::command::DepositPlace;
+use crate::command::DepositOutput;
 use crate::pins::FencePin;
 use casemate_document::Timestamp;
 use casemate_protocol::arn::TableArn;
@@ -332,8 +332,8 @@ pub struct DepositOptions {
 
 impl DepositOptions {
     /// Where the file goes.
-    pub fn place(&self) -> DepositPlace<'_> {
-        DepositPlace { folder: &self.out, genesis_fork_version: self.genesis_fork_version.as_deref() }
+    pub fn place(&self) -> DepositOutput<'_> {
+        DepositOutput { folder: &self.out, genesis_fork_version: self.genesis_fork_version.as_deref() }
     }
 }
 

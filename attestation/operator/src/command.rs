@@ -56,7 +56,7 @@ struct FileSignature {
 pub type Answer = (String, Exit);
 
 /// Where the deposit data of keys that are made goes.
-pub struct DepositPlace<'a> {
+pub struct DepositOutput<'a> {
     pub folder: &'a Path,
     pub genesis_fork_version: Option<&'a str>,
 }
@@ -66,7 +66,7 @@ pub fn give(
     session: &mut Session,
     commands: &[Command],
     signing: &Signing,
-    deposits: Option<&DepositPlace<'_>>,
+    deposits: Option<&DepositOutput<'_>>,
 ) -> Result<Answer> {
     let mut pairs: Vec<OperatorPair> = Vec::new();
     for path in &signing.operator_key {
@@ -107,7 +107,7 @@ pub fn give(
 
 /// Sends signed commands, one after the other. What became of each is what a document says afterwards: the proxy may lie about
 /// success and about failure, and keep commands for later.
-pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&DepositPlace<'_>>) -> Result<Answer> {
+pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&DepositOutput<'_>>) -> Result<Answer> {
     let commands = signed.iter().map(|one| Command::decode(one.command.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let is_deposit = |command: &Command| matches!(command.action, Action::Generate { .. } | Action::Deposit { .. });
     // Before there are keys: a place for their deposits.
@@ -433,7 +433,7 @@ pub fn run(command: CommandFileCommand) -> Result<Answer> {
                 }
             }
             let version = options.genesis_fork_version.as_deref();
-            let place = DepositPlace { folder: &options.out, genesis_fork_version: version };
+            let place = DepositOutput { folder: &options.out, genesis_fork_version: version };
             send(&mut session, &signed, Some(&place))
         }
     }

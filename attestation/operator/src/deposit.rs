@@ -11,7 +11,7 @@ use casemate_protocol::{Bytes, PublicKey, Root, Signature, Statement, Version};
 use libssz_merkle::{Sha2Hasher, merkleize, pack};
 use serde_json::{Value, json};
 
-use crate::command::DepositPlace;
+use crate::command::DepositOutput;
 use crate::session::{Refused, hex};
 
 /// Domain type of deposits (consensus specification, `DOMAIN_DEPOSIT`).
@@ -38,7 +38,7 @@ pub struct File {
 
 impl File {
     /// Makes one, empty, before there is anything to lose.
-    pub fn create(place: &DepositPlace<'_>, statement: &Statement) -> Result<Self> {
+    pub fn create(place: &DepositOutput<'_>, statement: &Statement) -> Result<Self> {
         let version = genesis_version(statement, place.genesis_fork_version)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
         for number in 0..100 {

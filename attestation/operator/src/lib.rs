@@ -184,7 +184,7 @@ fn exit(options: cli::ExitOptions) -> Result<(String, Exit)> {
     let commands = command::portions(&options.validator)
         .map(|(number, exits)| session.command(number, Action::Exit { exits: exits.to_vec(), last_epoch }))
         .collect::<Result<Vec<_>>>()?;
-    let place = command::DepositPlace { folder: &options.out, genesis_fork_version: None };
+    let place = command::DepositOutput { folder: &options.out, genesis_fork_version: None };
     command::give(&mut session, &commands, &options.signing, Some(&place))
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use casemate_fence::{Place, Record};
+use casemate_fence::{GroupId, Record};
 use casemate_protocol::Slot;
 
 /// The chain of all that was kept.
@@ -73,7 +73,7 @@ fn commands_that_were_kept_are_still_shown() {
 fn records_that_were_kept_are_still_read() {
     for kept in versions().into_iter().map(Kept) {
         let network = const_hex::decode_to_array(HOODI).map(casemate_protocol::Bytes).unwrap();
-        let place = Place { group: "dev".into(), network };
+        let place = GroupId { group: "dev".into(), network };
         let record = Record::decode(&std::fs::read(kept.path("closed.record")).unwrap(), &place).unwrap();
         assert!(record.closed && record.version == 5, "{record:?}");
         assert_eq!(record.ceilings.slot, Slot(4_486_341));

@@ -24,7 +24,7 @@ use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::Nsm;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _, Unsealed};
-use casemate_vault::keys::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{Contents, SealBinding, SealError, SealedKey, SecretBytes};
 use casemate_vault::link::calls::BrokerServices;
 use casemate_vault::link::kms::Endpoint;
 use casemate_vault::link::server;
@@ -54,7 +54,7 @@ struct Bench {
     runtime: tokio::runtime::Runtime,
     folder: tempfile::TempDir,
     nsm: Arc<Soft>,
-    place: Place,
+    place: SealBinding,
     settings: KmsSettings,
     roots: RootCertStore,
 }
@@ -85,7 +85,7 @@ impl Bench {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(tls.root_pem.as_bytes()).unwrap()).unwrap();
         let settings = KmsSettings { region: REGION.into(), host: "localhost".into(), port };
-        let place = Place { key_arn, group: "alpha".into(), network: Bytes([5; 32]) };
+        let place = SealBinding { key_arn, group: "alpha".into(), network: Bytes([5; 32]) };
         let bench = Self { runtime, folder, nsm, place, settings, roots };
         bench.parent();
         bench
@@ -215,7 +215,7 @@ fn failures_cross_as_their_kind() {
     let link = bench.broker("one.sock");
     let custody = bench.custody(&link);
     custody.seal(&contents(1), 1).unwrap();
-    let other = Place { key_arn: bench.place.key_arn.replace("key/", "key/0"), ..bench.place.clone() };
+    let other = SealBinding { key_arn: bench.place.key_arn.replace("key/", "key/0"), ..bench.place.clone() };
     let error =
         Custody::new(bench.outside(&link) as _, Arc::clone(&bench.nsm) as _, other).unwrap().seal(&contents(1), 2);
     assert_eq!(error, Err(CustodyError::Service(ServiceError::Refused)), "no such key");

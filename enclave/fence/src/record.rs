@@ -54,7 +54,7 @@ pub struct Beginning {
 
 /// Whose record it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct GroupId {
     /// The group.
     pub group: String,
     /// The chain's genesis validators root.
@@ -107,7 +107,7 @@ impl Record {
     }
 
     /// Its bytes for a store.
-    pub fn encode(&self, place: &Place) -> Vec<u8> {
+    pub fn encode(&self, place: &GroupId) -> Vec<u8> {
         let Self { version, holder, generation, ceilings, sealed_generation, clean, closed } = *self;
         let (format, group, network) = (FORMAT, place.group.clone(), place.network);
         let stored =
@@ -120,7 +120,7 @@ impl Record {
     }
 
     /// Reads exactly one record, of this group.
-    pub fn decode(bytes: &[u8], place: &Place) -> Result<Self, RecordError> {
+    pub fn decode(bytes: &[u8], place: &GroupId) -> Result<Self, RecordError> {
         if bytes.is_empty() || bytes.len() > MAX_RECORD_LEN {
             return Err(RecordError::Size { len: bytes.len() });
         }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written_and_of_their_group_alone() {
-        let place = Place { group: "alpha".into(), network: Bytes([5; 32]) };
+        let place = GroupId { group: "alpha".into(), network: Bytes([5; 32]) };
         for (clean, closed) in [(None, false), (Some(Bytes([9; 32])), false), (Some(Bytes([9; 32])), true)] {
             let ceilings = Ceilings { slot: Slot(u64::MAX), target: Epoch(2), source: Epoch(1) };
             let (version, generation) = (7, 3);
@@ -161,9 +161,9 @@ mod tests {
             let bytes = record.encode(&place);
             assert!(bytes.len() < MAX_RECORD_LEN / 2);
             assert_eq!(Record::decode(&bytes, &place), Ok(record));
-            let other = Place { group: "beta".into(), ..place.clone() };
+            let other = GroupId { group: "beta".into(), ..place.clone() };
             assert_eq!(Record::decode(&bytes, &other), Err(RecordError::OtherPlace));
-            let other = Place { network: Bytes([6; 32]), ..place.clone() };
+            let other = GroupId { network: Bytes([6; 32]), ..place.clone() };
             assert_eq!(Record::decode(&bytes, &other), Err(RecordError::OtherPlace));
             for len in 0..bytes.len() {
                 assert!(Record::decode(&bytes[..len], &place).is_err());
@@ -203,7 +203,7 @@ mod tests {
         let (ceilings, generation) = (Ceilings::ZERO, 3);
         let (holder, clean, sealed_generation) = (Bytes::ZERO, None, 4);
         let record = Record { version: 7, holder, generation, ceilings, sealed_generation, clean, closed: false };
-        let place = |len| Place { group: "g".repeat(len), network: Bytes([5; 32]) };
+        let place = |len| GroupId { group: "g".repeat(len), network: Bytes([5; 32]) };
         // From 256 on a name of one letter more makes a record of one byte more.
         let longest = 256 + MAX_RECORD_LEN - record.encode(&place(256)).len();
         let bytes = record.encode(&place(longest));

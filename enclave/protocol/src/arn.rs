@@ -73,13 +73,13 @@ pub enum ArnError {
 
 /// Where something of AWS's is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct Scope {
     partition: Partition,
     region: String,
     account: String,
 }
 
-impl Place {
+impl Scope {
     /// The place and the resource in `arn`, where that is one of `service`.
     fn parse<'a>(arn: &'a str, service: &str, form: &'static str) -> Result<(Self, &'a str), ArnError> {
         let wrong = || ArnError::Form { found: shown(arn), form };
@@ -120,7 +120,7 @@ fn shown(text: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TableArn {
-    place: Place,
+    place: Scope,
     table: String,
 }
 
@@ -129,7 +129,7 @@ impl TableArn {
 
     /// Reads one.
     pub fn parse(arn: &str) -> Result<Self, ArnError> {
-        let (place, resource) = Place::parse(arn, "dynamodb", Self::FORM)?;
+        let (place, resource) = Scope::parse(arn, "dynamodb", Self::FORM)?;
         let table = resource.strip_prefix("table/").ok_or(ArnError::Form { found: shown(arn), form: Self::FORM })?;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
         if !(3..=MAX_TABLE_LEN).contains(&table.len()) || !table.bytes().all(allowed) {
@@ -161,7 +161,7 @@ impl TableArn {
 
 impl fmt::Display for TableArn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { partition, region, account } = &self.place;
+        let Scope { partition, region, account } = &self.place;
         write!(f, "arn:{partition}:dynamodb:{region}:{account}:table/{}", self.table)
     }
 }
@@ -183,7 +183,7 @@ impl From<TableArn> for String {
 /// A KMS key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyArn {
-    place: Place,
+    place: Scope,
 }
 
 impl KeyArn {
@@ -191,7 +191,7 @@ impl KeyArn {
 
     /// Reads one.
     pub fn parse(arn: &str) -> Result<Self, ArnError> {
-        let (place, resource) = Place::parse(arn, "kms", Self::FORM)?;
+        let (place, resource) = Scope::parse(arn, "kms", Self::FORM)?;
         let id = resource.strip_prefix("key/").ok_or(ArnError::Form { found: shown(arn), form: Self::FORM })?;
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             return Err(ArnError::Key(shown(id)));

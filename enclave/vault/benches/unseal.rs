@@ -6,7 +6,7 @@ use std::hint::black_box;
 use casemate_protocol::Bytes;
 use casemate_slashing::{History, Watermarks};
 use casemate_vault::Keys;
-use casemate_vault::keys::seal::{self, Contents, Place, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{self, Contents, SealBinding, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -25,7 +25,7 @@ fn unseal(c: &mut Criterion) {
 }
 
 fn unseal_so_many(c: &mut Criterion, count: u64) {
-    let place = Place { key_arn: "arn".into(), group: "main".into(), network: Bytes([5; 32]) };
+    let place = SealBinding { key_arn: "arn".into(), group: "main".into(), network: Bytes([5; 32]) };
     let keys = (0..count).map(|n| {
         let public_key = SecretKey::from_be_bytes(&mut secret(n)).unwrap().public_key();
         SealedKey {

@@ -19,7 +19,7 @@ use crate::admin::command::waiting_for;
 use crate::fence::store::{self, DynamodbAt, StoreError};
 use crate::keys::custody::{self, Custody, CustodyError};
 use crate::keys::journal::Forgetful;
-use crate::keys::seal::{Contents, Place};
+use crate::keys::seal::{Contents, SealBinding};
 use crate::link::calls::{BrokerClient, BrokerServices};
 use crate::link::kms::Endpoint;
 use crate::link::server::Link;
@@ -64,7 +64,7 @@ impl Start {
     /// an error. So is the end of the broker.
     pub fn unseal(self, link: &Link) -> Result<Unsealed, CustodyError> {
         let Self { configuration, nsm, kms } = self;
-        let place = Place {
+        let place = SealBinding {
             key_arn: configuration.kms_key_arn.clone(),
             group: configuration.group.clone(),
             network: configuration.network.genesis_validators_root(),
@@ -123,7 +123,7 @@ fn record_fence(
     dynamodb: &DynamodbAt,
     credentials: Option<&StoreCredentials>,
 ) -> Result<FenceParts, FenceError> {
-    let place = casemate_fence::Place { group: group.to_owned(), network: network.genesis_validators_root() };
+    let place = casemate_fence::GroupId { group: group.to_owned(), network: network.genesis_validators_root() };
     let mut store = store::open(configured, place, Arc::clone(calls), Arc::clone(clock), dynamodb)?;
     if let Some(credentials) = credentials {
         // Those that do not fit are told by the keeper, which goes without.

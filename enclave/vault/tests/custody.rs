@@ -14,7 +14,7 @@ use casemate_vault::Nsm;
 use casemate_vault::keys::cms::CmsError;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services, Unsealed};
 use casemate_vault::keys::seal;
-use casemate_vault::keys::seal::{Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{Contents, SealBinding, SealError, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 use common::{Bench, GROUP, MODULE_ID, NOW, Soft};
 
@@ -87,13 +87,13 @@ fn another_image_gets_no_data_key() {
 #[test]
 fn blobs_of_another_group_chain_or_key_are_refused() {
     let bench = sealed(&[1]);
-    let unseal = |place: Place| bench.start_at(&place).unseal(0).map(|_| ()).unwrap_err();
-    let error = unseal(Place { group: "beta".into(), ..bench.place.clone() });
+    let unseal = |place: SealBinding| bench.start_at(&place).unseal(0).map(|_| ()).unwrap_err();
+    let error = unseal(SealBinding { group: "beta".into(), ..bench.place.clone() });
     assert!(matches!(error, CustodyError::Seal(SealError::OtherGroup { .. })), "{error}");
-    let error = unseal(Place { network: Bytes([6; 32]), ..bench.place.clone() });
+    let error = unseal(SealBinding { network: Bytes([6; 32]), ..bench.place.clone() });
     assert!(matches!(error, CustodyError::Seal(SealError::OtherNetwork { .. })), "{error}");
     let other_arn = bench.world.create_key(None);
-    let error = unseal(Place { key_arn: other_arn, ..bench.place.clone() });
+    let error = unseal(SealBinding { key_arn: other_arn, ..bench.place.clone() });
     assert!(matches!(error, CustodyError::Seal(SealError::OtherKey { .. })), "{error}");
 }
 

@@ -3,14 +3,14 @@
 
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, History, Watermarks};
-use casemate_vault::keys::seal::{self, Contents, Place, SealError, SealedKey, SecretBytes};
+use casemate_vault::keys::seal::{self, Contents, SealBinding, SealError, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 
 const DATA_KEY: [u8; 32] = [7; 32];
 const WRAPPED: &[u8] = b"wrapped by KMS";
 
-fn place() -> Place {
-    Place {
+fn place() -> SealBinding {
+    SealBinding {
         key_arn: "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555".into(),
         group: "alpha".into(),
         network: Bytes([5; 32]),
@@ -48,7 +48,7 @@ fn sealed() -> Vec<u8> {
     seal::seal(&contents(), &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap()
 }
 
-fn open(blob: &[u8], place: &Place) -> Result<Contents, SealError> {
+fn open(blob: &[u8], place: &SealBinding) -> Result<Contents, SealError> {
     seal::open(blob, &DATA_KEY, place, 6)
 }
 
@@ -74,16 +74,16 @@ fn what_is_sealed_opens_to_the_same() {
 #[test]
 fn a_blob_of_another_place_or_an_older_generation_is_refused_before_kms_is_asked() {
     let blob = sealed();
-    let refused = |place: &Place, oldest| {
+    let refused = |place: &SealBinding, oldest| {
         let by_header = seal::header(&blob, place, oldest).unwrap_err();
         let by_open = seal::open(&blob, &DATA_KEY, place, oldest).map(|_| ()).unwrap_err();
         assert_eq!(by_header, by_open);
         by_header
     };
-    let other_key = refused(&Place { key_arn: "arn:aws:kms:eu-central-1:1:key/other".into(), ..place() }, 6);
+    let other_key = refused(&SealBinding { key_arn: "arn:aws:kms:eu-central-1:1:key/other".into(), ..place() }, 6);
     assert!(matches!(other_key, SealError::OtherKey { .. }));
-    assert!(matches!(refused(&Place { group: "beta".into(), ..place() }, 6), SealError::OtherGroup { .. }));
-    assert!(matches!(refused(&Place { network: Bytes([6; 32]), ..place() }, 6), SealError::OtherNetwork { .. }));
+    assert!(matches!(refused(&SealBinding { group: "beta".into(), ..place() }, 6), SealError::OtherGroup { .. }));
+    assert!(matches!(refused(&SealBinding { network: Bytes([6; 32]), ..place() }, 6), SealError::OtherNetwork { .. }));
     assert_eq!(refused(&place(), 7), SealError::OldGeneration { found: 6, oldest: 7 });
     assert!(seal::header(&blob, &place(), 5).is_ok());
 }
@@ -101,15 +101,21 @@ fn every_field_of_the_header_is_bound() {
     };
     let other_arn = place().key_arn.replace("eu-central-1", "eu-central-2");
     let changed = replace(place().key_arn.as_bytes(), other_arn.as_bytes());
-    let as_changed = Place { key_arn: other_arn, ..place() };
+    let as_changed = SealBinding { key_arn: other_arn, ..place() };
     assert!(seal::header(&changed, &as_changed, 6).is_ok());
     assert_eq!(open(&changed, &as_changed).map(|_| ()), Err(SealError::Decryption));
 
     let changed = replace(b"alpha", b"gamma");
-    assert_eq!(open(&changed, &Place { group: "gamma".into(), ..place() }).map(|_| ()), Err(SealError::Decryption));
+    assert_eq!(
+        open(&changed, &SealBinding { group: "gamma".into(), ..place() }).map(|_| ()),
+        Err(SealError::Decryption)
+    );
 
     let changed = replace(&[5; 32], &[6; 32]);
-    assert_eq!(open(&changed, &Place { network: Bytes([6; 32]), ..place() }).map(|_| ()), Err(SealError::Decryption));
+    assert_eq!(
+        open(&changed, &SealBinding { network: Bytes([6; 32]), ..place() }).map(|_| ()),
+        Err(SealError::Decryption)
+    );
 
     // map(6) … 4: generation 6, 5: the wrapped key.
     let generation = [&[4, 6, 5, 0x4e][..], WRAPPED].concat();

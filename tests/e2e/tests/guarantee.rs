@@ -17,7 +17,7 @@ use casemate_e2e::prober::{Probed, probe};
 use casemate_e2e::requests::{attestation, block};
 use casemate_e2e::stack::eventually;
 use casemate_e2e::{Bench, Stack};
-use casemate_fence::{MAX_GENERATION, Place, Record};
+use casemate_fence::{GroupId, MAX_GENERATION, Record};
 use casemate_protocol::{Bytes, Epoch, PublicKey, Refusal, Reply, Request, Slot};
 use casemate_slashing::Ceilings;
 use rustix::process::Signal;
@@ -580,7 +580,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
     let bench = bench();
     let stack = bench.start(&[ANY_AGE, "--interop-keys", "1", "--fence", "etcd"]);
     let key = keys(&stack).remove(0);
-    let place = Place { group: "dev".into(), network: Bytes([4; 32]) };
+    let place = GroupId { group: "dev".into(), network: Bytes([4; 32]) };
     let name = bench.etcdctl("etcd", &["get", "", "--prefix", "--keys-only"], &[]).trim().to_owned();
     let read = || {
         let told: Value = serde_json::from_str(&bench.etcdctl("etcd", &["get", &name, "-w", "json"], &[])).unwrap();

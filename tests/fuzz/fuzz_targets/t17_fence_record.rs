@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::command::StoreCredentials;
-use casemate_fence::{Place, Record};
+use casemate_fence::{GroupId, Record};
 use libfuzzer_sys::fuzz_target;
 
-static PLACE: LazyLock<Place> = LazyLock::new(|| Place { group: "alpha".into(), network: Bytes([5; 32]) });
+static PLACE: LazyLock<GroupId> = LazyLock::new(|| GroupId { group: "alpha".into(), network: Bytes([5; 32]) });
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(record) = Record::decode(bytes, &PLACE) {

@@ -11,7 +11,7 @@ use casemate_protocol::statement::RecordKind;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes};
 use casemate_slashing::Ceilings;
-use casemate_fence::{Heard, Place, Question, Record};
+use casemate_fence::{Heard, GroupId, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::fence::store::dynamodb::Dynamodb;
 use casemate_vault::fence::store::etcd::{Etcd, Which};
@@ -39,7 +39,7 @@ static CLIENT: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let place = Place { group: "alpha".into(), network: Bytes([5; 32]) };
+    let place = GroupId { group: "alpha".into(), network: Bytes([5; 32]) };
     let old = Record {
         version: 1,
         holder: Bytes::ZERO,

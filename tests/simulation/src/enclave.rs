@@ -10,7 +10,7 @@ use casemate_slashing::Limits;
 use casemate_vault::keys::cms::RecipientKey;
 use casemate_vault::keys::custody::{Custody, CustodyError, Services, Unsealed};
 use casemate_vault::keys::journal::Forgetful;
-use casemate_vault::keys::seal::Place;
+use casemate_vault::keys::seal::SealBinding;
 use casemate_vault::platform::clock::Clock;
 use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{
@@ -212,7 +212,7 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let clock: Arc<dyn Clock> = Arc::new(clock);
     let services: Arc<dyn Services> =
         Arc::new(SimServices { world: world.clone(), enclave, recipient: Arc::clone(&recipient) });
-    let place = Place { key_arn: KEY_ARN.into(), group: GROUP.into(), network: GENESIS };
+    let place = SealBinding { key_arn: KEY_ARN.into(), group: GROUP.into(), network: GENESIS };
     let custody = Custody::with_recipient(services, Arc::clone(&nsm), place, recipient);
     let found = loop {
         match custody.unseal(0) {

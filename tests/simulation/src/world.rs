@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use aws_nitro_enclaves_nsm_api::api::{AttestationDoc, Digest, ErrorCode, Request, Response};
-use casemate_fence::{Holder, Place, Record, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, Holder, Record, StoreOp, StoreResponse};
 use casemate_nsm::{ES384, cose_sign1};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
@@ -206,7 +206,7 @@ impl StoreState {
 }
 
 fn is_readable(record: &Record) -> bool {
-    let place = Place { group: GROUP.into(), network: GENESIS };
+    let place = GroupId { group: GROUP.into(), network: GENESIS };
     Record::decode(&record.encode(&place), &place).is_ok()
 }
 

@@ -11,7 +11,7 @@ use casemate_protocol::Root;
 use zeroize::Zeroizing;
 
 use crate::keys::cms::{CmsError, RecipientKey};
-use crate::keys::seal::{self, Contents, DATA_KEY_LEN, Place, SealError};
+use crate::keys::seal::{self, Contents, DATA_KEY_LEN, SealBinding, SealError};
 use crate::platform::nsm::{Nsm, NsmError};
 
 /// A data key, as KMS hands it out.
@@ -127,12 +127,12 @@ pub struct Custody {
     services: Arc<dyn Services>,
     nsm: Arc<dyn Nsm>,
     recipient: Arc<RecipientKey>,
-    place: Place,
+    place: SealBinding,
 }
 
 impl Custody {
     /// With a key of its own, made now, to which alone KMS's answers are encrypted.
-    pub fn new(services: Arc<dyn Services>, nsm: Arc<dyn Nsm>, place: Place) -> Result<Self, CustodyError> {
+    pub fn new(services: Arc<dyn Services>, nsm: Arc<dyn Nsm>, place: SealBinding) -> Result<Self, CustodyError> {
         let recipient = Arc::new(RecipientKey::generate().ok_or(CustodyError::NoKey)?);
         Ok(Self::with_recipient(services, nsm, place, recipient))
     }
@@ -143,7 +143,7 @@ impl Custody {
     pub fn with_recipient(
         services: Arc<dyn Services>,
         nsm: Arc<dyn Nsm>,
-        place: Place,
+        place: SealBinding,
         recipient: Arc<RecipientKey>,
     ) -> Self {
         Self { services, nsm, recipient, place }

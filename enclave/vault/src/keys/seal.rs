@@ -32,7 +32,7 @@ const TAG_LEN: usize = 16;
 
 /// What the measured configuration says that a blob must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SealBinding {
     /// ARN of the KMS key.
     pub key_arn: String,
     /// The group.
@@ -125,7 +125,7 @@ pub struct SealedKey {
 pub struct SecretBytes(pub [u8; 32]);
 
 /// Reads a blob's header and compares it with what must be, before anything is asked of KMS.
-pub fn header(blob: &[u8], place: &Place, oldest_generation: u64) -> Result<Header, SealError> {
+pub fn header(blob: &[u8], place: &SealBinding, oldest_generation: u64) -> Result<Header, SealError> {
     let header = parse(blob)?.header;
     check(&header, place, oldest_generation)?;
     Ok(header)
@@ -135,7 +135,7 @@ pub fn header(blob: &[u8], place: &Place, oldest_generation: u64) -> Result<Head
 pub fn open(
     blob: &[u8],
     data_key: &[u8; DATA_KEY_LEN],
-    place: &Place,
+    place: &SealBinding,
     oldest_generation: u64,
 ) -> Result<Contents, SealError> {
     let Blob { header, nonce, sealed } = parse(blob)?;
@@ -157,7 +157,7 @@ pub fn seal(
     contents: &Contents,
     data_key: &[u8; DATA_KEY_LEN],
     wrapped_key: Vec<u8>,
-    place: &Place,
+    place: &SealBinding,
     generation: u64,
 ) -> Result<Vec<u8>, SealError> {
     let header = Header {
@@ -200,7 +200,7 @@ fn parse(bytes: &[u8]) -> Result<Blob, SealError> {
     Ok(blob)
 }
 
-fn check(header: &Header, place: &Place, oldest: u64) -> Result<(), SealError> {
+fn check(header: &Header, place: &SealBinding, oldest: u64) -> Result<(), SealError> {
     if header.key_arn != place.key_arn {
         return Err(SealError::OtherKey { found: header.key_arn.clone(), expected: place.key_arn.clone() });
     }

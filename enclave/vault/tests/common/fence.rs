@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use casemate_fence::{Place, Record, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
@@ -28,8 +28,8 @@ use super::{Bench, GROUP};
 pub const GENESIS: Bytes<32> = Bytes([5; 32]);
 pub const SLOTS_PER_EPOCH: u64 = 4;
 
-pub fn place() -> Place {
-    Place { group: GROUP.into(), network: GENESIS }
+pub fn place() -> GroupId {
+    GroupId { group: GROUP.into(), network: GENESIS }
 }
 
 pub fn now_ms() -> u64 {

@@ -17,7 +17,7 @@ use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmRespon
 use casemate_protocol::Bytes;
 use casemate_vault::Nsm;
 use casemate_vault::keys::custody::{Custody, EncryptionContext, KmsAnswer, ServiceError, Services};
-use casemate_vault::keys::seal::Place;
+use casemate_vault::keys::seal::SealBinding;
 use serde_json::{Value, json};
 
 pub const NOW: u64 = 1_790_000_000_000;
@@ -147,7 +147,7 @@ impl Services for World {
 pub struct Bench {
     pub world: Arc<World>,
     pub nsm: Arc<Soft>,
-    pub place: Place,
+    pub place: SealBinding,
 }
 
 impl Bench {
@@ -175,7 +175,7 @@ impl Bench {
             _folder: folder,
         });
         let key_arn = world.create_key(Some(&policy));
-        let place = Place { key_arn, group: GROUP.into(), network: Bytes([5; 32]) };
+        let place = SealBinding { key_arn, group: GROUP.into(), network: Bytes([5; 32]) };
         Self { world, nsm, place }
     }
 
@@ -184,7 +184,7 @@ impl Bench {
         self.start_at(&self.place)
     }
 
-    pub fn start_at(&self, place: &Place) -> Custody {
+    pub fn start_at(&self, place: &SealBinding) -> Custody {
         let services: Arc<dyn Services> = Arc::clone(&self.world) as _;
         Custody::new(services, Arc::clone(&self.nsm) as _, place.clone()).unwrap()
     }

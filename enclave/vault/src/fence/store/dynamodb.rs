@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_fence::{Place, Record, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::StoreTrouble;
@@ -26,7 +26,7 @@ const CONTENT_TYPE: &str = "application/x-amz-json-1.0";
 pub struct Dynamodb<C> {
     carrier: Arc<C>,
     clock: Arc<dyn Clock>,
-    place: Place,
+    place: GroupId,
     endpoint: Endpoint,
     table: TableArn,
     credentials: Option<StoreCredentials>,
@@ -57,7 +57,7 @@ struct Fault {
 
 impl<C: Carrier> Dynamodb<C> {
     /// This table.
-    pub fn new(carrier: Arc<C>, clock: Arc<dyn Clock>, place: Place, endpoint: Endpoint, table: TableArn) -> Self {
+    pub fn new(carrier: Arc<C>, clock: Arc<dyn Clock>, place: GroupId, endpoint: Endpoint, table: TableArn) -> Self {
         Self { carrier, clock, place, endpoint, table, credentials: None }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use casemate_fence::{Place, Record, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::StoreTrouble;
@@ -26,7 +26,7 @@ use crate::link::tls::{Endpoint, Response};
 /// etcd.
 pub struct Etcd<C> {
     carrier: Arc<C>,
-    place: Place,
+    place: GroupId,
     configured: Vec<StoreEndpoint>,
     roots: RootCertStore,
     cluster: ClusterId,
@@ -92,7 +92,7 @@ struct Header {
 
 impl<C: Carrier> Etcd<C> {
     /// This etcd. An error where its servers or its root cannot be what they should be, so that it shows at the start.
-    pub fn new(carrier: Arc<C>, place: Place, which: &Which<'_>) -> Result<Self, StoreError> {
+    pub fn new(carrier: Arc<C>, place: GroupId, which: &Which<'_>) -> Result<Self, StoreError> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(which.root.to_vec())).map_err(|_| StoreError::Root)?;
         if which.endpoints.is_empty() {

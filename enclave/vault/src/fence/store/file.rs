@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use casemate_fence::{Place, Record, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::outward::RecordBytes;
@@ -16,12 +16,12 @@ use crate::link::store::Disk;
 /// A file.
 pub struct File<D> {
     disk: Arc<D>,
-    place: Place,
+    place: GroupId,
 }
 
 impl<D: Disk> File<D> {
     /// Of this group.
-    pub fn new(disk: Arc<D>, place: Place) -> Self {
+    pub fn new(disk: Arc<D>, place: GroupId) -> Self {
         Self { disk, place }
     }
 

@@ -10,7 +10,7 @@ pub mod sigv4;
 
 use std::sync::Arc;
 
-use casemate_fence::{Place, StoreOp, StoreResponse};
+use casemate_fence::{GroupId, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::RecordStore;
@@ -76,7 +76,7 @@ impl DynamodbAt {
 /// The store that the measured configuration names, ready to be asked once it has credentials.
 pub fn open(
     configured: &RecordStore,
-    place: Place,
+    place: GroupId,
     calls: Arc<BrokerClient>,
     clock: Arc<dyn Clock>,
     dynamodb_at: &DynamodbAt,
