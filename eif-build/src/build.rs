@@ -171,29 +171,29 @@ fn toolchain(root: &Path) -> Result<String> {
 }
 
 /// A configuration as it will be measured.
-pub struct Measured {
+pub struct MeasuredConfig {
     /// The file's text.
     pub text: String,
     /// What it says.
     pub configuration: Configuration,
 }
 
-impl Measured {
+impl MeasuredConfig {
     /// Reads and checks a configuration.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        Self::of(text).with_context(|| format!("in {}", path.display()))
+        Self::from_text(text).with_context(|| format!("in {}", path.display()))
     }
 
     /// Checks a configuration.
-    pub fn of(text: String) -> Result<Self> {
+    pub fn from_text(text: String) -> Result<Self> {
         let configuration = casemate_config::configuration(&text, Bytes(Sha256::digest(text.as_bytes()).into()))?;
         Ok(Self { text, configuration })
     }
 }
 
 /// The image of a kernel, its programs and a configuration; unsigned.
-pub fn image(kernel: &[u8], linux: &str, programs: Programs, measured: &Measured) -> Result<Vec<u8>> {
+pub fn image(kernel: &[u8], linux: &str, programs: Programs, measured: &MeasuredConfig) -> Result<Vec<u8>> {
     // «HdrS» at 0x202 (Linux, Documentation/arch/x86/boot.rst): the hypervisor would not say why something else does not boot.
     if kernel.get(0x202..0x206) != Some(b"HdrS") {
         bail!("the kernel is no bzImage");
@@ -261,7 +261,7 @@ struct CustomMetadata<'a> {
 }
 
 /// The first, in PCR1: the software, the same for everybody. The second, in PCR2: whose it is.
-fn ramdisks(programs: Programs, measured: &Measured) -> [Vec<u8>; 2] {
+fn ramdisks(programs: Programs, measured: &MeasuredConfig) -> [Vec<u8>; 2] {
     let software = [
         // First, so that whoever moves the boundary in front of it loses it, and with it everything.
         ("init", Entry::File(0o500, programs.init)),

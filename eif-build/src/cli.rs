@@ -14,7 +14,7 @@ use crate::eif::MAX_LEN;
 use crate::kernel::{From, kernel};
 use crate::pinned::Pinned;
 use crate::policy::{self, Whose};
-use crate::report::{Measured, diff};
+use crate::report::{ImageReport, diff};
 
 /// Builds, measures and signs the enclave's image. The same source and configuration give the same bytes, and so the same PCRs,
 /// on every machine with the pinned tools (docs/REPRODUCE.md).
@@ -178,7 +178,7 @@ fn build_kernel(options: &KernelOptions) -> Result<(String, u8)> {
 }
 
 fn build(options: &Build) -> Result<(String, u8)> {
-    let measured = build::Measured::read(&options.config)?;
+    let measured = build::MeasuredConfig::read(&options.config)?;
     let signer = options.key.as_deref().zip(options.cert.as_deref()).map(|(key, cert)| Ok((read(key)?, read(cert)?)));
     let signer = signer.transpose().map_err(|e: anyhow::Error| e)?;
     let checkout = match &options.checkout {
@@ -202,7 +202,7 @@ fn build(options: &Build) -> Result<(String, u8)> {
 
 /// Writes the measurements beside an image and says what is where.
 fn measurements(image: &[u8], path: &Path, out: Option<&Path>) -> Result<String> {
-    let measured = Measured::of(image)?;
+    let measured = ImageReport::from_bytes(image)?;
     let out = out.map_or_else(|| path.with_extension("json"), Path::to_owned);
     let mut also = Map::new();
     also.insert("Builder".to_owned(), Value::from(concat!("casemate-eif ", env!("CARGO_PKG_VERSION"))));
@@ -214,14 +214,14 @@ fn measurements(image: &[u8], path: &Path, out: Option<&Path>) -> Result<String>
 fn measure(options: &Measure) -> Result<(String, u8)> {
     let bytes = read(&options.image)?;
     let told = || options.image.display().to_string();
-    let told_of = |measured: &Measured<'_>| {
+    let told_of = |measured: &ImageReport<'_>| {
         if options.json { format!("{:#}\n", measured.json(Map::new())) } else { measured.text() }
     };
-    match Measured::of(&bytes) {
+    match ImageReport::from_bytes(&bytes) {
         Ok(measured) => Ok((told_of(&measured), 0)),
         Err(error) => {
             // What it measures is told all the same, where it is an image.
-            let measured = Measured::without_signature(&bytes).with_context(told)?;
+            let measured = ImageReport::without_signature(&bytes).with_context(told)?;
             eprintln!("casemate-eif: {}: {error:#}: an enclave of this image does not start", told());
             Ok((told_of(&measured), 1))
         }
@@ -239,7 +239,7 @@ fn sign(options: &Sign) -> Result<(String, u8)> {
 fn policies(options: &Policy) -> Result<(String, u8)> {
     let Policy { config, measurements, parent_role, administrator, fence_writer, out } = options;
     let whose = Whose { parent_role, administrator, fence_writer: fence_writer.as_deref() };
-    let files = policy::policies(&build::Measured::read(config)?, measurements, &whose)?;
+    let files = policy::policies(&build::MeasuredConfig::read(config)?, measurements, &whose)?;
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let mut told = String::new();
     for (name, text) in files {
@@ -252,8 +252,8 @@ fn policies(options: &Policy) -> Result<(String, u8)> {
 
 fn compare(a: &Path, b: &Path) -> Result<(String, u8)> {
     let (left, right) = (read(a)?, read(b)?);
-    let left = Measured::of(&left).with_context(|| a.display().to_string())?;
-    let right = Measured::of(&right).with_context(|| b.display().to_string())?;
+    let left = ImageReport::from_bytes(&left).with_context(|| a.display().to_string())?;
+    let right = ImageReport::from_bytes(&right).with_context(|| b.display().to_string())?;
     let (text, differ) = diff(&left, &right);
     Ok((text, u8::from(differ)))
 }

@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    fn of(number: u16) -> Option<Self> {
+    fn from_number(number: u16) -> Option<Self> {
         [Self::Kernel, Self::CommandLine, Self::Ramdisk, Self::Signature, Self::Metadata]
             .into_iter()
             .find(|kind| kind.number() == number)
@@ -300,7 +300,7 @@ fn section<'a>(file: &mut Reader<'a>, number: usize, offset: u64, size: u64) -> 
     }
     let (kind, flags) = file.u16().zip(file.u16()).ok_or_else(|| cut_off.clone())?;
     let own = file.u64().ok_or_else(|| cut_off.clone())?;
-    let kind = Kind::of(kind).ok_or(EifError::Kind(number, kind))?;
+    let kind = Kind::from_number(kind).ok_or(EifError::Kind(number, kind))?;
     if flags != 0 {
         return Err(EifError::SectionFlags(number, flags));
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use casemate_protocol::configuration::{FenceConfig, RecordStore};
 use serde_json::json;
 
-use crate::build::Measured;
+use crate::build::MeasuredConfig;
 
 /// Whose policies.
 pub struct Whose<'a> {
@@ -24,7 +24,7 @@ pub type File = (&'static str, String);
 
 /// The policies for a configuration and the measurements of its image. The key's and the table's are those of `casemate kms-policy`
 /// and `casemate fence-policy`.
-pub fn policies(measured: &Measured, measurements: &Path, whose: &Whose<'_>) -> Result<Vec<File>> {
+pub fn policies(measured: &MeasuredConfig, measurements: &Path, whose: &Whose<'_>) -> Result<Vec<File>> {
     let configuration = &measured.configuration;
     let arn = &configuration.kms_key_arn;
     let Whose { parent_role, administrator, fence_writer } = *whose;

@@ -11,16 +11,16 @@ use crate::eif::{Eif, Kind, Section};
 use crate::signature::Signature;
 
 /// An image, read and measured.
-pub struct Measured<'a> {
+pub struct ImageReport<'a> {
     /// The image.
     pub eif: Eif<'a>,
     /// Its signature, where it is signed. It verifies.
     pub signature: Option<Signature>,
 }
 
-impl<'a> Measured<'a> {
+impl<'a> ImageReport<'a> {
     /// Reads an image, measures it, and verifies its signature: a wrong one is an error, because the enclave would not start.
-    pub fn of(bytes: &'a [u8]) -> Result<Self> {
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let eif = Eif::parse(bytes)?;
         let signature = eif.signature().map(|section| {
             let signature = Signature::parse(section)?;
@@ -117,19 +117,19 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// For [`Measured::json`], where there is nothing to add.
+/// For [`MeasuredConfig::json`], where there is nothing to add.
 pub fn nothing_else() -> Map<String, Value> {
     Map::new()
 }
 
 /// Which sections of two images differ, and what follows for the PCRs. The second value: whether anything that is measured does.
-pub fn diff(a: &Measured<'_>, b: &Measured<'_>) -> (String, bool) {
+pub fn diff(a: &ImageReport<'_>, b: &ImageReport<'_>) -> (String, bool) {
     let mut out = String::new();
     let mut same = true;
     let mut measured_sections = false;
     let kinds = [Kind::Kernel, Kind::CommandLine, Kind::Ramdisk, Kind::Metadata, Kind::Signature];
     for kind in kinds {
-        let of = |image: &Measured<'_>| -> Vec<Vec<u8>> {
+        let of = |image: &ImageReport<'_>| -> Vec<Vec<u8>> {
             image.eif.sections.iter().filter(|s| s.kind == kind).map(|s| s.content.to_vec()).collect()
         };
         let (left, right) = (of(a), of(b));

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use casemate_eif::build::{self, Measured, Programs};
+use casemate_eif::build::{self, MeasuredConfig, Programs};
 use casemate_eif::eif::{self, Eif, EifError, Kind};
 use casemate_eif::report;
 use casemate_eif::signature;
@@ -35,7 +35,8 @@ fn kernel() -> Vec<u8> {
 }
 
 fn image_of(configuration: &str) -> Vec<u8> {
-    build::image(&kernel(), "6.12.1", programs(), &Measured::of(configuration.to_owned()).unwrap()).unwrap()
+    build::image(&kernel(), "6.12.1", programs(), &MeasuredConfig::from_text(configuration.to_owned()).unwrap())
+        .unwrap()
 }
 
 fn signer() -> (Vec<u8>, Vec<u8>) {
@@ -65,7 +66,7 @@ fn what_is_written_is_read_back() {
 #[test]
 fn one_byte_of_configuration_changes_pcr0_and_pcr2_alone() {
     let (a, b) = (image_of(CONFIGURATION), image_of(&CONFIGURATION.replace("threshold = 1", "threshold = 1 ")));
-    let (a, b) = (report::Measured::of(&a).unwrap(), report::Measured::of(&b).unwrap());
+    let (a, b) = (report::ImageReport::from_bytes(&a).unwrap(), report::ImageReport::from_bytes(&b).unwrap());
     let (left, right) = (a.eif.measure(), b.eif.measure());
     assert_ne!(left.pcr0, right.pcr0);
     assert_eq!(left.pcr1, right.pcr1);
@@ -89,7 +90,7 @@ fn a_boundary_that_is_moved_is_told_though_no_pcr_changes() {
     sections[0].1.extend(kept);
     let cut: Vec<(Kind, &[u8])> = sections.iter().map(|(kind, content)| (*kind, content.as_slice())).collect();
     let other = eif::write(&cut);
-    let (a, b) = (report::Measured::of(&bytes).unwrap(), report::Measured::of(&other).unwrap());
+    let (a, b) = (report::ImageReport::from_bytes(&bytes).unwrap(), report::ImageReport::from_bytes(&other).unwrap());
     assert_eq!(a.pcrs(), b.pcrs());
     let (told, differ) = report::diff(&a, &b);
     assert!(differ && told.contains("cut into sections differently"), "{told}");
@@ -107,7 +108,7 @@ fn a_signature_is_made_and_verified_and_belongs_to_its_image() {
     let (key, certificate) = signer();
     let bytes = image_of(CONFIGURATION);
     let signed = build::sign(&bytes, &key, &certificate).unwrap();
-    let measured = report::Measured::of(&signed).unwrap();
+    let measured = report::ImageReport::from_bytes(&signed).unwrap();
     let pcrs = measured.pcrs();
     let der = signature::certificate_der(&certificate).unwrap();
     assert_eq!(pcrs[3], ("PCR8", const_hex::encode(eif::pcr([der.as_slice()].into_iter()))));
@@ -115,14 +116,14 @@ fn a_signature_is_made_and_verified_and_belongs_to_its_image() {
     assert_eq!(measured.eif.measure(), Eif::parse(&bytes).unwrap().measure());
     let again = build::sign(&signed, &key, &certificate).unwrap();
     assert_eq!(Eif::parse(&again).unwrap().sections.len(), 6);
-    report::Measured::of(&again).unwrap();
+    report::ImageReport::from_bytes(&again).unwrap();
 
     let section = measured.eif.signature().unwrap();
     let other = image_of(&CONFIGURATION.replace("unit", "other"));
     let mut sections: Vec<(Kind, &[u8])> =
         Eif::parse(&other).unwrap().sections.iter().map(|s| (s.kind, s.content)).collect();
     sections.push((Kind::Signature, section));
-    let told = format!("{:#}", report::Measured::of(&eif::write(&sections)).map(drop).unwrap_err());
+    let told = format!("{:#}", report::ImageReport::from_bytes(&eif::write(&sections)).map(drop).unwrap_err());
     assert!(told.contains("of another image"), "{told}");
 
     let whole = measured.eif.measure().pcr0;
@@ -164,7 +165,7 @@ fn keys_and_certificates_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_kernel_that_is_none_is_refused() {
-    let measured = Measured::of(CONFIGURATION.to_owned()).unwrap();
+    let measured = MeasuredConfig::from_text(CONFIGURATION.to_owned()).unwrap();
     for kernel in [vec![], vec![0; 0x206], b"\x7fELF".repeat(1000)] {
         assert!(build::image(&kernel, "6", programs(), &measured).unwrap_err().to_string().contains("no bzImage"));
     }

@@ -55,7 +55,7 @@ pub struct Enclave {
 }
 
 struct Shared {
-    lanes: Vec<Lane>,
+    lanes: Vec<Connection>,
     next: AtomicUsize,
     in_flight: Semaphore,
     max_in_flight: usize,
@@ -71,7 +71,7 @@ struct Shared {
     command: tokio::sync::Mutex<()>,
 }
 
-struct Lane {
+struct Connection {
     queue: mpsc::Sender<Outgoing>,
     /// Whether the lane's connection is up.
     up: std::sync::atomic::AtomicBool,
@@ -112,7 +112,7 @@ impl Enclave {
         let (lanes, queues): (Vec<_>, Vec<_>) = (0..connections)
             .map(|_| {
                 let (queue, queued) = mpsc::channel(BATCH);
-                (Lane { queue, up: false.into() }, queued)
+                (Connection { queue, up: false.into() }, queued)
             })
             .unzip();
         let shared = Arc::new(Shared {
@@ -163,7 +163,7 @@ impl Enclave {
 
     /// Has an operators' command carried out, or the fence handed over. It goes over a connection of its own: it may wait for KMS,
     /// and must neither hold up signatures nor look like an enclave that hangs.
-    pub async fn alone(&self, request: Request) -> Result<Reply, Unavailable> {
+    pub async fn call_exclusive(&self, request: Request) -> Result<Reply, Unavailable> {
         let Ok(_alone) = self.shared.command.try_lock() else { return Ok(Reply::Refused(Refusal::CommandBusy)) };
         let exchange = async {
             let (mut stream, _) = match open(&self.shared.address).await? {
@@ -243,7 +243,7 @@ impl Shared {
     }
 
     /// The next lane that is up, in turn.
-    fn pick(&self) -> Option<&Lane> {
+    fn pick(&self) -> Option<&Connection> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         (0..self.lanes.len())
             .filter_map(|i| self.lanes.get(first.wrapping_add(i) % self.lanes.len()))

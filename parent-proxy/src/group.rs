@@ -58,12 +58,12 @@ impl Group {
                 }
                 _ => None,
             };
-            self.stands(number, standing);
+            self.set_status(number, standing);
             sleep(ASK_EVERY).await;
         }
     }
 
-    fn stands(&self, number: usize, standing: Option<FenceStatus>) {
+    fn set_status(&self, number: usize, standing: Option<FenceStatus>) {
         self.standings.send_if_modified(|all| match all.get_mut(number) {
             Some(before) if *before != standing => {
                 let signs = |standing: Option<FenceStatus>| standing.is_some_and(FenceStatus::signs);
@@ -122,9 +122,9 @@ impl Group {
                     None => enclave.call(request.clone()).await,
                 };
                 match &reply {
-                    Ok(Reply::Refused(Refusal::NotHolder(why))) => self.stands(number, Some(standing(*why))),
+                    Ok(Reply::Refused(Refusal::NotHolder(why))) => self.set_status(number, Some(standing(*why))),
                     Ok(Reply::Refused(Refusal::Starting(_))) | Err(Unavailable::Away) => {
-                        self.stands(number, None);
+                        self.set_status(number, None);
                     }
                     // Its ceilings do not rise any more: perhaps another one holds the fence by now.
                     Ok(Reply::Refused(refusal)) if refusal.is_above_ceiling() && self.enclaves.len() > 1 => {}
@@ -159,14 +159,14 @@ impl Group {
     }
 
     /// Number of one enclave: this one, the holder, or the first that is up.
-    pub fn chosen(&self, number: Option<usize>) -> usize {
+    pub fn select(&self, number: Option<usize>) -> usize {
         let up = || self.enclaves.iter().position(|enclave| enclave.info().is_some());
         number.or_else(|| self.holder()).or_else(up).unwrap_or(0)
     }
 
     /// That enclave.
-    pub fn one(&self, number: Option<usize>) -> Option<&Enclave> {
-        self.enclaves.get(self.chosen(number))
+    pub fn get(&self, number: Option<usize>) -> Option<&Enclave> {
+        self.enclaves.get(self.select(number))
     }
 
     /// How many there are.
@@ -181,12 +181,12 @@ impl Group {
 
     /// Has a command carried out by one enclave.
     pub async fn command(&self, number: Option<usize>, envelope: Envelope) -> Result<Reply, Unavailable> {
-        self.alone(number, Request::Command { envelope }).await
+        self.call_exclusive(number, Request::Command { envelope }).await
     }
 
     /// Has something done by one enclave that takes its time, as a command does.
-    pub async fn alone(&self, number: Option<usize>, request: Request) -> Result<Reply, Unavailable> {
-        self.one(number).ok_or(Unavailable::Away)?.alone(request).await
+    pub async fn call_exclusive(&self, number: Option<usize>, request: Request) -> Result<Reply, Unavailable> {
+        self.get(number).ok_or(Unavailable::Away)?.call_exclusive(request).await
     }
 
     /// Has every enclave that holds the fence hand it over, because this proxy ends.
@@ -198,7 +198,7 @@ impl Group {
                 Ok(Reply::Refused(_)) | Err(Unavailable::Away) => continue,
                 _ => {}
             }
-            match enclave.alone(Request::HandOver).await {
+            match enclave.call_exclusive(Request::HandOver).await {
                 Ok(Reply::HandedOver) => info!(enclave = number, "the fence was handed over in order"),
                 Ok(Reply::Refused(refusal)) => warn!(enclave = number, %refusal, "the fence was not handed over"),
                 other => warn!(enclave = number, ?other, "the fence was not handed over"),

@@ -122,7 +122,7 @@ impl Writer {
         }
         loop {
             let after = self.open.as_ref().map_or(0, |open| open.number);
-            let Some(asked) = group.one(Some(enclave)) else { return Ok(()) };
+            let Some(asked) = group.get(Some(enclave)) else { return Ok(()) };
             // An enclave that is away, or does not serve yet, has nothing to tell.
             let Ok(Reply::Log(page)) = asked.call(Request::Log { after, nonce: None }).await else { return Ok(()) };
             let boot_nonce = page.head.boot_nonce;
@@ -151,7 +151,7 @@ impl Writer {
 /// What a file of this boot begins with; nothing where no document is to be had now.
 async fn started(group: &Group, enclave: usize, boot_nonce: Bytes<32>) -> Option<Line> {
     let nonce = Nonce::new(boot_nonce.0.to_vec())?;
-    match group.one(Some(enclave))?.call(Request::Attestation { nonce }).await {
+    match group.get(Some(enclave))?.call(Request::Attestation { nonce }).await {
         Ok(Reply::Attestation { document, statement }) => {
             // It may have started anew meanwhile.
             let stated = Statement::decode(statement.as_ref()).ok()?;

@@ -21,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{CommandFileCommand, Signing};
 use crate::operator::{OperatorPair, is_signed};
-use crate::session::{Became, Refused, Session, Told, hex, sha256};
+use crate::session::{CommandStatus, Refused, ReportedOutcome, Session, hex, sha256};
 use crate::{Exit, deposit, plain, progress};
 
 /// Longest command file, in bytes: a hundred commands of the largest kind.
@@ -207,7 +207,7 @@ impl Report {
     }
 
     /// Tells what became of a command; whether the next one may follow.
-    fn tell(&mut self, command: &Command, told: &Result<Told>, became: Became) -> bool {
+    fn tell(&mut self, command: &Command, told: &Result<ReportedOutcome>, became: CommandStatus) -> bool {
         let says = match told {
             Ok(_) => "done".to_owned(),
             // Its words must not look like ours.
@@ -215,9 +215,9 @@ impl Report {
         };
         let counter = command.counter;
         match became {
-            Became::Known(CommandResult::Done { outcome_sha256 }) => {
+            CommandStatus::Known(CommandResult::Done { outcome_sha256 }) => {
                 self.carried_out = self.carried_out.saturating_add(1);
-                let outcome = told.as_ref().ok().and_then(Told::outcome);
+                let outcome = told.as_ref().ok().and_then(ReportedOutcome::outcome);
                 let outcome = outcome.filter(|outcome| sha256(&outcome.encode()) == outcome_sha256);
                 let Some(outcome) = outcome else {
                     self.worse(Exit::Refused);
@@ -229,12 +229,12 @@ impl Report {
                 };
                 self.outcome(command, outcome)
             }
-            Became::Known(CommandResult::Refused) => {
+            CommandStatus::Known(CommandResult::Refused) => {
                 self.worse(Exit::Refused);
                 self.line(&format!("REFUSED by the enclave, which has changed nothing; the proxy says why: {says}"));
                 false
             }
-            Became::Known(CommandResult::MaybeSealed) => {
+            CommandStatus::Known(CommandResult::MaybeSealed) => {
                 self.exit = Exit::NoAnswer;
                 self.line(&format!(
                     "NOT KNOWN, to the enclave neither: the parent may have kept what the command changed, and it may take effect at the next start. Count \
@@ -242,7 +242,7 @@ impl Report {
                 ));
                 false
             }
-            Became::NotYet if matches!(told, Err(error) if error.is::<Refused>()) => {
+            CommandStatus::NotYet if matches!(told, Err(error) if error.is::<Refused>()) => {
                 self.worse(Exit::Refused);
                 self.line(&format!(
                     "NOT CARRIED OUT so far; the proxy says: {says}\nWhoever has the command (counter {counter}) may still deliver it to this boot of the \
@@ -251,11 +251,11 @@ impl Report {
                 ));
                 false
             }
-            Became::NotYet | Became::Unknown | Became::OtherBoot => {
+            CommandStatus::NotYet | CommandStatus::Unknown | CommandStatus::OtherBoot => {
                 self.exit = Exit::NoAnswer;
                 let why = match became {
-                    Became::OtherBoot => "the enclave has started anew meanwhile, or this is another one",
-                    Became::Unknown => "no document that tells it was to be had",
+                    CommandStatus::OtherBoot => "the enclave has started anew meanwhile, or this is another one",
+                    CommandStatus::Unknown => "no document that tells it was to be had",
                     _ => "the enclave's own document does not have it",
                 };
                 self.line(&format!(

@@ -44,7 +44,7 @@ pub struct Session {
 /// What became of a command, as the proxy passes it on.
 #[derive(Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum Told {
+pub enum ReportedOutcome {
     /// One word for each key.
     Imported { keys: Vec<String> },
     /// The keys.
@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// Sends a signed command; the answer, success or not, is only what the proxy says.
-    pub fn send(&self, signed: &SignedCommand) -> Result<Told> {
+    pub fn send(&self, signed: &SignedCommand) -> Result<ReportedOutcome> {
         let envelope = signed.encode()?;
         let body = self.proxy.command(envelope.as_ref())?.map_err(Refused)?;
         serde_json::from_slice(&body).context("the answer to a command")
@@ -174,28 +174,28 @@ impl Session {
 
     /// What a document of this boot says of a command that was sent. A proxy may withhold a command, or the answer to it, but
     /// not make the enclave say that it was carried out, or that it was refused.
-    pub fn became(&mut self, command: &Command, bytes: &[u8], refused: bool) -> Became {
+    pub fn became(&mut self, command: &Command, bytes: &[u8], refused: bool) -> CommandStatus {
         let begun = Instant::now();
         // A refusal at the door leaves no trace in the statement: there is nothing to wait for.
         let patience = if refused { PATIENCE / 20 } else { PATIENCE };
         let sha256 = sha256(bytes);
-        let mut found = Became::Unknown;
+        let mut found = CommandStatus::Unknown;
         while begun.elapsed() < patience {
             let Ok(other_boot) = self.renew() else {
-                found = Became::Unknown;
+                found = CommandStatus::Unknown;
                 std::thread::sleep(PAUSE);
                 continue;
             };
             if other_boot {
-                return Became::OtherBoot;
+                return CommandStatus::OtherBoot;
             }
             found = match self.statement.last_command {
                 Some(last) if last.counter == command.counter && last.sha256 == sha256 => {
-                    return Became::Known(last.result);
+                    return CommandStatus::Known(last.result);
                 }
                 // Somebody else's, since: it may have been carried out before that.
-                Some(last) if last.counter >= command.counter => return Became::Unknown,
-                _ => Became::NotYet,
+                Some(last) if last.counter >= command.counter => return CommandStatus::Unknown,
+                _ => CommandStatus::NotYet,
             };
             std::thread::sleep(PAUSE);
         }
@@ -215,7 +215,7 @@ impl Session {
 
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Became {
+pub enum CommandStatus {
     /// A document says it.
     Known(CommandResult),
     /// It was not carried out yet. Whoever has it may still deliver it, until the enclave starts anew or takes a later command.
@@ -226,7 +226,7 @@ pub enum Became {
     Unknown,
 }
 
-impl Told {
+impl ReportedOutcome {
     /// As the enclave has put it, if the proxy tells it rightly: the statement has its digest.
     pub fn outcome(&self) -> Option<Outcome> {
         let words = |keys: &[String]| keys.iter().map(|word| outcome_of(word)).collect::<Option<Vec<_>>>();

@@ -11,7 +11,7 @@ use casemate_protocol::{
     ReplyFrame, Request, RequestFrame, Root, SignRequest, Slot, frame,
 };
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::{BATCH, HashedMessage, SecretKey, sign_batch};
 use casemate_vault::{Clock, Keys, Policy, Vault};
 
@@ -48,7 +48,7 @@ impl Bench {
         let keys = Keys::load(&mut secrets, |_, _| History::Known(Watermarks::NONE)).unwrap();
         let public = keys.signing().collect();
         let (network, clock) = (network.try_into().unwrap(), Box::new(EndOfTime));
-        let vault = Vault::new(network, keys, Limits::NONE, Policy::permissive(), clock, Box::new(Forgetful));
+        let vault = Vault::new(network, keys, Limits::NONE, Policy::permissive(), clock, Box::new(NullJournal));
         Self { vault, keys: public, secrets: own, out: Vec::new() }
     }
 

@@ -12,7 +12,7 @@ use casemate_protocol::{
     Request, RequestFrame, Root, SignRequest, Slot,
 };
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::{HashedMessage, SecretKey};
 use casemate_vault::signing::signing_root;
 use casemate_vault::{Clock, Keys, Policy, Vault};
@@ -76,7 +76,7 @@ fn benches(c: &mut Criterion) {
     })
     .unwrap();
     let vault =
-        Vault::new(network(), held, Limits::NONE, Policy::permissive(), Box::new(EndOfTime), Box::new(Forgetful));
+        Vault::new(network(), held, Limits::NONE, Policy::permissive(), Box::new(EndOfTime), Box::new(NullJournal));
     let answer = |bytes: &[u8], out: &mut Vec<u8>| {
         let asked = frame::decode_request(bytes).unwrap();
         let reply = ReplyFrame::new(asked.id, vault.handle(&asked.request));

@@ -18,7 +18,7 @@ use casemate_slashing::{Ceilings, Limits};
 use crate::admin::command::waiting_for;
 use crate::fence::store::{self, DynamodbAt, StoreError};
 use crate::keys::custody::{self, Custody, CustodyError};
-use crate::keys::journal::Forgetful;
+use crate::keys::journal::NullJournal;
 use crate::keys::seal::{Contents, SealBinding};
 use crate::link::calls::{BrokerClient, BrokerServices};
 use crate::link::kms::Endpoint;
@@ -204,7 +204,7 @@ pub fn program(
     let seen = contents.fence_version;
     let keys = Keys::unsealed(contents, |_, _, history| history).map_err(|e| format!("the sealed keys: {e:?}"))?;
     let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
-    let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful))?;
+    let vault = unsealed.vault(keys, fencing, clock, Box::new(NullJournal))?;
     Ok(serve(link, &vault, keeping, seen, cores())?)
 }
 

@@ -10,7 +10,7 @@ use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus};
 use casemate_protocol::{Bytes, Network, Refusal, Reply, Request, Statement};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::platform::attest::BURST;
 use casemate_vault::{Attestor, Identity, Keys, Nsm, Policy, SystemClock, Vault};
 
@@ -60,7 +60,7 @@ fn vault(nsm: Arc<dyn Nsm>, keys: u8, with_history: u8) -> Vault {
     })
     .unwrap();
     let attestor = Attestor::new(nsm, identity(), &network(), &keys).unwrap();
-    let (clock, journal) = (Box::new(SystemClock), Box::new(Forgetful));
+    let (clock, journal) = (Box::new(SystemClock), Box::new(NullJournal));
     Vault::new(network(), keys, Limits::NONE, Policy::default(), clock, journal).attested_by(attestor)
 }
 

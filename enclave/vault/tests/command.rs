@@ -23,7 +23,7 @@ use casemate_protocol::{
 };
 use casemate_slashing::{Limits, Watermarks};
 use casemate_vault::keys::custody::{ServiceError, Unsealed};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::SecretKey;
 use casemate_vault::{Attestor, Clock, CommandProcessor, Deposits, Identity, Keys, Loaded, Vault};
 use common::{Bench, GROUP};
@@ -90,7 +90,7 @@ impl<'a> Enclave<'a> {
         // Slots and epochs tell the tests' stories here: any has its time.
         let deposits = Deposits::To(vec![ADDRESS]);
         let policy = casemate_vault::Policy { deposits, window: Window::ANY, ..policy.clone() };
-        let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful))
+        let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(NullJournal))
             .attested_by(attestor)
             .commanded_by(office);
         Self { bench, vault, boot: std::cell::OnceCell::new() }
@@ -582,7 +582,7 @@ fn without_operators_there_are_no_commands() {
     let office =
         CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], Loaded::default());
     let policy = casemate_vault::Policy::default();
-    let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(Forgetful));
+    let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(NullJournal));
     let envelope = SignedCommand::new(BoundedBytes::new(vec![0xa0]).unwrap(), vec![]).encode().unwrap();
     let command = Request::Command { envelope };
     assert_eq!(vault.handle(&command), Reply::Refused(Refusal::NoOperators));

@@ -18,7 +18,7 @@ use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Statement};
 use casemate_slashing::Limits;
 use casemate_vault::keys::custody::ServiceError;
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{
     Attestor, Clock, CommandProcessor, FenceParts, Identity, Keys, Loaded, Policy, SystemClock, Vault,
 };
@@ -52,10 +52,11 @@ fn start(bench: &Bench, memory: &Memory) -> Enclave {
     let office =
         CommandProcessor::new(bench.start(), Arc::clone(&bench.nsm) as _, operators, Vec::new(), Loaded::default());
     let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
-    let vault = Vault::new(network, keys, Limits::NONE, Policy::default(), Box::new(SystemClock), Box::new(Forgetful))
-        .fenced_by(fencing, clock)
-        .attested_by(attestor)
-        .commanded_by(office);
+    let vault =
+        Vault::new(network, keys, Limits::NONE, Policy::default(), Box::new(SystemClock), Box::new(NullJournal))
+            .fenced_by(fencing, clock)
+            .attested_by(attestor)
+            .commanded_by(office);
     let member = Member::run(vault, keeping);
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
     let Reply::Attestation { document, statement } = member.vault.handle(&Request::Attestation { nonce }) else {

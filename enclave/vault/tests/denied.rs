@@ -12,7 +12,7 @@ use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Bytes, Refusal, Reply, Request};
 use casemate_slashing::{History, Limits, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
 use casemate_vault::{
     Attestor, Clock, CommandProcessor, FenceParts, Identity, Keys, Loaded, Policy, SystemClock, Vault,
@@ -33,7 +33,7 @@ fn start(bench: &Bench, memory: &Memory) -> Member {
     let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, Vec::new(), loaded);
     let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
     let policy = Policy { key_manager_delete: true, ..Policy::default() };
-    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(Forgetful))
+    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(NullJournal))
         .fenced_by(fencing, clock)
         .attested_by(attestor)
         .commanded_by(office);

@@ -21,7 +21,7 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStatus};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::platform::clock::Sources;
 use casemate_vault::platform::runtime::{Bell, Runtime};
 use casemate_vault::{Clock, FenceKeeper, FenceParts, KeeperError, Keys, Policy, SystemClock, TrustedClock, Vault};
@@ -342,7 +342,7 @@ fn a_clock_that_does_not_agree_again_ends_the_process_with_the_reason() {
             Limits::NONE,
             Policy::default(),
             Box::new(SystemClock),
-            Box::new(Forgetful),
+            Box::new(NullJournal),
         );
         let (fencing, keeping) = FenceParts::with_record(Box::new(begun())).split();
         let fencing = fencing.running_on(Arc::new(fast.clone()));

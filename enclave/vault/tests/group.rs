@@ -29,7 +29,7 @@ use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 use casemate_vault::{
@@ -73,7 +73,7 @@ impl Enclave {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let policy = Policy { window: Window::ANY, ..Policy::default() };
         let boxed = Box::new(SystemClock);
-        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, boxed, Box::new(Forgetful));
+        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, boxed, Box::new(NullJournal));
         let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
         let vault = vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office);
         let member = Member::run_from(vault, keeping, fence_version);

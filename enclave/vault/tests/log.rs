@@ -15,7 +15,7 @@ use casemate_protocol::{
     Root, SignRequest, Slot, Statement,
 };
 use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Attestor, Clock, Identity, Keys, Policy, Vault};
 use common::{Bench, GROUP};
 
@@ -60,7 +60,7 @@ fn signer(ceilings: Ceilings) -> Signer {
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
     let limits = Limits { floors: Floors::default(), ceilings };
     let policy = Policy::default();
-    let vault = Vault::new(network.clone(), keys, limits, policy, Box::new(FixedClock), Box::new(Forgetful));
+    let vault = Vault::new(network.clone(), keys, limits, policy, Box::new(FixedClock), Box::new(NullJournal));
     let vault = vault.attested_by(attestor);
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
     let Reply::Attestation { statement, .. } = vault.handle(&Request::Attestation { nonce }) else { panic!() };

@@ -11,7 +11,7 @@ use casemate_protocol::{
 };
 use casemate_slashing::{History, Limits, Watermarks};
 use casemate_testdata::{folder, json};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ fn signer_on(policy: Policy, root: Root, forks: Vec<Fork>, now: Slot) -> Signer 
     let network = network.try_into().unwrap();
     // Blocks of every fork, under one clock.
     let policy = Policy { window: Window::ANY, ..policy };
-    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(clock), Box::new(Forgetful));
+    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(clock), Box::new(NullJournal));
     Signer { vault, key, root }
 }
 

@@ -63,12 +63,12 @@ pub(super) async fn attestation(
 impl App {
     async fn attest(&self, number: Option<usize>, nonce: Nonce) -> Result<Response, Failure> {
         // The same one until it answers; and whoever asked learns which, so that what follows goes there too.
-        let number = self.enclave.chosen(number);
+        let number = self.enclave.select(number);
         let turns = &self.attestations;
         let _place = turns.waiting.try_acquire().map_err(|_| too_many())?;
         let _turn = turns.turn.lock().await;
         loop {
-            let enclave = self.enclave.one(Some(number)).ok_or(Unavailable::Away)?;
+            let enclave = self.enclave.get(Some(number)).ok_or(Unavailable::Away)?;
             match enclave.call(Request::Attestation { nonce: nonce.clone() }).await? {
                 Reply::Attestation { document, statement } => {
                     return Ok(json_body(&json!({

@@ -25,7 +25,7 @@ impl App {
             let start = u32::try_from(keys.len()).unwrap_or(u32::MAX);
             let request = Request::PublicKeys { start };
             let reply = match number {
-                Some(number) => self.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
+                Some(number) => self.enclave.get(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
                 None => self.enclave.call(request).await?,
             };
             match reply {

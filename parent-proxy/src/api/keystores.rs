@@ -162,7 +162,7 @@ pub(super) async fn delete(
 }
 
 /// What to do where a key may be here.
-const LOOK: &str = "look with GET before these keys sign anywhere else";
+const LOOK_FIRST: &str = "look with GET before these keys sign anywhere else";
 
 /// What became of one keystore or key.
 #[derive(Clone)]
@@ -264,18 +264,21 @@ impl App {
         let envelopes = statuses.len() > places.len();
         for (keys, places) in keystores.chunks(MAX_KEYSTORES).zip(places.chunks(MAX_KEYSTORES)) {
             // From here on an error is one of these keys alone: others may have been imported.
-            let outcomes = match self.enclave.alone(None, Request::ImportKeystores { keys: keys.to_vec() }).await {
-                Ok(Reply::Command(Outcome::Imported { keys })) => keys.into_iter().map(Status::of).collect(),
-                // The policy is the same for all of them.
-                Ok(Reply::Refused(refusal @ Refusal::KeyManagerImportOff)) if !envelopes => return Err(refusal.into()),
-                Ok(Reply::Refused(refusal)) => vec![Status::error(refusal.to_string()); keys.len()],
-                Err(unavailable) => {
-                    let why = Failure::from(unavailable).message;
-                    let told = format!("not known: {why}; {LOOK}");
-                    vec![Status::error(told); keys.len()]
-                }
-                Ok(_) => return Err(Failure::unexpected_reply()),
-            };
+            let outcomes =
+                match self.enclave.call_exclusive(None, Request::ImportKeystores { keys: keys.to_vec() }).await {
+                    Ok(Reply::Command(Outcome::Imported { keys })) => keys.into_iter().map(Status::of).collect(),
+                    // The policy is the same for all of them.
+                    Ok(Reply::Refused(refusal @ Refusal::KeyManagerImportOff)) if !envelopes => {
+                        return Err(refusal.into());
+                    }
+                    Ok(Reply::Refused(refusal)) => vec![Status::error(refusal.to_string()); keys.len()],
+                    Err(unavailable) => {
+                        let why = Failure::from(unavailable).message;
+                        let told = format!("not known: {why}; {LOOK_FIRST}");
+                        vec![Status::error(told); keys.len()]
+                    }
+                    Ok(_) => return Err(Failure::unexpected_reply()),
+                };
             for (place, status) in places.iter().zip(outcomes) {
                 if let Some(at) = statuses.get_mut(*place) {
                     *at = status;
@@ -297,14 +300,14 @@ impl App {
                 Ok(Reply::Command(_)) => "the command was carried out; it is none that imports keys".to_owned(),
                 Ok(Reply::Refused(refusal)) => refusal.to_string(),
                 Ok(_) => "the enclave answered something else than it was asked".to_owned(),
-                Err(unavailable) => format!("not known: {}; {LOOK}", Failure::from(unavailable).message),
+                Err(unavailable) => format!("not known: {}; {LOOK_FIRST}", Failure::from(unavailable).message),
             };
             // Those of the commands before are there.
             let here =
                 outcomes.iter().filter(|one| matches!(one, KeyOutcome::Imported | KeyOutcome::Duplicate)).count();
             return Status::error(match here {
                 0 => why,
-                here => format!("{here} keys of this file are here; of the others: {why}; {LOOK}"),
+                here => format!("{here} keys of this file are here; of the others: {why}; {LOOK_FIRST}"),
             });
         }
         let wrong = outcomes.iter().find(|one| !matches!(one, KeyOutcome::Imported | KeyOutcome::Duplicate));
@@ -322,13 +325,13 @@ impl App {
         drop((body, permit));
         let _alone = self.managing.lock().await;
         // The same enclave tells what it has deleted.
-        let number = Some(self.enclave.chosen(None));
+        let number = Some(self.enclave.select(None));
         let keys: Vec<PublicKey> = pubkeys.into_iter().map(|key| key.0).collect();
         let root = self.chain()?;
         let mut outcomes = Vec::with_capacity(keys.len());
         let mut refused = None;
         for keys in keys.chunks(MAX_KEYS) {
-            match self.enclave.alone(number, Request::DeleteKeys { keys: keys.to_vec() }).await? {
+            match self.enclave.call_exclusive(number, Request::DeleteKeys { keys: keys.to_vec() }).await? {
                 Reply::Command(Outcome::Deleted { keys }) => outcomes.extend(keys.into_iter().map(Status::of)),
                 Reply::Refused(refusal @ Refusal::KeyManagerDeleteOff) => {
                     refused = Some(refusal.to_string());

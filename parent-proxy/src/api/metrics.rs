@@ -19,7 +19,7 @@ use crate::enclave::Unavailable;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Failure> {
     // Keys may have come through another proxy since this one connected.
-    let reply = match app.enclave.one(None) {
+    let reply = match app.enclave.get(None) {
         Some(enclave) => enclave.call(Request::Info).await,
         None => Err(Unavailable::Away),
     };

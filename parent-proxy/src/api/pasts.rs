@@ -41,7 +41,7 @@ impl App {
     pub(super) async fn pasts(&self, number: Option<usize>, nonce: Nonce, start: u32) -> Result<PastsPage, Failure> {
         let request = Request::Pasts { nonce, start };
         let reply = match number {
-            Some(number) => self.enclave.one(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
+            Some(number) => self.enclave.get(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
             None => self.enclave.call(request).await?,
         };
         match reply {
@@ -55,7 +55,7 @@ impl App {
 pub(super) async fn signing_log_head(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
     let nonce = nonce(uri.query().unwrap_or_default())?;
     let number = app.number(uri.query())?;
-    let enclave = app.enclave.one(number).ok_or(Unavailable::Away)?;
+    let enclave = app.enclave.get(number).ok_or(Unavailable::Away)?;
     match enclave.call(Request::Log { after: u64::MAX, nonce: Some(nonce) }).await? {
         Reply::Log(page) => {
             let head = page.head;

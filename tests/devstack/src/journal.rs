@@ -242,7 +242,7 @@ impl Journal for Marks {
         Ok(())
     }
 
-    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
+    fn reserve(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let (others, next) = &mut *others;
         let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -450,14 +450,14 @@ mod tests {
         drop(marked);
         // The vault holds one of them, then the other comes back, and one that is new.
         let marked = open(&path).unwrap().start(&[(key(1), Some(marks(5, 5)))]).unwrap();
-        let starts = marked.admit(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
+        let starts = marked.reserve(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
         assert_eq!(starts.iter().map(|s| s.block.map(|b| b.slot.0)).collect::<Vec<_>>(), [Some(8), Some(1)]);
         assert_eq!(starts[0].attestation.map(|a| a.target.0), Some(9));
         // The same again, as after a sealing that failed: no place is used twice.
-        let again = marked.admit(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
+        let again = marked.reserve(&[(key(2), marks(3, 9)), (key(3), marks(1, 1))]).unwrap();
         assert_eq!(again, starts);
         // Less than before, as an operator may bring it after a sealing that failed: what is remembered stays.
-        let less = marked.admit(&[(key(2), Watermarks::NONE)]).unwrap();
+        let less = marked.reserve(&[(key(2), Watermarks::NONE)]).unwrap();
         assert_eq!(less[0], starts[0]);
         for (byte, slot) in [(1, 10), (2, 20), (3, 30)] {
             marked.record(&key(byte), &marks(slot, slot)).unwrap();
@@ -497,7 +497,7 @@ mod tests {
         marked.raise_floor(GroupFloor::from_watermarks(floor)).unwrap();
         // It never falls.
         marked.raise_floor(GroupFloor::from_watermarks(floor_at(Slot(60), Epoch(1), Epoch(1)))).unwrap();
-        assert_eq!(marked.admit(&[(key(2), Watermarks::NONE)]).unwrap(), [floor]);
+        assert_eq!(marked.reserve(&[(key(2), Watermarks::NONE)]).unwrap(), [floor]);
         drop(marked);
         assert_eq!(open(&path).unwrap().floor(), floor);
     }

@@ -14,7 +14,7 @@ use casemate_protocol::{Bytes, Network, PublicKey};
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::boot::{Start, serve};
 use casemate_vault::fence::store::DynamodbAt;
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::link::kms::Endpoint;
 use casemate_vault::link::server;
 use casemate_vault::platform::clock::KernelClocks;
@@ -88,7 +88,7 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
     let window = if any_age { Window::ANY } else { Window::default() };
     let policy = Policy { proof_of_validation, window, ..Policy::permissive() };
     let Some(journal) = journal else {
-        let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(Forgetful)).attested_by(attestor);
+        let vault = Vault::new(network, keys, Limits::NONE, policy, clock, Box::new(NullJournal)).attested_by(attestor);
         return server::serve(&vault, broker, workers).context("serving the broker");
     };
     let marks = journal.start(&starts.0)?;
@@ -121,7 +121,7 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
     let Some(journal) = journal else {
         let keys = Keys::unsealed(contents, |_, _, history| history).map_err(told)?;
-        let vault = unsealed.vault(keys, fencing, clock, Box::new(Forgetful)).context("the software NSM")?;
+        let vault = unsealed.vault(keys, fencing, clock, Box::new(NullJournal)).context("the software NSM")?;
         return serve(link, &vault, keeping, seen, workers).context("serving the broker");
     };
     let mut starts = Starts::default();

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use casemate_protocol::{Duty, Reply, Request, frame};
 use casemate_slashing::{History, Limits, Watermarks};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use libfuzzer_sys::fuzz_target;
 
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         Limits::NONE,
         Policy::permissive(),
         Box::new(EndOfTime),
-        Box::new(Forgetful),
+        Box::new(NullJournal),
     );
     let mut votes: Vec<(u64, u64, Duty)> = Vec::new();
     let mut blocks: Vec<(u64, Duty)> = Vec::new();

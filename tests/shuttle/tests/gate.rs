@@ -63,7 +63,7 @@ use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceStatus, RecordKind};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Limits, Watermarks, rules};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use gate::{FenceParts, Fencing, Gate, View};
 use keyring::{Keys, current};
 use keys::seal::{Contents, SealedKey, SecretBytes};
@@ -176,7 +176,7 @@ impl Enclave {
         let keys = current(&self.keys);
         let key = keys.held(&public()).ok_or(Refusal::UnknownKey)?;
         let root: Root = Bytes([variant; 32]);
-        key.advance(&Forgetful, |old| rules::block::check(old, Slot(slot), root, &pass.limits))?;
+        key.advance(&NullJournal, |old| rules::block::check(old, Slot(slot), root, &pass.limits))?;
         drop(pass);
         // Some time later the signature goes out.
         self.released.lock().unwrap_or_else(PoisonError::into_inner).push((slot, variant));
@@ -346,7 +346,7 @@ fn reload(under_the_gate: bool) -> impl Fn() + Send + Sync + Clone {
                 casemate_slashing::group::reloaded(before.past(key).map(keyring::Key::history), Some(history)).unwrap()
             };
             let newer = Keys::unsealed(contents(signed(3), true), |_, key, history| past(key, history)).unwrap();
-            enclave.publish(newer.remembering(&before, 10, &Forgetful).unwrap());
+            enclave.publish(newer.remembering(&before, 10, &NullJournal).unwrap());
         }
         drop(guard);
         signer.join().unwrap();
@@ -373,7 +373,7 @@ fn the_groups_floor_rises_with_every_key_and_never_falls() {
         let raise = |slot: u64| {
             let enclave = Arc::clone(&enclave);
             let floors = Floors { slot: Some(Slot(slot)), ..Floors::default() };
-            thread::spawn(move || current(&enclave.keys).raise(&floors, &Forgetful).unwrap())
+            thread::spawn(move || current(&enclave.keys).raise(&floors, &NullJournal).unwrap())
         };
         let threads = [raise(7), raise(9), raise(8)];
         let signer = {
@@ -387,7 +387,7 @@ fn the_groups_floor_rises_with_every_key_and_never_falls() {
         assert_eq!(enclave.highest(), Some(Slot(9)));
         // A set that was made of another one has the same floor, not a copy of it.
         let without = current(&enclave.keys).without(&[public()]).unwrap();
-        current(&enclave.keys).raise(&limits(Some(11)).floors, &Forgetful).unwrap();
+        current(&enclave.keys).raise(&limits(Some(11)).floors, &NullJournal).unwrap();
         assert_eq!(without.floor(), GroupFloor::NONE.with_floors(&limits(Some(11)).floors));
     });
 }

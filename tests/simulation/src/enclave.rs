@@ -9,7 +9,7 @@ use casemate_protocol::{Bytes, Network, Reply, Request};
 use casemate_slashing::Limits;
 use casemate_vault::keys::cms::RecipientKey;
 use casemate_vault::keys::custody::{Custody, CustodyError, Services, Unsealed};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::SealBinding;
 use casemate_vault::platform::clock::Clock;
 use casemate_vault::platform::runtime::{Bell, Runtime};
@@ -237,7 +237,7 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&nsm), identity, &network, &keys).ok()?.running_on(Arc::clone(runtime));
     let office = CommandProcessor::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
-    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(Forgetful))
+    let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(NullJournal))
         .fenced_by(fencing, clock)
         .attested_by(attestor)
         .commanded_by(office)

@@ -164,7 +164,7 @@ impl CommandProcessor {
         let keys = keys.remembering(&before, MAX_KNOWN_KEYS, desk.journal).ok()?;
         // A journal must know each key, and may know more of it.
         let signing: Vec<_> = keys.pasts().collect();
-        let starts = desk.journal.admit(&signing).ok()?;
+        let starts = desk.journal.reserve(&signing).ok()?;
         for ((public_key, _), start) in signing.iter().zip(starts) {
             if let Some(key) = keys.past(public_key) {
                 let mut history = key.lock();
@@ -773,7 +773,7 @@ impl CommandProcessor {
         }
         let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
         let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;
-        let starts = desk.journal.admit(&brought).map_err(|_| Refusal::NotSaved)?;
+        let starts = desk.journal.reserve(&brought).map_err(|_| Refusal::NotSaved)?;
         for ((_, _, history), start) in added.iter_mut().zip(starts) {
             *history = history.with(start);
         }

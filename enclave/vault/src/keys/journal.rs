@@ -29,16 +29,16 @@ pub trait Journal: Send + Sync {
 
     /// Makes room for keys that are about to be added, and tells what they start from: what they bring, and whatever is
     /// remembered of them besides. All of them or none; the same keys may come again.
-    fn admit(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
+    fn reserve(&self, keys: &[(PublicKey, Watermarks)]) -> Result<Vec<Watermarks>, NotSaved> {
         Ok(keys.iter().map(|(_, watermarks)| *watermarks).collect())
     }
 }
 
 /// Keeps nothing: where floors stand for the past, and for tests and benchmarks of the rules alone.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Forgetful;
+pub struct NullJournal;
 
-impl Journal for Forgetful {
+impl Journal for NullJournal {
     fn record(&self, _key: &PublicKey, _watermarks: &Watermarks) -> Result<(), NotSaved> {
         Ok(())
     }

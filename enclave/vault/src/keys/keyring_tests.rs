@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use casemate_protocol::{Bytes, Epoch, PublicKey, Root, Slot};
 use casemate_slashing::{AttestationMark, BlockMark, Floors, GroupFloor, History, Watermarks};
 
-use crate::keys::journal::{Forgetful, Journal, NotSaved};
+use crate::keys::journal::{Journal, NotSaved, NullJournal};
 use crate::keys::keyring::{KeyError, Keys};
 
 fn marks(slot: u64, source: u64, target: u64) -> Watermarks {
@@ -118,7 +118,7 @@ fn floors_raise_what_is_known_of_every_key_once_and_are_written_down_first() {
 fn what_a_newer_state_does_not_list_is_remembered_by_name_or_by_the_floor() {
     let before = || {
         let before = keys(&[(1, KNOWN), (2, History::Known(marks(10, 1, 9))), (3, History::Known(marks(5, 2, 3)))]);
-        before.raise(&floors(1, 0, 0), &Forgetful).unwrap();
+        before.raise(&floors(1, 0, 0), &NullJournal).unwrap();
         before
     };
     let after = |most| {
@@ -136,7 +136,7 @@ fn what_a_newer_state_does_not_list_is_remembered_by_name_or_by_the_floor() {
     assert_eq!(after(2), ([true, false], marks(5, 2, 3)));
     assert_eq!(after(1), ([false, false], marks(10, 2, 9)));
     assert_eq!(after(0), ([false, false], marks(10, 2, 9)));
-    let remembered = keys(&[(1, KNOWN)]).remembering(&before(), 9, &Forgetful).unwrap();
+    let remembered = keys(&[(1, KNOWN)]).remembering(&before(), 9, &NullJournal).unwrap();
     assert_eq!(remembered.past(&public(2)).unwrap().history(), History::Known(marks(10, 1, 9)));
     assert!(remembered.held(&public(2)).is_none(), "nothing of before is held");
 }
@@ -144,7 +144,7 @@ fn what_a_newer_state_does_not_list_is_remembered_by_name_or_by_the_floor() {
 #[test]
 fn what_is_sealed_is_everything_and_comes_back_as_it_was() {
     let all = keys(&[(1, History::Known(marks(10, 1, 9))), (2, KNOWN), (3, History::Missing)]);
-    all.raise(&floors(4, 1, 2), &Forgetful).unwrap();
+    all.raise(&floors(4, 1, 2), &NullJournal).unwrap();
     let fees = Bytes([0xfe; 20]);
     let all = all.with_fee_recipient(&[public(1), public(9)], Some(fees)).unwrap().without(&[public(2)]).unwrap();
     assert!(all.held(&public(1)).is_some(), "an order of its fees takes no key away");
@@ -190,7 +190,7 @@ fn a_past_that_does_not_change_is_not_written_again() {
 #[test]
 fn a_key_that_comes_in_or_back_starts_above_its_past_and_the_floor() {
     let all = keys(&[(1, History::Known(marks(10, 1, 9)))]).without(&[public(1)]).unwrap();
-    all.raise(&floors(4, 3, 5), &Forgetful).unwrap();
+    all.raise(&floors(4, 3, 5), &NullJournal).unwrap();
     assert_eq!(all.entering(&public(2), Watermarks::NONE), marks(4, 3, 5));
     assert_eq!(all.entering(&public(1), marks(11, 0, 0)), marks(11, 3, 9));
     let secret = |n: u8| crate::signing::bls::SecretKey::from_be_bytes(&mut [n; 32]).unwrap();

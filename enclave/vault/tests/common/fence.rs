@@ -19,7 +19,7 @@ use casemate_protocol::{
 };
 use casemate_slashing::{Ceilings, History, Limits, Watermarks};
 use casemate_vault::fence::store::{Carrier, Store};
-use casemate_vault::keys::journal::Forgetful;
+use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::link::tls::{Endpoint, Exchange, Response};
 use casemate_vault::{Attestor, Clock, FenceKeeper, FenceParts, Identity, Keeping, Keys, Policy, SystemClock, Vault};
 
@@ -164,7 +164,8 @@ impl Member {
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
         // Of any age: what is refused here, the fence has refused.
         let policy = Policy { window: Window::ANY, ..Policy::default() };
-        let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(Forgetful));
+        let vault =
+            Vault::new(network.clone(), keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(NullJournal));
         let (fencing, keeping) = FenceParts::with_record(store).split();
         Self::run(vault.fenced_by(fencing, clock).attested_by(attestor), keeping)
     }

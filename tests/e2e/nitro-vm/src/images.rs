@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use casemate_eif::build::{Checkout, Measured, Programs, image};
+use casemate_eif::build::{Checkout, MeasuredConfig, Programs, image};
 use casemate_eif::kernel::{From, kernel};
 use casemate_eif::pinned::Pinned;
 use casemate_eif::report;
@@ -43,9 +43,9 @@ impl Images {
     pub fn write(&self, configuration: &str, path: &Path, measurements: &Path) -> Result<()> {
         let Self { init, vault, broker, .. } = self;
         let programs = Programs { init: init.clone(), vault: vault.clone(), broker: broker.clone() };
-        let bytes = image(&self.kernel, &self.linux, programs, &Measured::of(configuration.to_owned())?)?;
+        let bytes = image(&self.kernel, &self.linux, programs, &MeasuredConfig::from_text(configuration.to_owned())?)?;
         fs::write(path, &bytes).with_context(|| format!("writing {}", path.display()))?;
-        let json = report::Measured::of(&bytes)?.json(casemate_eif::report::nothing_else());
+        let json = report::ImageReport::from_bytes(&bytes)?.json(casemate_eif::report::nothing_else());
         fs::write(measurements, format!("{json:#}\n")).with_context(|| format!("writing {}", measurements.display()))
     }
 
