@@ -24,7 +24,7 @@ use crate::{input, progress};
 pub type Key = (Secret, PublicKey);
 
 /// Whose past is known, and whose is not asked for.
-pub struct Pasts {
+pub struct HistorySource {
     /// From an EIP-3076 file.
     pub known: Histories,
     /// The others' is waived.
@@ -46,7 +46,7 @@ pub fn run(options: Import) -> Result<Answer> {
     let mut session = Session::open(options.connection, options.pins)?;
     let root = session.statement.network.genesis_validators_root;
     let known = options.slashing_protection.as_deref().map(|path| histories(path, root)).transpose()?;
-    let pasts = Pasts { known: known.unwrap_or_default(), waived: options.no_history_i_accept };
+    let pasts = HistorySource { known: known.unwrap_or_default(), waived: options.no_history_i_accept };
     let keys = match (&options.keystores, &options.raw_keys) {
         (Some(keystores), _) => decrypt(
             &find(keystores, options.passwords.as_deref())?,
@@ -63,7 +63,7 @@ pub fn run(options: Import) -> Result<Answer> {
 }
 
 /// The commands that import keys, encrypted to the enclave.
-pub fn commands(session: &Session, keys: &[Key], pasts: &Pasts) -> Result<Vec<Command>> {
+pub fn commands(session: &Session, keys: &[Key], pasts: &HistorySource) -> Result<Vec<Command>> {
     let unknown: Vec<&PublicKey> =
         keys.iter().map(|(_, key)| key).filter(|key| !pasts.waived && !pasts.known.contains_key(key)).collect();
     if let Some(first) = unknown.first() {
@@ -77,7 +77,7 @@ pub fn commands(session: &Session, keys: &[Key], pasts: &Pasts) -> Result<Vec<Co
     portions(keys).map(|(number, keys)| session.command(number, import(session, keys, pasts)?)).collect()
 }
 
-fn import(session: &Session, keys: &[Key], pasts: &Pasts) -> Result<Action> {
+fn import(session: &Session, keys: &[Key], pasts: &HistorySource) -> Result<Action> {
     let mut clear = Zeroizing::new(Vec::with_capacity(keys.len().saturating_mul(32)));
     for (secret, _) in keys {
         clear.extend_from_slice(secret.as_slice());

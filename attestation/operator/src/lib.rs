@@ -268,7 +268,7 @@ impl Local<'_> {
     pub fn import(&self, keys: &[(Secret, PublicKey)], known: Histories, waived: bool) -> Result<usize> {
         let mut session = self.open()?;
         let before = session.statement.public_keys.count;
-        let commands = import::commands(&session, keys, &import::Pasts { known, waived })?;
+        let commands = import::commands(&session, keys, &import::HistorySource { known, waived })?;
         let signing = cli::Signing { operator_key: vec![self.operator_key.to_owned()], command_out: None };
         let (text, exit) = command::give(&mut session, &commands, &signing, None)?;
         if exit != Exit::Accepted {

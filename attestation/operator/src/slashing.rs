@@ -9,9 +9,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::PublicKey;
-use casemate_protocol::command::{Action, KeyPast};
+use casemate_protocol::command::{Action, KeyHistory};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::{Pasts, ToldPast};
+use casemate_protocol::past::{HistoryEntry, HistoryPage};
 use casemate_protocol::statement::FenceKind;
 use casemate_slashing::interchange::{self, Histories};
 
@@ -40,10 +40,10 @@ fn export(options: SlashingExport) -> Result<Answer> {
     let (all, floor) = pasts(&session)?;
     let known: BTreeSet<PublicKey> = all.iter().map(|told| told.public_key).collect();
     let unknown: Vec<PublicKey> = wanted.iter().flatten().filter(|key| !known.contains(key)).copied().collect();
-    let chosen = |told: &&ToldPast| wanted.as_ref().is_none_or(|wanted| wanted.contains(&told.public_key));
+    let chosen = |told: &&HistoryEntry| wanted.as_ref().is_none_or(|wanted| wanted.contains(&told.public_key));
     let (mut histories, mut held, mut without) = (Histories::new(), 0_usize, 0_usize);
     for told in all.iter().filter(chosen) {
-        match told.past {
+        match told.highest {
             Some(past) => {
                 histories.insert(told.public_key, past.into());
                 held = held.saturating_add(usize::from(told.held));
@@ -111,15 +111,15 @@ fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
 }
 
 /// What the enclave says of all keys that it holds or has held, and of every other; each page under its signature and a nonce of ours.
-fn pasts(session: &Session) -> Result<(Vec<ToldPast>, Past)> {
+fn pasts(session: &Session) -> Result<(Vec<HistoryEntry>, Past)> {
     let nonce = fresh_nonce()?;
     let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
     let bar = progress::bar(0, "the enclave tells what its keys have signed");
-    let mut all: Vec<ToldPast> = Vec::new();
+    let mut all: Vec<HistoryEntry> = Vec::new();
     loop {
         let start = u32::try_from(all.len()).context("too many keys")?;
         let (told, signature) = session.pasts(&nonce, start)?;
-        let page = Pasts::decode(&told).context("a page of pasts is malformed")?;
+        let page = HistoryPage::decode(&told).context("a page of pasts is malformed")?;
         if key.verify(&page.signed_bytes(&session.statement.boot_nonce, &nonce), &signature.0).is_err() {
             return Err(
                 Refused("a page of pasts is not signed by the enclave's key for this request".to_owned()).into()
@@ -152,9 +152,9 @@ fn bring(options: SlashingImport) -> Result<Answer> {
     if histories.is_empty() {
         bail!("there is no key in {}", options.file.display());
     }
-    let keys: Vec<KeyPast> = histories
+    let keys: Vec<KeyHistory> = histories
         .into_iter()
-        .map(|(public_key, watermarks)| KeyPast { public_key, past: Past::from(watermarks) })
+        .map(|(public_key, watermarks)| KeyHistory { public_key, past: Past::from(watermarks) })
         .collect();
     let commands = portions(&keys)
         .map(|(number, keys)| session.command(number, Action::RaisePasts { keys: keys.to_vec() }))

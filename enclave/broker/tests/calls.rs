@@ -21,7 +21,7 @@ use casemate_protocol::address::Address;
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Bytes, Refusal, Reply, Request, RequestFrame, frame};
 use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
-use casemate_slashing::{History, Watermarks};
+use casemate_slashing::{SlashingHistory, Watermarks};
 use casemate_vault::Nsm;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _, Unsealed};
 use casemate_vault::keys::seal::{Contents, SealBinding, SealError, SealedKey, SecretBytes};
@@ -142,7 +142,7 @@ fn wait_for(path: &Path) {
 fn contents(n: u32) -> Contents {
     let secret = [9; 32];
     let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
-    let history = History::Known(Watermarks::NONE);
+    let history = SlashingHistory::Known(Watermarks::NONE);
     let mut keys = vec![SealedKey { public_key, secret: Some(SecretBytes(secret)), history, fee_recipient: None }];
     keys.extend((0..n).map(|n| {
         let mut public_key = Bytes([1; 48]);

@@ -29,7 +29,7 @@
 //!   enclave has seen forbids nothing; the real protocol may forbid more, after a record was made anew.
 //! - A new record's ceilings are as low as they may be: what was granted under the record before. Production takes them from the clock,
 //!   and higher. Whatever a foreign signer has signed lies above them here, which is worse than what happens.
-//! - Keys have a known history ([`History::Missing`] never signs), and every command names one key.
+//! - Keys have a known history ([`SlashingHistory::Missing`] never signs), and every command names one key.
 //! - Operators follow the tool: no key goes elsewhere before its deletion is confirmed, no import stays outstanding when it does, an
 //!   ended record is followed by one record. [`Broken`] has a case for each of these, with its counterexample.
 #![forbid(unsafe_code)]
@@ -45,7 +45,7 @@ use casemate_fence::FenceMachine;
 use casemate_fence::{Beginning, FenceStatus, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::{Bytes, Epoch, Root, Slot};
 use casemate_slashing::group::{self, GroupFloor};
-use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, History, Limits, Watermarks, rules};
+use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, Limits, SlashingHistory, Watermarks, rules};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const SLASHABLE: &str = "no two released signatures of a key are slashable";
@@ -369,8 +369,8 @@ fn record_code(record: &Record) -> [u64; 2] {
 impl Body {
     const EMPTY: Self = Self { keys: [None; 2], floor: GroupFloor::NONE };
 
-    fn past(&self, key: usize) -> Option<History> {
-        self.keys[key].map(|(_, past)| History::Known(past))
+    fn past(&self, key: usize) -> Option<SlashingHistory> {
+        self.keys[key].map(|(_, past)| SlashingHistory::Known(past))
     }
 
     fn holds(&self, key: usize) -> bool {
@@ -521,7 +521,7 @@ impl World {
         for key in 0..2 {
             let held = loaded.body.holds(key);
             enclave.body.keys[key] = match group::reloaded(before.past(key), loaded.body.past(key)) {
-                Some(History::Known(past)) => Some((held, past)),
+                Some(SlashingHistory::Known(past)) => Some((held, past)),
                 _ => None,
             };
         }

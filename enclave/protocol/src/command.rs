@@ -125,7 +125,7 @@ pub enum Action {
     /// Add to what keys have signed.
     RaisePasts {
         /// The keys.
-        keys: Vec<KeyPast>,
+        keys: Vec<KeyHistory>,
     },
 }
 
@@ -142,7 +142,7 @@ pub struct ExitOrder {
 /// A key and what it has signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct KeyPast {
+pub struct KeyHistory {
     /// The key.
     pub public_key: PublicKey,
     /// The highest that it has signed.
@@ -669,7 +669,7 @@ mod tests {
             },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: Some(Bytes([1; 20])) },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: None },
-            Action::RaisePasts { keys: vec![KeyPast { public_key: Bytes([9; 48]), past: Past::default() }] },
+            Action::RaisePasts { keys: vec![KeyHistory { public_key: Bytes([9; 48]), past: Past::default() }] },
         ] {
             let written = command(action).encode().unwrap();
             let bytes = written.as_ref();
@@ -746,8 +746,8 @@ mod tests {
         assert_eq!(import(2, 48), Err(CommandError::Secrets { bytes: 48, keys: 2 }));
         // The largest import fits with all its signatures.
         let past = Past {
-            block: Some(crate::history::PastBlock { slot: crate::Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
-            attestation: Some(crate::history::PastAttestation {
+            block: Some(crate::history::HighestBlock { slot: crate::Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+            attestation: Some(crate::history::HighestAttestation {
                 source: crate::Epoch::MAX,
                 target: crate::Epoch::MAX,
                 signing_root: Some(Bytes([1; 32])),

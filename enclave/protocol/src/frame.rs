@@ -11,7 +11,7 @@ use crate::cbor::{self, Form};
 use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
 use crate::log::LogPage;
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
-use crate::past::PastsPage;
+use crate::past::SignedHistoryPage;
 use crate::refusal::MalformedFrame;
 use crate::statement::{FenceStatus, MAX_STATEMENT_LEN};
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
@@ -81,7 +81,7 @@ pub enum Request {
     /// Hand over in order, because the parent is about to end this enclave. Who ends it can ask for that too.
     HandOver,
     /// One page of what the group's keys have signed, those that were deleted too.
-    Pasts {
+    SlashingProtection {
         /// Comes back under the signature, so that the page cannot be an old one.
         nonce: Nonce,
         /// Index of the first key.
@@ -192,8 +192,8 @@ pub enum Reply {
     Command(Outcome),
     /// To [`Request::HandOver`]: whatever was signed is in the state that was left behind.
     HandedOver,
-    /// To [`Request::Pasts`].
-    Pasts(PastsPage),
+    /// To [`Request::HistoryPage`].
+    SlashingProtection(SignedHistoryPage),
     /// To [`Request::Log`].
     Log(LogPage),
 }

@@ -9,15 +9,15 @@ use crate::{Epoch, Root, Slot};
 #[serde(deny_unknown_fields)]
 pub struct Past {
     /// The highest block.
-    pub block: Option<PastBlock>,
+    pub block: Option<HighestBlock>,
     /// The highest attestation.
-    pub attestation: Option<PastAttestation>,
+    pub attestation: Option<HighestAttestation>,
 }
 
 /// A block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PastBlock {
+pub struct HighestBlock {
     /// Its slot.
     pub slot: Slot,
     /// Its signing root, where it is known: that one may be signed again.
@@ -27,7 +27,7 @@ pub struct PastBlock {
 /// An attestation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PastAttestation {
+pub struct HighestAttestation {
     /// The highest source epoch.
     pub source: Epoch,
     /// The highest target epoch.

@@ -8,24 +8,24 @@ use crate::nonce::Nonce;
 use crate::{Bytes, PublicKey};
 
 /// Most keys in one page: the longest stays below [`crate::nonce::MAX_FRAME_LEN`].
-pub const MAX_PASTS_PER_PAGE: usize = 250;
+pub const MAX_ENTRIES_PER_PAGE: usize = 250;
 /// What a page's signature is over, besides the page.
 pub const SIGNATURE_DOMAIN: &[u8] = b"casemate pasts v1\n";
 
 /// One page, signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PastsPage {
+pub struct SignedHistoryPage {
     /// The page.
-    pub page: Pasts,
-    /// Ed25519 by the key that the statement names, over [`Pasts::signed_bytes`].
+    pub page: HistoryPage,
+    /// Ed25519 by the key that the statement names, over [`HistoryPage::signed_bytes`].
     pub signature: Bytes<64>,
 }
 
 /// A part of the keys, in the enclave's order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pasts {
+pub struct HistoryPage {
     /// Index of the first.
     pub start: u32,
     /// How many there are in all.
@@ -35,22 +35,22 @@ pub struct Pasts {
     /// What a key that is not listed on any page may have signed here at most.
     pub floor: Past,
     /// The keys.
-    pub keys: Vec<ToldPast>,
+    pub keys: Vec<HistoryEntry>,
 }
 
 /// A key's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ToldPast {
+pub struct HistoryEntry {
     /// The key.
     pub public_key: PublicKey,
     /// Whether it is held: a deleted key signs no more.
     pub held: bool,
     /// The highest that it has signed, with the floors that hold for it; nothing where nobody knows.
-    pub past: Option<Past>,
+    pub highest: Option<Past>,
 }
 
-impl Pasts {
+impl HistoryPage {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -65,7 +65,7 @@ impl Pasts {
         if bytes.len() > crate::nonce::MAX_FRAME_LEN {
             return None;
         }
-        cbor::decode(bytes, Form::Numbered).filter(|page: &Self| page.keys.len() <= MAX_PASTS_PER_PAGE)
+        cbor::decode(bytes, Form::Numbered).filter(|page: &Self| page.keys.len() <= MAX_ENTRIES_PER_PAGE)
     }
 
     /// What a signature over this page is over.

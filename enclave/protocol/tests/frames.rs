@@ -6,10 +6,10 @@ use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
-use casemate_protocol::history::{Past, PastAttestation, PastBlock};
+use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage, ToldPast};
+use casemate_protocol::past::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{FenceKind, FenceStatus};
 use casemate_protocol::{
@@ -126,12 +126,12 @@ fn log_page() -> impl Strategy<Value = LogPage> {
     )
 }
 
-fn pasts_page() -> impl Strategy<Value = PastsPage> {
+fn pasts_page() -> impl Strategy<Value = SignedHistoryPage> {
     (any::<u32>(), vec((bytes(), any::<bool>()), 0..4), bytes()).prop_map(|(start, keys, signature)| {
-        let one = |(public_key, held)| ToldPast { public_key, held, past: Some(Past::default()) };
+        let one = |(public_key, held)| HistoryEntry { public_key, held, highest: Some(Past::default()) };
         let keys = keys.into_iter().map(one).collect();
-        let page = Pasts { start, total: start, time_ms: None, floor: Past::default(), keys };
-        PastsPage { page, signature }
+        let page = HistoryPage { start, total: start, time_ms: None, floor: Past::default(), keys };
+        SignedHistoryPage { page, signature }
     })
 }
 
@@ -145,7 +145,7 @@ fn request() -> impl Strategy<Value = RequestFrame> {
             }
         ),
         (vec(any::<u8>(), frame::NONCE_LEN), any::<u32>())
-            .prop_map(|(nonce, start)| Request::Pasts { nonce: BoundedBytes::new(nonce).unwrap(), start }),
+            .prop_map(|(nonce, start)| Request::SlashingProtection { nonce: BoundedBytes::new(nonce).unwrap(), start }),
         any::<u64>().prop_map(|after| Request::Log { after, nonce: BoundedBytes::new(vec![1; 8]) }),
         vec(bytes(), 1..5).prop_map(|keys| Request::DeleteKeys { keys }),
         vec((bytes(), vec(any::<u8>(), 1..50), vec(any::<u8>(), 0..50)), 1..4).prop_map(|keys| {
@@ -209,7 +209,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
         refusal.prop_map(Reply::Refused),
         Just(Reply::HandedOver),
         log_page().prop_map(Reply::Log),
-        pasts_page().prop_map(Reply::Pasts),
+        pasts_page().prop_map(Reply::SlashingProtection),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -352,24 +352,24 @@ fn lists_of_requests_have_their_limits() {
     let delete = |n| fits(Request::DeleteKeys { keys: vec![Bytes([7; 48]); n] });
     assert_eq!([0, 1, MAX_KEYS, MAX_KEYS + 1].map(delete), [false, true, true, false]);
     // The longest pages fit into a frame.
-    let told = |past| ToldPast { public_key: Bytes([7; 48]), held: true, past };
+    let told = |past| HistoryEntry { public_key: Bytes([7; 48]), held: true, highest: past };
     let past = Past {
-        block: Some(PastBlock { slot: Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
-        attestation: Some(PastAttestation {
+        block: Some(HighestBlock { slot: Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+        attestation: Some(HighestAttestation {
             source: Epoch::MAX,
             target: Epoch::MAX,
             signing_root: Some(Bytes([1; 32])),
         }),
     };
-    let page = Pasts {
+    let page = HistoryPage {
         start: u32::MAX,
         total: u32::MAX,
         time_ms: Some(u64::MAX),
         floor: past,
-        keys: vec![told(Some(past)); MAX_PASTS_PER_PAGE],
+        keys: vec![told(Some(past)); MAX_ENTRIES_PER_PAGE],
     };
-    assert_eq!(Pasts::decode(&page.encode()).as_ref(), Some(&page));
-    let longest = Reply::Pasts(PastsPage { page, signature: Bytes([1; 64]) });
+    assert_eq!(HistoryPage::decode(&page.encode()).as_ref(), Some(&page));
+    let longest = Reply::SlashingProtection(SignedHistoryPage { page, signature: Bytes([1; 64]) });
     let record = LogRecord {
         time_ms: u64::MAX,
         public_key: Bytes([7; 48]),
@@ -596,7 +596,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
     requests.push(Request::Command { envelope: BoundedBytes::new(vec![0xcd; 4]).unwrap() });
     requests.push(Request::HandOver);
-    requests.push(Request::Pasts { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 });
+    requests.push(Request::SlashingProtection { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 });
     requests.push(Request::Log { after: 17, nonce: None });
     requests.push(Request::Log { after: u64::MAX, nonce: BoundedBytes::new(vec![0xcc; 16]) });
     requests.push(Request::ImportKeystores {
@@ -718,13 +718,13 @@ fn golden() -> Vec<(String, Vec<u8>)> {
             clean: Some(Bytes([0xcc; 32])),
         },
     }));
-    replies.push(Reply::Pasts(PastsPage {
-        page: Pasts {
+    replies.push(Reply::SlashingProtection(SignedHistoryPage {
+        page: HistoryPage {
             start: 0,
             total: 1,
             time_ms: Some(1_790_000_000_000),
             floor: Past::default(),
-            keys: vec![ToldPast { public_key, held: true, past: Some(Past::default()) }],
+            keys: vec![HistoryEntry { public_key, held: true, highest: Some(Past::default()) }],
         },
         signature: Bytes([0xdd; 64]),
     }));

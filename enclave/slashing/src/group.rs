@@ -9,7 +9,7 @@
 //! generation that began with floors has them at or above everything that was signed before it; one that began with the exact state of
 //! its predecessor has that state's keys, and its group floor.
 
-use crate::{Floors, History, Watermarks};
+use crate::{Floors, SlashingHistory, Watermarks};
 
 /// What a key may have signed at most, where a state does not list it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -51,19 +51,19 @@ impl GroupFloor {
 /// Where a key starts from that comes in: what it brings, what is remembered of it, and the group's floor.
 ///
 /// `remembered` is what the state in force knows of the key, where it was there before.
-pub fn entering(brought: Watermarks, remembered: Option<History>, floor: GroupFloor) -> Watermarks {
+pub fn entering(brought: Watermarks, remembered: Option<SlashingHistory>, floor: GroupFloor) -> Watermarks {
     let known = match remembered {
-        Some(History::Known(known)) => brought.merge(known),
-        Some(History::Missing) | None => brought,
+        Some(SlashingHistory::Known(known)) => brought.merge(known),
+        Some(SlashingHistory::Missing) | None => brought,
     };
     known.merge(floor.watermarks())
 }
 
 /// What is known of a key after a newer state was loaded: nothing of what was known before is forgotten. Nothing where neither
 /// knows the key.
-pub fn reloaded(before: Option<History>, loaded: Option<History>) -> Option<History> {
+pub fn reloaded(before: Option<SlashingHistory>, loaded: Option<SlashingHistory>) -> Option<SlashingHistory> {
     match (before, loaded) {
-        (Some(History::Known(known)), Some(loaded)) => Some(loaded.with(known)),
+        (Some(SlashingHistory::Known(known)), Some(loaded)) => Some(loaded.with(known)),
         (_, Some(loaded)) => Some(loaded),
         (before, None) => before,
     }
@@ -102,9 +102,9 @@ mod tests {
         // At the floor not even the message that it names can be signed again: others may have gone on from there.
         assert_eq!(entering(signed(10, 3, 4, Some(1)), None, floor), signed(10, 3, 4, None));
         assert_eq!(entering(signed(11, 4, 5, Some(1)), None, floor), signed(11, 4, 5, Some(1)));
-        let remembered = Some(History::Known(signed(12, 4, 6, Some(2))));
+        let remembered = Some(SlashingHistory::Known(signed(12, 4, 6, Some(2))));
         assert_eq!(entering(signed(11, 4, 5, Some(1)), remembered, floor), signed(12, 4, 6, Some(2)));
-        assert_eq!(entering(Watermarks::NONE, Some(History::Missing), floor), signed(10, 3, 4, None));
+        assert_eq!(entering(Watermarks::NONE, Some(SlashingHistory::Missing), floor), signed(10, 3, 4, None));
     }
 
     #[test]
@@ -120,13 +120,13 @@ mod tests {
 
     #[test]
     fn a_newer_state_makes_nothing_forgotten() {
-        let known = |slot| Some(History::Known(signed(slot, 1, 2, None)));
+        let known = |slot| Some(SlashingHistory::Known(signed(slot, 1, 2, None)));
         assert_eq!(reloaded(known(5), None), known(5));
         assert_eq!(reloaded(known(5), known(4)), known(5));
         assert_eq!(reloaded(known(4), known(5)), known(5));
-        assert_eq!(reloaded(known(4), Some(History::Missing)), known(4));
-        assert_eq!(reloaded(Some(History::Missing), known(5)), known(5));
-        assert_eq!(reloaded(Some(History::Missing), None), Some(History::Missing));
+        assert_eq!(reloaded(known(4), Some(SlashingHistory::Missing)), known(4));
+        assert_eq!(reloaded(Some(SlashingHistory::Missing), known(5)), known(5));
+        assert_eq!(reloaded(Some(SlashingHistory::Missing), None), Some(SlashingHistory::Missing));
         assert_eq!(reloaded(None, None), None);
     }
 

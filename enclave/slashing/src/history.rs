@@ -6,14 +6,14 @@ use crate::Watermarks;
 
 /// A key's past. The difference between «nothing was signed» and «nobody knows» decides whether it may sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum History {
+pub enum SlashingHistory {
     /// Nobody said what this key has signed: it signs nothing.
     Missing,
     /// Known from an import, from our own signatures, or waived expressly.
     Known(Watermarks),
 }
 
-impl History {
+impl SlashingHistory {
     /// The watermarks, or the refusal of a key without history.
     pub fn watermarks(self) -> Result<Watermarks, Refusal> {
         match self {

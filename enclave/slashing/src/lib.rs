@@ -23,6 +23,6 @@ pub mod rules;
 pub mod watermarks;
 
 pub use group::GroupFloor;
-pub use history::History;
+pub use history::SlashingHistory;
 pub use limits::{Ceilings, Floors, Limits};
 pub use watermarks::{AttestationMark, BlockMark, Watermarks};

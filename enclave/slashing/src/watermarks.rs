@@ -1,6 +1,6 @@
 //! The highest messages that a key has signed.
 
-use casemate_protocol::history::{Past, PastAttestation, PastBlock};
+use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::{Epoch, Root, Slot};
 
 /// The highest block signed.
@@ -79,8 +79,8 @@ fn root_of_higher<H: Ord + Copy>(a: (H, Option<Root>), b: (H, Option<Root>)) -> 
 impl From<Watermarks> for Past {
     fn from(watermarks: Watermarks) -> Self {
         Self {
-            block: watermarks.block.map(|b| PastBlock { slot: b.slot, signing_root: b.signing_root }),
-            attestation: watermarks.attestation.map(|a| PastAttestation {
+            block: watermarks.block.map(|b| HighestBlock { slot: b.slot, signing_root: b.signing_root }),
+            attestation: watermarks.attestation.map(|a| HighestAttestation {
                 source: a.source,
                 target: a.target,
                 signing_root: a.signing_root,

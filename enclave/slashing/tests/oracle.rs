@@ -7,7 +7,7 @@
 
 use casemate_protocol::{Bytes, Epoch, PublicKey, Root, Slot};
 use casemate_slashing::interchange::{self, Histories};
-use casemate_slashing::{Ceilings, Floors, History, Limits, rules};
+use casemate_slashing::{Ceilings, Floors, Limits, SlashingHistory, rules};
 use proptest::prelude::*;
 
 const KEY: PublicKey = Bytes([7; 48]);
@@ -116,7 +116,7 @@ fn interchange_file(messages: &[Message], with_roots: bool) -> String {
 
 /// The signer under test: the production rules and nothing else.
 struct Signer {
-    history: History,
+    history: SlashingHistory,
     limits: Limits,
 }
 
@@ -131,7 +131,7 @@ impl Signer {
             }
         };
         if let Ok(new) = checked {
-            self.history = History::Known(new);
+            self.history = SlashingHistory::Known(new);
         }
         checked.is_ok()
     }
@@ -162,13 +162,13 @@ fn must_be_signed(past: &[Message], limits: &Limits, m: Message) -> bool {
 }
 
 fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let mut signer = Signer { history: History::Missing, limits: Limits::NONE };
+    let mut signer = Signer { history: SlashingHistory::Missing, limits: Limits::NONE };
     let mut ours: Vec<Message> = Vec::new();
     let mut past: Vec<Message> = Vec::new();
     for step in steps {
         match step {
             Step::Sign(m) => {
-                let must = must_be_signed(&past, &signer.limits, m) && signer.history != History::Missing;
+                let must = must_be_signed(&past, &signer.limits, m) && signer.history != SlashingHistory::Missing;
                 let did = signer.sign(m);
                 prop_assert!(did || !must, "refused although safe and above the watermarks: {:?}", m);
                 // A copy of an earlier message makes no new pair.
@@ -215,7 +215,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     let mut file = Vec::new();
                     interchange::write(&Histories::from([(KEY, watermarks)]), GENESIS, &mut file).unwrap();
                     let read = interchange::read(file.as_slice(), GENESIS).unwrap();
-                    signer.history = History::Missing.with(read[&KEY]);
+                    signer.history = SlashingHistory::Missing.with(read[&KEY]);
                 }
             }
             Step::TakeOver { ceiling_slots, ceiling_epochs } => {
@@ -243,7 +243,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     source: Epoch(source.unwrap_or(0) + ceiling_epochs),
                 };
                 signer = Signer {
-                    history: History::Known(casemate_slashing::Watermarks::NONE),
+                    history: SlashingHistory::Known(casemate_slashing::Watermarks::NONE),
                     limits: Limits { floors, ceilings },
                 };
             }
@@ -268,7 +268,7 @@ proptest! {
     fn whatever_imports_claim_no_two_messages_of_our_own_are_slashable(
         steps in prop::collection::vec((message(), prop::option::weighted(0.3, message())), 1..40),
     ) {
-        let mut signer = Signer { history: History::Known(casemate_slashing::Watermarks::NONE), limits: Limits::NONE };
+        let mut signer = Signer { history: SlashingHistory::Known(casemate_slashing::Watermarks::NONE), limits: Limits::NONE };
         let mut ours: Vec<Message> = Vec::new();
         for (message, claimed) in steps {
             if let Some(claimed) = claimed {
@@ -304,7 +304,7 @@ proptest! {
 
 #[test]
 fn a_key_without_history_signs_nothing() {
-    let mut signer = Signer { history: History::Missing, limits: Limits::NONE };
+    let mut signer = Signer { history: SlashingHistory::Missing, limits: Limits::NONE };
     assert!(!signer.sign(Block { slot: 1, root: 0 }));
     assert!(!signer.sign(Attestation { source: 1, target: 2, root: 0 }));
 }

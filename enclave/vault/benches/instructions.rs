@@ -10,7 +10,7 @@ use casemate_protocol::{
     AttestationData, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, Preset, PublicKey, Refusal, Reply,
     ReplyFrame, Request, RequestFrame, Root, SignRequest, Slot, frame,
 };
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::{BATCH, HashedMessage, SecretKey, sign_batch};
 use casemate_vault::{Clock, Keys, Policy, Vault};
@@ -45,7 +45,7 @@ impl Bench {
         };
         let mut secrets = [[1; 32], [2; 32], [3; 32], [4; 32]];
         let own = secrets.iter().map(|secret| SecretKey::from_be_bytes(&mut { *secret }).unwrap()).collect();
-        let keys = Keys::load(&mut secrets, |_, _| History::Known(Watermarks::NONE)).unwrap();
+        let keys = Keys::load(&mut secrets, |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
         let public = keys.signing().collect();
         let (network, clock) = (network.try_into().unwrap(), Box::new(EndOfTime));
         let vault = Vault::new(network, keys, Limits::NONE, Policy::permissive(), clock, Box::new(NullJournal));

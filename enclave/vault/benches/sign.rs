@@ -11,7 +11,7 @@ use casemate_protocol::{
     AttestationData, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, Network, Preset, PublicKey, ReplyFrame,
     Request, RequestFrame, Root, SignRequest, Slot,
 };
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::{HashedMessage, SecretKey};
 use casemate_vault::signing::signing_root;
@@ -72,7 +72,7 @@ fn benches(c: &mut Criterion) {
     let mut keys = Vec::new();
     let held = Keys::load(&mut secrets, |_, key| {
         keys.push(*key);
-        History::Known(Watermarks::NONE)
+        SlashingHistory::Known(Watermarks::NONE)
     })
     .unwrap();
     let vault =

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use casemate_protocol::Bytes;
-use casemate_slashing::{History, Watermarks};
+use casemate_slashing::{SlashingHistory, Watermarks};
 use casemate_vault::Keys;
 use casemate_vault::keys::seal::{self, Contents, SealBinding, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
@@ -31,7 +31,7 @@ fn unseal_so_many(c: &mut Criterion, count: u64) {
         SealedKey {
             public_key,
             secret: Some(SecretBytes(secret(n))),
-            history: History::Known(Watermarks::NONE),
+            history: SlashingHistory::Known(Watermarks::NONE),
             fee_recipient: None,
         }
     });

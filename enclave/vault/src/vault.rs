@@ -6,7 +6,7 @@ use casemate_fence::{Holder, Record};
 use casemate_protocol::command::{Envelope, Outcome, StoreCredentials};
 use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce};
 use casemate_protocol::log::{LogRecord, Message};
-use casemate_protocol::past::{MAX_PASTS_PER_PAGE, Pasts, PastsPage};
+use casemate_protocol::past::{HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
@@ -136,7 +136,9 @@ impl Vault {
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
             Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
-            Request::Pasts { nonce, start } => self.pasts(nonce, *start).map_or_else(Reply::Refused, Reply::Pasts),
+            Request::SlashingProtection { nonce, start } => {
+                self.pasts(nonce, *start).map_or_else(Reply::Refused, Reply::SlashingProtection)
+            }
             Request::Log { after, nonce } => self.signing_log(*after, nonce.as_ref()),
             Request::ImportKeystores { keys } => {
                 self.import_keystores(keys).map_or_else(Reply::Refused, Reply::Command)
@@ -164,7 +166,7 @@ impl Vault {
     }
 
     /// What the keys have signed, and stay above besides.
-    fn pasts(&self, nonce: &Nonce, start: u32) -> Result<PastsPage, Refusal> {
+    fn pasts(&self, nonce: &Nonce, start: u32) -> Result<SignedHistoryPage, Refusal> {
         let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
         // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
         // elsewhere must stay above them too.
@@ -173,19 +175,19 @@ impl Vault {
         // Also of listed keys: one that a state did not list, and that this enclave remembers, need not have been raised to it.
         let floors = keys.floor().with_floors(&floors).watermarks();
         let first = usize::try_from(start).unwrap_or(usize::MAX);
-        let page = Pasts {
+        let page = HistoryPage {
             start,
             total: count(keys.known()),
             time_ms: self.clock.unix_ms(),
             floor: floors.into(),
-            keys: keys.told(first, MAX_PASTS_PER_PAGE, floors),
+            keys: keys.told(first, MAX_ENTRIES_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.
         if self.fencing.held()?.0 != generation {
             return Err(Refusal::NotHolder(NotHolder::HandingOver));
         }
         let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
-        Ok(PastsPage { page, signature })
+        Ok(SignedHistoryPage { page, signature })
     }
 
     /// The generation that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better

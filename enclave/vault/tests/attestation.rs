@@ -9,7 +9,7 @@ use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmRespon
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus};
 use casemate_protocol::{Bytes, Network, Refusal, Reply, Request, Statement};
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::platform::attest::BURST;
 use casemate_vault::{Attestor, Identity, Keys, Nsm, Policy, SystemClock, Vault};
@@ -56,7 +56,11 @@ fn identity() -> Identity {
 fn vault(nsm: Arc<dyn Nsm>, keys: u8, with_history: u8) -> Vault {
     let mut secrets: Vec<[u8; 32]> = (1..=keys).map(|n| [n; 32]).collect();
     let keys = Keys::load(&mut secrets, |number, _| {
-        if number < usize::from(with_history) { History::Known(Watermarks::NONE) } else { History::Missing }
+        if number < usize::from(with_history) {
+            SlashingHistory::Known(Watermarks::NONE)
+        } else {
+            SlashingHistory::Missing
+        }
     })
     .unwrap();
     let attestor = Attestor::new(nsm, identity(), &network(), &keys).unwrap();

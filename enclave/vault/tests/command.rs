@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, MAX_KEYS,
+    Action, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyHistory, KeyOutcome, MAX_KEYS,
     OperatorSignature, Outcome, SignedCommand, withdrawal_credentials,
 };
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::frame::{KeystoreToImport, Password};
-use casemate_protocol::history::{Past, PastAttestation, PastBlock};
+use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::log::Message;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
@@ -204,8 +204,8 @@ fn new() -> Option<Past> {
 #[allow(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
 fn past(slot: u64) -> Option<Past> {
     Some(Past {
-        block: Some(PastBlock { slot: Slot(slot), signing_root: None }),
-        attestation: Some(PastAttestation { source: Epoch(1), target: Epoch(2), signing_root: None }),
+        block: Some(HighestBlock { slot: Slot(slot), signing_root: None }),
+        attestation: Some(HighestAttestation { source: Epoch(1), target: Epoch(2), signing_root: None }),
     })
 }
 
@@ -315,8 +315,8 @@ fn a_history_that_cannot_be_is_an_error_and_silences_nobody() {
     let enclave = Enclave::start(&bench);
     // Slot 1000, epoch 31: the next slot may have been signed, nothing beyond it.
     let with = |n: u8, slot: u64, source: u64, target: u64| {
-        let attestation = PastAttestation { source: Epoch(source), target: Epoch(target), signing_root: None };
-        let block = PastBlock { slot: Slot(slot), signing_root: None };
+        let attestation = HighestAttestation { source: Epoch(source), target: Epoch(target), signing_root: None };
+        let block = HighestBlock { slot: Slot(slot), signing_root: None };
         key(n, Some(Past { block: Some(block), attestation: Some(attestation) }))
     };
     let held = key(1, new()).0.public_key;
@@ -721,7 +721,7 @@ fn pasts_are_only_raised_sealed_and_all_or_none() {
     enclave.send(&enclave.command(1, enclave.import(&keys)), &[1, 2]).unwrap();
     let (first, other) = (keys[0].0.public_key, keys[1].0.public_key);
     let order = |counter, keys: &[(PublicKey, Option<Past>)]| {
-        let keys = keys.iter().map(|(public_key, past)| KeyPast { public_key: *public_key, past: past.unwrap() });
+        let keys = keys.iter().map(|(public_key, past)| KeyHistory { public_key: *public_key, past: past.unwrap() });
         enclave.command(counter, Action::RaisePasts { keys: keys.collect() })
     };
     // One that cannot be true: nothing of it is taken.
@@ -759,9 +759,13 @@ fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
     assert_eq!(again, Ok(Outcome::Deleted { keys: vec![KeyOutcome::Deleted] }));
     assert!(matches!(enclave.sign_block(keys[0].0.public_key, 700), Reply::Signature(_)));
     let nonce = BoundedBytes::new(vec![8; 16]).unwrap();
-    let Reply::Pasts(told) = enclave.vault.handle(&Request::Pasts { nonce: nonce.clone(), start: 0 }) else { panic!() };
+    let Reply::SlashingProtection(told) =
+        enclave.vault.handle(&Request::SlashingProtection { nonce: nonce.clone(), start: 0 })
+    else {
+        panic!()
+    };
     let statement = enclave.attested().1;
-    let verify = |boot_nonce, nonce: &_, page: &casemate_protocol::past::Pasts| {
+    let verify = |boot_nonce, nonce: &_, page: &casemate_protocol::past::HistoryPage| {
         UnparsedPublicKey::new(&ED25519, statement.record_key.0)
             .verify(&page.signed_bytes(&boot_nonce, nonce), &told.signature.0)
             .is_ok()
@@ -769,13 +773,16 @@ fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
     assert!(verify(statement.boot_nonce, &nonce, &told.page));
     assert!(!verify(Bytes([1; 32]), &nonce, &told.page));
     assert!(!verify(statement.boot_nonce, &BoundedBytes::new(vec![9; 16]).unwrap(), &told.page));
-    let other = casemate_protocol::past::Pasts { start: 1, ..told.page.clone() };
+    let other = casemate_protocol::past::HistoryPage { start: 1, ..told.page.clone() };
     assert!(!verify(statement.boot_nonce, &nonce, &other));
     let page = told.page.clone();
     assert_eq!((page.start, page.total, page.time_ms), (0, 2, Some(1000 * 12_000)));
-    let heights: Vec<_> = page.keys.iter().map(|told| (told.held, told.past.unwrap().block.map(|b| b.slot))).collect();
+    let heights: Vec<_> =
+        page.keys.iter().map(|told| (told.held, told.highest.unwrap().block.map(|b| b.slot))).collect();
     assert_eq!(heights, [(true, Some(Slot(700))), (false, None)]);
-    let Reply::Pasts(rest) = enclave.vault.handle(&Request::Pasts { nonce, start: 1 }) else { panic!() };
+    let Reply::SlashingProtection(rest) = enclave.vault.handle(&Request::SlashingProtection { nonce, start: 1 }) else {
+        panic!()
+    };
     assert_eq!(rest.page.keys, page.keys[1..]);
 }
 

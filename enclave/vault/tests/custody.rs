@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use casemate_document::Anchor;
 use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmResponse, SoftwareNsm, root_params};
 use casemate_protocol::Bytes;
-use casemate_slashing::{History, Watermarks};
+use casemate_slashing::{SlashingHistory, Watermarks};
 use casemate_vault::Nsm;
 use casemate_vault::keys::cms::CmsError;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services, Unsealed};
@@ -37,7 +37,7 @@ fn contents(n: u8) -> Contents {
         SealedKey {
             public_key,
             secret: Some(SecretBytes(secret)),
-            history: History::Known(Watermarks::NONE),
+            history: SlashingHistory::Known(Watermarks::NONE),
             fee_recipient: None,
         }
     });

@@ -10,7 +10,7 @@ use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Bytes, Refusal, Reply, Request};
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
@@ -45,7 +45,7 @@ fn start(bench: &Bench, memory: &Memory) -> Member {
 #[test]
 fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     let (bench, memory) = (Bench::new(), Memory::default());
-    let history = History::Known(Watermarks::NONE);
+    let history = SlashingHistory::Known(Watermarks::NONE);
     let secret = Some(SecretBytes([1; 32]));
     let key = SealedKey { public_key: public_key(), secret, history, fee_recipient: None };
     bench.start().seal(&Contents { keys: vec![key], ..Contents::default() }, 1).unwrap();

@@ -16,11 +16,11 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use casemate_fence::{MAX_GENERATION, Record};
-use casemate_protocol::past::PastsPage;
+use casemate_protocol::past::SignedHistoryPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStatus};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
-use casemate_slashing::{Ceilings, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::platform::clock::Sources;
 use casemate_vault::platform::runtime::{Bell, Runtime};
@@ -248,10 +248,10 @@ fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicti
 }
 
 /// A page of what keys have signed, from the first key on.
-fn pasts(member: &Member) -> Result<PastsPage, Refusal> {
+fn pasts(member: &Member) -> Result<SignedHistoryPage, Refusal> {
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
-    match member.vault.handle(&Request::Pasts { nonce, start: 0 }) {
-        Reply::Pasts(page) => Ok(page),
+    match member.vault.handle(&Request::SlashingProtection { nonce, start: 0 }) {
+        Reply::SlashingProtection(page) => Ok(page),
         Reply::Refused(refusal) => Err(refusal),
         other => panic!("{other:?}"),
     }
@@ -335,7 +335,7 @@ fn a_clock_that_does_not_agree_again_ends_the_process_with_the_reason() {
     for (heals_after, ends) in [(None, true), (Some(119), false)] {
         let (fast, jump) = (Fast::default(), Arc::new(AtomicU64::new(0)));
         let clock: Arc<dyn Clock> = Arc::new(TrustedClock::new(Jumped(Arc::clone(&jump))));
-        let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+        let keys = Keys::load(&mut [[1; 32]], |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
         let vault = Vault::new(
             network.clone(),
             keys,

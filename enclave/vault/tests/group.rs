@@ -23,11 +23,11 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::Pasts;
+use casemate_protocol::past::HistoryPage;
 use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
-use casemate_slashing::{Ceilings, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
@@ -127,8 +127,8 @@ impl Enclave {
     /// What a key that it does not know may have signed at most.
     fn floor(&self) -> Past {
         let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
-        match self.member.vault.handle(&Request::Pasts { nonce, start: 0 }) {
-            Reply::Pasts(page) => Pasts::decode(&page.page.encode()).unwrap().floor,
+        match self.member.vault.handle(&Request::SlashingProtection { nonce, start: 0 }) {
+            Reply::SlashingProtection(page) => HistoryPage::decode(&page.page.encode()).unwrap().floor,
             other => panic!("{other:?}"),
         }
     }
@@ -382,7 +382,7 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
 fn a_first_record_for_keys_that_were_there_before_it_has_floors() {
     let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
     // As from an enclave without a record: what it has signed since it was sealed, the state does not say.
-    let history = History::Known(Watermarks::NONE);
+    let history = SlashingHistory::Known(Watermarks::NONE);
     let secret = Some(SecretBytes([1; 32]));
     let sealed = SealedKey { public_key: key(1), secret, history, fee_recipient: None };
     bench.start().seal(&Contents { keys: vec![sealed], ..Contents::default() }, 1).unwrap();

@@ -14,7 +14,7 @@ use casemate_protocol::{
     BoundedBytes, Bytes, Duty, Epoch, Fork, ForkInfo, ForkName, Network, Preset, PublicKey, Refusal, Reply, Request,
     Root, SignRequest, Slot, Statement,
 };
-use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Floors, Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Attestor, Clock, Identity, Keys, Policy, Vault};
 use common::{Bench, GROUP};
@@ -54,7 +54,7 @@ fn network() -> Network {
 fn signer(ceilings: Ceilings) -> Signer {
     let bench = Bench::new();
     let network = network();
-    let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+    let keys = Keys::load(&mut [[1; 32]], |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
     let key = keys.signing().next().unwrap();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();

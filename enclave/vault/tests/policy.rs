@@ -9,7 +9,7 @@ use casemate_protocol::{
     BeaconBlockHeader, BoundedBytes, Bytes, Duty, Epoch, ExecutionAddress, Fork, ForkInfo, ForkName, Preset, PublicKey,
     Refusal, Reply, Request, Root, SignRequest, Slot,
 };
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_testdata::{folder, json};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Clock, Keys, Policy, Vault};
@@ -58,7 +58,7 @@ fn signer_on(policy: Policy, root: Root, forks: Vec<Fork>, now: Slot) -> Signer 
         slots_per_epoch: 32,
         forks,
     };
-    let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+    let keys = Keys::load(&mut [[1; 32]], |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
     let (key, clock) = (keys.signing().next().unwrap(), FixedClock(now.0 * 12_000));
     let network = network.try_into().unwrap();
     // Blocks of every fork, under one clock.

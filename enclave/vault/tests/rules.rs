@@ -15,7 +15,7 @@ use casemate_protocol::{
     AttestationData, BeaconBlockHeader, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName, Network, Preset,
     PublicKey, Refusal, Reply, ReplyFrame, Request, RequestFrame, Root, SignRequest, Signature, Slot,
 };
-use casemate_slashing::{Ceilings, Floors, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Floors, Limits, SlashingHistory, Watermarks};
 use casemate_vault::link::server;
 use casemate_vault::{Clock, Journal, Keys, NotSaved, Policy, Vault};
 
@@ -71,7 +71,7 @@ fn network() -> Network {
     .unwrap()
 }
 
-fn bench_with(histories: &[History], limits: Limits, policy: Policy) -> Bench {
+fn bench_with(histories: &[SlashingHistory], limits: Limits, policy: Policy) -> Bench {
     let mut secrets: Vec<[u8; 32]> = (0..histories.len()).map(|i| [u8::try_from(i + 1).unwrap(); 32]).collect();
     let mut public_keys = Vec::new();
     let keys = Keys::load(&mut secrets, |i, key| {
@@ -88,7 +88,7 @@ fn bench_with(histories: &[History], limits: Limits, policy: Policy) -> Bench {
 
 fn bench() -> Bench {
     bench_with(
-        &[History::Known(Watermarks::NONE); 2],
+        &[SlashingHistory::Known(Watermarks::NONE); 2],
         Limits::NONE,
         Policy { proof_of_validation: false, ..Policy::permissive() },
     )
@@ -179,7 +179,7 @@ fn nothing_is_signed_that_could_not_be_saved() {
 #[test]
 fn a_key_without_history_signs_nothing_and_is_not_listed() {
     let b = bench_with(
-        &[History::Missing, History::Known(Watermarks::NONE)],
+        &[SlashingHistory::Missing, SlashingHistory::Known(Watermarks::NONE)],
         Limits::NONE,
         Policy { proof_of_validation: false, ..Policy::permissive() },
     );
@@ -242,7 +242,7 @@ fn a_randao_reveal_is_not_told_before_its_epoch() {
 fn old_duties_are_refused_with_the_numbers_and_any_lets_them_through() {
     let with = |window| {
         let policy = Policy { window, ..Policy::permissive() };
-        bench_with(&[History::Known(Watermarks::NONE)], Limits::NONE, policy)
+        bench_with(&[SlashingHistory::Known(Watermarks::NONE)], Limits::NONE, policy)
     };
     // Slot 320, the first of epoch 10.
     let b = with(Window::default());
@@ -366,7 +366,7 @@ fn floors_and_ceilings_bind_every_key() {
         ceilings: Ceilings { slot: Slot(315), target: Epoch(9), source: Epoch(7) },
     };
     let b = bench_with(
-        &[History::Known(Watermarks::NONE)],
+        &[SlashingHistory::Known(Watermarks::NONE)],
         limits,
         Policy { proof_of_validation: false, ..Policy::permissive() },
     );
@@ -416,7 +416,7 @@ fn proofs_of_validation_are_off_unless_turned_on_and_sign_no_foreign_text() {
         })
     };
     assert_eq!(ask(&bench(), "dappnode", "1"), Reply::Refused(Refusal::ProofOfValidationOff));
-    let on = bench_with(&[History::Known(Watermarks::NONE)], Limits::NONE, Policy::permissive());
+    let on = bench_with(&[SlashingHistory::Known(Watermarks::NONE)], Limits::NONE, Policy::permissive());
     let Reply::ProofOfValidation { payload, .. } = ask(&on, "dappnode", "1711338489397") else { panic!() };
     assert_eq!(payload, r#"{"type":"PROOF_OF_VALIDATION","platform":"dappnode","timestamp":"1711338489397"}"#);
     assert_eq!(ask(&on, "\"", "1"), Reply::Refused(Refusal::BadText));
@@ -427,7 +427,7 @@ fn proofs_of_validation_are_off_unless_turned_on_and_sign_no_foreign_text() {
 #[test]
 fn duplicate_and_invalid_keys_are_refused() {
     use casemate_vault::KeyError;
-    let known = |_: usize, _: &PublicKey| History::Known(Watermarks::NONE);
+    let known = |_: usize, _: &PublicKey| SlashingHistory::Known(Watermarks::NONE);
     assert!(matches!(Keys::load(&mut [[1; 32], [1; 32]], known), Err(KeyError::Duplicate(_))));
     assert!(matches!(Keys::load(&mut [[1; 32], [0; 32]], known), Err(KeyError::Invalid(1))));
     assert_eq!(Keys::load(&mut [], known).map(|k| k.len()), Ok(0));

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use casemate_protocol::{Bytes, Epoch, Slot};
-use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, History, Watermarks};
+use casemate_slashing::{AttestationMark, BlockMark, GroupFloor, SlashingHistory, Watermarks};
 use casemate_vault::keys::seal::{self, Contents, SealBinding, SealError, SealedKey, SecretBytes};
 use casemate_vault::signing::bls::SecretKey;
 
@@ -17,7 +17,7 @@ fn place() -> SealBinding {
     }
 }
 
-fn key(n: u8, history: History) -> SealedKey {
+fn key(n: u8, history: SlashingHistory) -> SealedKey {
     let secret = [n; 32];
     let public_key = SecretKey::from_be_bytes(&mut secret.clone()).unwrap().public_key();
     SealedKey { public_key, secret: Some(SecretBytes(secret)), history, fee_recipient: None }
@@ -32,13 +32,13 @@ fn contents() -> Contents {
             signing_root: Some(Bytes([8; 32])),
         }),
     };
-    let deleted = SealedKey { secret: None, ..key(3, History::Known(watermarks)) };
+    let deleted = SealedKey { secret: None, ..key(3, SlashingHistory::Known(watermarks)) };
     Contents {
         keys: vec![
-            key(1, History::Known(watermarks)),
-            key(2, History::Missing),
+            key(1, SlashingHistory::Known(watermarks)),
+            key(2, SlashingHistory::Missing),
             deleted,
-            key(4, History::Known(Watermarks::NONE)),
+            key(4, SlashingHistory::Known(Watermarks::NONE)),
         ],
         ..Contents::default()
     }
@@ -53,7 +53,7 @@ fn open(blob: &[u8], place: &SealBinding) -> Result<Contents, SealError> {
 }
 
 /// What can be compared of a state.
-fn shown(contents: &Contents) -> Vec<(Bytes<48>, Option<[u8; 32]>, History)> {
+fn shown(contents: &Contents) -> Vec<(Bytes<48>, Option<[u8; 32]>, SlashingHistory)> {
     contents.keys.iter().map(|k| (k.public_key, k.secret.as_ref().map(|s| s.0), k.history)).collect()
 }
 
@@ -167,7 +167,7 @@ fn public_keys_are_derived_anew() {
         assert_eq!(open(&seal(&zero), &place()).map(|_| ()), Err(SealError::OtherPublicKey { number }));
     }
     let mut twice = contents();
-    twice.keys.push(key(1, History::Missing));
+    twice.keys.push(key(1, SlashingHistory::Missing));
     assert_eq!(open(&seal(&twice), &place()).map(|_| ()), Err(SealError::DuplicateKey));
     let too_long = seal::seal(&contents(), &DATA_KEY, vec![1; 6145], &place(), 6);
     assert_eq!(too_long, Err(SealError::NotSealed));
@@ -183,7 +183,8 @@ fn the_documented_example_opens() {
     };
     if std::env::var_os("UPDATE_EXAMPLE").is_some() {
         let floor = GroupFloor::from_watermarks(watermarks);
-        let contents = Contents { keys: vec![key(1, History::Known(watermarks))], floor, ..Contents::default() };
+        let contents =
+            Contents { keys: vec![key(1, SlashingHistory::Known(watermarks))], floor, ..Contents::default() };
         let blob = seal::seal(&contents, &DATA_KEY, WRAPPED.to_vec(), &place(), 6).unwrap();
         for (number, line) in blob.chunks(32).enumerate() {
             println!("    {:04x}  {}", number * 32, const_hex::encode(line));
@@ -206,7 +207,10 @@ fn the_documented_example_opens() {
 fn opens(hex: &str, watermarks: Watermarks) {
     let blob = const_hex::decode(hex).unwrap();
     let opened = open(&blob, &place()).unwrap();
-    assert_eq!(shown(&opened), [(key(1, History::Missing).public_key, Some([1; 32]), History::Known(watermarks))]);
+    assert_eq!(
+        shown(&opened),
+        [(key(1, SlashingHistory::Missing).public_key, Some([1; 32]), SlashingHistory::Known(watermarks))]
+    );
     assert_eq!(opened.floor, GroupFloor::from_watermarks(watermarks));
     let header = seal::header(&blob, &place(), 6).unwrap();
     assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));

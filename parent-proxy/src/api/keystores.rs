@@ -26,7 +26,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORES, Nonce, Password};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::ToldPast;
+use casemate_protocol::past::HistoryEntry;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
 use casemate_slashing::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
@@ -361,7 +361,7 @@ impl App {
                 }
                 (None, None) => continue,
             };
-            let past = told.filter(|told| !told.held).and_then(|told| told.past);
+            let past = told.filter(|told| !told.held).and_then(|told| told.highest);
             if let Some(past) = past {
                 if status.word == "not_found" {
                     status.word = "not_active";
@@ -375,7 +375,7 @@ impl App {
         Ok((outcomes, written(&histories, root)?))
     }
 
-    async fn all_pasts(&self, number: Option<usize>) -> Result<BTreeMap<PublicKey, ToldPast>, Failure> {
+    async fn all_pasts(&self, number: Option<usize>) -> Result<BTreeMap<PublicKey, HistoryEntry>, Failure> {
         let mut nonce = [0; 32];
         rand::fill(&mut nonce).map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no entropy"))?;
         let nonce = Nonce::new(nonce.to_vec()).ok_or_else(Failure::unexpected_reply)?;

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::past::PastsPage;
+use casemate_protocol::past::SignedHistoryPage;
 use casemate_protocol::{Refusal, Reply, Request};
 use serde_json::json;
 
@@ -38,14 +38,19 @@ pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
 
 impl App {
     /// One page of the keys' pasts. Each asks the fence's store, on the vault's thread of commands: only whoever holds `telling` may.
-    pub(super) async fn pasts(&self, number: Option<usize>, nonce: Nonce, start: u32) -> Result<PastsPage, Failure> {
-        let request = Request::Pasts { nonce, start };
+    pub(super) async fn pasts(
+        &self,
+        number: Option<usize>,
+        nonce: Nonce,
+        start: u32,
+    ) -> Result<SignedHistoryPage, Failure> {
+        let request = Request::SlashingProtection { nonce, start };
         let reply = match number {
             Some(number) => self.enclave.get(Some(number)).ok_or(Unavailable::Away)?.call(request).await?,
             None => self.enclave.call(request).await?,
         };
         match reply {
-            Reply::Pasts(page) => Ok(page),
+            Reply::SlashingProtection(page) => Ok(page),
             Reply::Refused(refusal) => Err(refusal.into()),
             _ => Err(Failure::unexpected_reply()),
         }

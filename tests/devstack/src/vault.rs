@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use casemate_protocol::configuration::Window;
 use casemate_protocol::{Bytes, Network, PublicKey};
-use casemate_slashing::{Ceilings, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::boot::{Start, serve};
 use casemate_vault::fence::store::DynamodbAt;
 use casemate_vault::keys::journal::NullJournal;
@@ -76,7 +76,7 @@ fn plain(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> {
         let told = histories.get(number).copied().flatten();
         match &journal {
             Some(journal) => starts.add(journal, *key, told),
-            None => told.map_or(History::Missing, History::Known),
+            None => told.map_or(SlashingHistory::Missing, SlashingHistory::Known),
         }
     });
     secrets.zeroize();
@@ -146,14 +146,14 @@ fn close_sandbox() -> Result<()> {
 struct Starts(Vec<(PublicKey, Option<Watermarks>)>);
 
 impl Starts {
-    fn add(&mut self, journal: &FileJournal, key: PublicKey, brought: Option<Watermarks>) -> History {
+    fn add(&mut self, journal: &FileJournal, key: PublicKey, brought: Option<Watermarks>) -> SlashingHistory {
         let start = match (brought, journal.watermarks(&key)) {
             (Some(brought), Some(kept)) => Some(brought.merge(kept)),
             (one, other) => one.or(other),
         }
         .map(|start| start.merge(journal.floor()));
         self.0.push((key, start));
-        start.map_or(History::Missing, History::Known)
+        start.map_or(SlashingHistory::Missing, SlashingHistory::Known)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use casemate_protocol::Bytes;
 use casemate_protocol::log::text::parse;
-use casemate_protocol::past::Pasts;
+use casemate_protocol::past::HistoryPage;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     {
         assert_eq!(line.to_string(), text);
     }
-    if let Some(page) = Pasts::decode(data) {
+    if let Some(page) = HistoryPage::decode(data) {
         assert_eq!(page.encode(), data);
     }
 });

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use casemate_protocol::{Duty, Reply, Request, frame};
-use casemate_slashing::{History, Limits, Watermarks};
+use casemate_slashing::{SlashingHistory, Limits, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut keys = Vec::new();
     let held = Keys::load(&mut [[1; 32]], |_, key| {
         keys.push(*key);
-        History::Known(Watermarks::NONE)
+        SlashingHistory::Known(Watermarks::NONE)
     })
     .unwrap();
     let vault = Vault::new(

@@ -62,7 +62,7 @@ use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{FenceStatus, RecordKind};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Limits, Watermarks, rules};
+use casemate_slashing::{Ceilings, Floors, GroupFloor, Limits, SlashingHistory, Watermarks, rules};
 use casemate_vault::keys::journal::NullJournal;
 use gate::{FenceParts, Fencing, Gate, View};
 use keyring::{Keys, current};
@@ -117,7 +117,7 @@ fn contents(history: Watermarks, held: bool) -> Contents {
     let key = SealedKey {
         public_key: public(),
         secret: held.then(secret),
-        history: History::Known(history),
+        history: SlashingHistory::Known(history),
         fee_recipient: None,
     };
     Contents { keys: vec![key], ..Contents::default() }
@@ -245,7 +245,7 @@ fn checked_in_one_step_and_written_down_in_another_two_are_signed() {
                     let Ok(new) = rules::block::check(old, Slot(5), Bytes([variant; 32]), &Limits::NONE) else {
                         return;
                     };
-                    *key.lock() = History::Known(new);
+                    *key.lock() = SlashingHistory::Known(new);
                     enclave.released.lock().unwrap().push((5, variant));
                 })
             })
@@ -342,7 +342,7 @@ fn reload(under_the_gate: bool) -> impl Fn() + Send + Sync + Clone {
         let guard = if under_the_gate { enclave.fencing.closed() } else { None };
         if guard.is_some() || !under_the_gate {
             let before = current(&enclave.keys);
-            let past = |key: &PublicKey, history: History| {
+            let past = |key: &PublicKey, history: SlashingHistory| {
                 casemate_slashing::group::reloaded(before.past(key).map(keyring::Key::history), Some(history)).unwrap()
             };
             let newer = Keys::unsealed(contents(signed(3), true), |_, key, history| past(key, history)).unwrap();

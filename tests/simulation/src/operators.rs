@@ -3,11 +3,11 @@
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::{
-    Action, ClosedRecord, Command, EncryptedSecrets, ExitOrder, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyOutcome,
-    KeyPast, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
+    Action, ClosedRecord, Command, EncryptedSecrets, ExitOrder, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyHistory,
+    KeyOutcome, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
-use casemate_protocol::history::{Past, PastAttestation, PastBlock};
-use casemate_protocol::past::PastsPage;
+use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
+use casemate_protocol::past::SignedHistoryPage;
 use casemate_protocol::statement::{FenceStatus, StatedRecord, Statement};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -82,7 +82,7 @@ enum Told {
     /// Exit 0, or 1 for a key.
     Done(Outcome),
     /// A page of pasts, which is no command.
-    Pasts(Box<PastsPage>),
+    SlashingProtection(Box<SignedHistoryPage>),
     /// Exit 1: refused, nothing has changed.
     Refused(Refusal),
     /// Exit 3.
@@ -292,7 +292,7 @@ impl Episode {
         }
         if let Task::MoveAway(_) = task {
             let nonce = BoundedBytes::new(vec![3; 16]).unwrap();
-            let Some(order) = self.order(enclave, Request::Pasts { nonce, start: 0 }) else { return };
+            let Some(order) = self.order(enclave, Request::SlashingProtection { nonce, start: 0 }) else { return };
             self.job = Some(Job { task, enclave, order: Some(order), until: now + PATIENCE_MS, was: None });
             return;
         }
@@ -373,8 +373,8 @@ impl Episode {
             return;
         }
         let (block, vote) = self.keys[key].foreign.highest();
-        let block = block.map(|slot| PastBlock { slot: Slot(slot), signing_root: None });
-        let attestation = vote.map(|(source, target)| PastAttestation {
+        let block = block.map(|slot| HighestBlock { slot: Slot(slot), signing_root: None });
+        let attestation = vote.map(|(source, target)| HighestAttestation {
             source: Epoch(source),
             target: Epoch(target),
             signing_root: None,
@@ -420,11 +420,11 @@ impl Episode {
             Task::Raise(key) => {
                 let slot = self.slot().0 - 1;
                 let target = slot / SLOTS_PER_EPOCH;
-                let block = Some(PastBlock { slot: Slot(slot), signing_root: None });
+                let block = Some(HighestBlock { slot: Slot(slot), signing_root: None });
                 let attestation =
-                    Some(PastAttestation { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
+                    Some(HighestAttestation { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
                 let past = Past { block, attestation };
-                Action::RaisePasts { keys: vec![KeyPast { public_key: self.keys[key].public, past }] }
+                Action::RaisePasts { keys: vec![KeyHistory { public_key: self.keys[key].public, past }] }
             }
             // To move away is no command: it was asked for before.
             Task::HandOver | Task::MoveAway(_) => Action::HandOver,
@@ -468,7 +468,7 @@ impl Episode {
         say!(self.world.lock(), "enclave {} answers {:?}: {}", job.enclave, job.task, short(&reply));
         let told = match reply {
             Reply::Command(outcome) => Told::Done(outcome),
-            Reply::Pasts(page) => Told::Pasts(Box::new(page)),
+            Reply::SlashingProtection(page) => Told::SlashingProtection(Box::new(page)),
             Reply::Refused(
                 Refusal::MaybeSealed(_)
                 | Refusal::FenceUnclear(_)
@@ -656,7 +656,7 @@ impl Episode {
 
     /// A deleted key signs elsewhere from now on, above what the enclave tells.
     fn moved_away(&mut self, key: usize, enclave: u32, told: &Told) {
-        let (Told::Pasts(page), Whereabouts::Gone { .. }) = (told, self.keys[key].place) else { return };
+        let (Told::SlashingProtection(page), Whereabouts::Gone { .. }) = (told, self.keys[key].place) else { return };
         if page.page.time_ms.is_none() {
             return;
         }
@@ -664,7 +664,7 @@ impl Episode {
         let past = match listed {
             // It is there: it has come in again, or was never deleted.
             Some(told) if told.held => return,
-            Some(told) => told.past,
+            Some(told) => told.highest,
             None => Some(page.page.floor),
         };
         let Some(past) = past else { return };
@@ -687,8 +687,8 @@ impl Episode {
         }
         let (block, vote) = self.keys[key].foreign.highest();
         let own = Past {
-            block: block.map(|slot| PastBlock { slot: Slot(slot), signing_root: None }),
-            attestation: vote.map(|(source, target)| PastAttestation {
+            block: block.map(|slot| HighestBlock { slot: Slot(slot), signing_root: None }),
+            attestation: vote.map(|(source, target)| HighestAttestation {
                 source: Epoch(source),
                 target: Epoch(target),
                 signing_root: None,
@@ -719,7 +719,7 @@ fn short(reply: &Reply) -> String {
         Reply::Command(Outcome::Deleted { keys }) => format!("deleted, {keys:?}"),
         Reply::Command(Outcome::FenceClosed { record }) => format!("closed, version {}", record.version),
         Reply::Command(_) => "done".into(),
-        Reply::Pasts(_) => "pasts".into(),
+        Reply::SlashingProtection(_) => "pasts".into(),
         Reply::HandedOver => "handed over".into(),
         _ => "something else".into(),
     }

@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, CredentialsId, EncryptedSecrets, Envelope, ExitOrder, FENCE_HPKE_INFO, GeneratedKey,
-    HPKE_INFO, ImportedKey, KeyOutcome, KeyPast, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN,
+    HPKE_INFO, ImportedKey, KeyHistory, KeyOutcome, LastState, MIN_DEPOSIT, Outcome, RecordOrder, SECRET_LEN,
     SignedCommand, SignedExit, StoreCredentials, max_deposit, withdrawal_address,
 };
 use casemate_protocol::configuration::Operators;
@@ -20,7 +20,7 @@ use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::{NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{CommandResult, StatedCommand, StatedState};
 use casemate_protocol::{Duty, Epoch, ExecutionAddress, ForkInfo, Network, PublicKey, Refusal, Root, Slot};
-use casemate_slashing::{Ceilings, Floors, GroupFloor, History, Watermarks, group};
+use casemate_slashing::{Ceilings, Floors, GroupFloor, SlashingHistory, Watermarks, group};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::fence::{FenceGate, KeeperReply, KeeperRequest};
@@ -157,7 +157,7 @@ impl CommandProcessor {
         let before = desk.keys();
         // What this enclave has signed itself, in an earlier generation, is not forgotten: neither of keys that the newer state lists,
         // nor of those that it does not.
-        let past = |key: &PublicKey, history: History| {
+        let past = |key: &PublicKey, history: SlashingHistory| {
             group::reloaded(before.past(key).map(Key::history), Some(history)).unwrap_or(history)
         };
         let keys = Keys::unsealed(contents, |_, key, history| past(key, history)).ok()?;
@@ -532,7 +532,7 @@ impl CommandProcessor {
         &self,
         desk: &CommandContext<'_>,
         book: &mut CommandState,
-        keys: &[KeyPast],
+        keys: &[KeyHistory],
     ) -> Result<Outcome, Refusal> {
         desk.fencing.held()?;
         if let Some(wrong) = keys.iter().find(|key| !is_possible(key.past.into(), desk)) {
@@ -540,7 +540,7 @@ impl CommandProcessor {
         }
         let before = desk.keys();
         let mut outcomes = Vec::with_capacity(keys.len());
-        for KeyPast { public_key, past } in keys {
+        for KeyHistory { public_key, past } in keys {
             let Some(key) = before.past(public_key) else {
                 outcomes.push(KeyOutcome::NotFound);
                 continue;
@@ -572,7 +572,7 @@ impl CommandProcessor {
         let (mut keys, mut places) = (Vec::new(), Vec::new());
         let mut secrets = Zeroizing::new(Vec::with_capacity(keystores.len().saturating_mul(SECRET_LEN)));
         for (place, (one, outcome)) in keystores.iter().zip(&mut outcomes).enumerate() {
-            let known = held.past(&one.key.public_key).is_some_and(|key| key.history() != History::Missing);
+            let known = held.past(&one.key.public_key).is_some_and(|key| key.history() != SlashingHistory::Missing);
             if one.key.history.is_none() && !known {
                 *outcome = KeyOutcome::NoHistory;
                 continue;
@@ -656,7 +656,7 @@ impl CommandProcessor {
         let derived = derive(&secrets);
         let held = desk.keys();
         let mut outcomes = Vec::with_capacity(keys.len());
-        let mut added: Vec<(PublicKey, SecretKey, History)> = Vec::new();
+        let mut added: Vec<(PublicKey, SecretKey, SlashingHistory)> = Vec::new();
         for (key, derived) in keys.iter().zip(derived) {
             let past = key.history.map(Watermarks::from);
             let Some((secret, _)) = derived.filter(|(_, public_key)| *public_key == key.public_key) else {
@@ -681,7 +681,11 @@ impl CommandProcessor {
                 }
                 (None, None) => {
                     // Where nobody knows the past, it ends now: what may have been signed until here lies at or below that.
-                    added.push((key.public_key, secret, History::Known(past.unwrap_or_else(|| until_now(desk)))));
+                    added.push((
+                        key.public_key,
+                        secret,
+                        SlashingHistory::Known(past.unwrap_or_else(|| until_now(desk))),
+                    ));
                     outcomes.push(KeyOutcome::Imported);
                 }
             }
@@ -705,7 +709,7 @@ impl CommandProcessor {
             let public_key = secret.public_key();
             generated.push(deposit(desk, &secret, public_key, withdrawal_credentials, amount)?);
             // It has signed nothing that could be slashed, and nobody else has it.
-            added.push((public_key, secret, History::Known(Watermarks::NONE)));
+            added.push((public_key, secret, SlashingHistory::Known(Watermarks::NONE)));
         }
         self.add(desk, book, added)?;
         Ok(Outcome::Generated { keys: generated })
@@ -760,7 +764,7 @@ impl CommandProcessor {
         &self,
         desk: &CommandContext<'_>,
         book: &mut CommandState,
-        mut added: Vec<(PublicKey, SecretKey, History)>,
+        mut added: Vec<(PublicKey, SecretKey, SlashingHistory)>,
     ) -> Result<(), Refusal> {
         let before = desk.keys();
         check_room(before.len(), before.known(), added.len())?;
@@ -769,7 +773,7 @@ impl CommandProcessor {
         let (_, floors) = desk.fencing.held()?;
         for (public_key, _, history) in &mut added {
             let brought = history.with(floors.watermarks()).watermarks()?;
-            *history = History::Known(before.entering(public_key, brought));
+            *history = SlashingHistory::Known(before.entering(public_key, brought));
         }
         let brought = added.iter().map(|(public_key, _, history)| Ok((*public_key, history.watermarks()?)));
         let brought = brought.collect::<Result<Vec<_>, Refusal>>()?;

@@ -10,7 +10,7 @@ use casemate_fence::Beginning;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::statement::RecordKind;
 use casemate_protocol::{Bytes, Epoch, Fork, ForkName, Network, Preset, PublicKey};
-use casemate_slashing::{GroupFloor, History, Limits, Watermarks};
+use casemate_slashing::{GroupFloor, Limits, SlashingHistory, Watermarks};
 
 use super::*;
 use crate::fence::FenceParts;
@@ -185,7 +185,7 @@ impl World {
         let time = Time { passed: Arc::default(), began: 1_000_000_000 + NOW * slot_ms };
         let script = Arc::new(Mutex::new(Script { record, ..Script::default() }));
         let network = network(slot_ms);
-        let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+        let keys = Keys::load(&mut [[1; 32]], |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
         let identity = Identity { group: "alpha".into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::new(Sevens), identity, &network, &keys).unwrap();
         let shop = Box::new(Shop(Arc::clone(&script), time.clone()));

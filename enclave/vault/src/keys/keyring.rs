@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use casemate_protocol::past::ToldPast;
+use casemate_protocol::past::HistoryEntry;
 use casemate_protocol::{ExecutionAddress, PublicKey, Refusal};
-use casemate_slashing::{Floors, GroupFloor, History, Watermarks, group};
+use casemate_slashing::{Floors, GroupFloor, SlashingHistory, Watermarks, group};
 
 use crate::keys::journal::{Journal, NotSaved};
 use crate::keys::seal::{Contents, SealedKey, SecretBytes};
@@ -16,7 +16,7 @@ pub(crate) struct Key {
     public: PublicKey,
     /// Nothing where it was deleted: its past is remembered, in case that it comes back.
     secret: Option<SecretKey>,
-    history: Arc<Mutex<History>>,
+    history: Arc<Mutex<SlashingHistory>>,
     /// Where operators have ordered its fees to go.
     fee_recipient: Option<ExecutionAddress>,
 }
@@ -55,7 +55,7 @@ impl Keys {
     /// there are cores: that is nearly all the time that loading takes.
     pub fn load(
         secrets: &mut [[u8; 32]],
-        mut history: impl FnMut(usize, &PublicKey) -> History,
+        mut history: impl FnMut(usize, &PublicKey) -> SlashingHistory,
     ) -> Result<Self, KeyError> {
         let threads = crate::platform::cpus::cores().get();
         let chunk = secrets.len().div_ceil(threads).max(1);
@@ -79,7 +79,7 @@ impl Keys {
     /// Takes in what was unsealed; unsealing has compared the public keys. `history` may add to what a key brings.
     pub fn unsealed(
         contents: Contents,
-        mut history: impl FnMut(usize, &PublicKey, History) -> History,
+        mut history: impl FnMut(usize, &PublicKey, SlashingHistory) -> SlashingHistory,
     ) -> Result<Self, KeyError> {
         let mut all = Vec::with_capacity(contents.keys.len());
         let floor = Arc::new(Mutex::new(contents.floor));
@@ -104,7 +104,7 @@ impl Keys {
             }
             if key.secret.is_some() {
                 keys.held = keys.held.saturating_add(1);
-                if key.history() != History::Missing {
+                if key.history() != SlashingHistory::Missing {
                     keys.signing.push(number);
                 }
             }
@@ -138,7 +138,7 @@ impl Keys {
     }
 
     /// These keys and more. One that was deleted comes back to its past, to which what it brings is added.
-    pub(crate) fn with(&self, more: Vec<(PublicKey, SecretKey, History)>) -> Result<Self, KeyError> {
+    pub(crate) fn with(&self, more: Vec<(PublicKey, SecretKey, SlashingHistory)>) -> Result<Self, KeyError> {
         let mut all = self.all.clone();
         for (public_key, secret, history) in more {
             let known = self.number(&public_key).and_then(|number| all.get_mut(number));
@@ -151,7 +151,7 @@ impl Keys {
                 }));
                 continue;
             };
-            if let History::Known(watermarks) = history {
+            if let SlashingHistory::Known(watermarks) = history {
                 let mut past = known.lock();
                 *past = past.with(watermarks);
             }
@@ -185,7 +185,7 @@ impl Keys {
         for key in before.all.iter().filter(|key| !by_public_key.contains_key(&key.public)) {
             if all.len() < most {
                 all.push(Arc::new(Key::past_of(key)));
-            } else if let History::Known(known) = key.history() {
+            } else if let SlashingHistory::Known(known) = key.history() {
                 // No room for it by its name: the floor stands for it.
                 forgotten = forgotten.merge(GroupFloor::from_watermarks(known));
             }
@@ -201,14 +201,14 @@ impl Keys {
         let past = floors.watermarks();
         for key in &self.all {
             let mut history = key.lock();
-            let History::Known(known) = *history else { continue };
+            let SlashingHistory::Known(known) = *history else { continue };
             let raised = known.merge(past);
             if raised != known {
                 // Of a deleted key the journal need not know.
                 if key.secret.is_some() {
                     journal.record(&key.public, &raised)?;
                 }
-                *history = History::Known(raised);
+                *history = SlashingHistory::Known(raised);
             }
         }
         Ok(())
@@ -261,10 +261,10 @@ impl Keys {
     }
 
     /// Some of them, with what they have signed and what they stay above.
-    pub(crate) fn told(&self, start: usize, count: usize, floors: Watermarks) -> Vec<ToldPast> {
+    pub(crate) fn told(&self, start: usize, count: usize, floors: Watermarks) -> Vec<HistoryEntry> {
         let one = |key: &Arc<Key>| {
             let past = key.history().watermarks().ok().map(|past| past.merge(floors).into());
-            ToldPast { public_key: key.public, held: key.secret.is_some(), past }
+            HistoryEntry { public_key: key.public, held: key.secret.is_some(), highest: past }
         };
         self.all.iter().skip(start).take(count).map(one).collect()
     }
@@ -323,7 +323,7 @@ impl Key {
     }
 
     /// Its past, locked: whoever changes it holds this from the check to the end of the saving.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, History> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SlashingHistory> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -339,13 +339,13 @@ impl Key {
         let new = check(old)?;
         if new != old {
             journal.record(&self.public, &new).map_err(|_| Refusal::NotSaved)?;
-            *history = History::Known(new);
+            *history = SlashingHistory::Known(new);
         }
         Ok(())
     }
 
     /// Its past, now.
-    pub(crate) fn history(&self) -> History {
+    pub(crate) fn history(&self) -> SlashingHistory {
         *self.lock()
     }
 }

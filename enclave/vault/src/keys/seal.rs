@@ -11,7 +11,7 @@ use casemate_protocol::cbor::{self, Form};
 use casemate_protocol::command::{MAX_CREDENTIALS_LEN, StoreCredentials};
 use casemate_protocol::history::Past;
 use casemate_protocol::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root};
-use casemate_slashing::{GroupFloor, History};
+use casemate_slashing::{GroupFloor, SlashingHistory};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -115,7 +115,7 @@ pub struct SealedKey {
     /// The secret key, big-endian; `None` for one that was deleted, whose past is kept all the same.
     pub secret: Option<SecretBytes>,
     /// What it has signed.
-    pub history: History,
+    pub history: SlashingHistory,
     /// Where operators have ordered its fees to go; nothing where the configuration decides.
     pub fee_recipient: Option<ExecutionAddress>,
 }
@@ -295,8 +295,8 @@ impl From<&Contents> for Content {
             public_key: key.public_key,
             secret: key.secret.clone(),
             history: match key.history {
-                History::Missing => None,
-                History::Known(watermarks) => Some(watermarks.into()),
+                SlashingHistory::Missing => None,
+                SlashingHistory::Known(watermarks) => Some(watermarks.into()),
             },
             fee_recipient: key.fee_recipient,
         };
@@ -308,7 +308,7 @@ impl From<&Contents> for Content {
 
 impl From<WrittenKey> for SealedKey {
     fn from(key: WrittenKey) -> Self {
-        let history = key.history.map_or(History::Missing, |history| History::Known(history.into()));
+        let history = key.history.map_or(SlashingHistory::Missing, |history| SlashingHistory::Known(history.into()));
         Self { public_key: key.public_key, secret: key.secret, history, fee_recipient: key.fee_recipient }
     }
 }

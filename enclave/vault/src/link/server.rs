@@ -372,7 +372,7 @@ fn answer(
         | Asked::HandOver
         | Asked::ImportKeystores { .. }
         | Asked::DeleteKeys { .. }
-        | Asked::Pasts { .. } => match commands.try_send((request.channel, asked)) {
+        | Asked::SlashingProtection { .. } => match commands.try_send((request.channel, asked)) {
             Ok(()) => None,
             Err(_) => Some(Reply::Refused(Refusal::CommandBusy)),
         },

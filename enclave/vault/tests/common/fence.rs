@@ -17,7 +17,7 @@ use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, SignRequest, Slot,
 };
-use casemate_slashing::{Ceilings, History, Limits, Watermarks};
+use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::fence::store::{Carrier, Store};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::link::tls::{Endpoint, Exchange, Response};
@@ -159,7 +159,7 @@ pub struct Member {
 impl Member {
     pub fn start(bench: &Bench, network: &Network, store: Box<dyn Store>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let keys = Keys::load(&mut [[1; 32]], |_, _| History::Known(Watermarks::NONE)).unwrap();
+        let keys = Keys::load(&mut [[1; 32]], |_, _| SlashingHistory::Known(Watermarks::NONE)).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
         // Of any age: what is refused here, the fence has refused.
