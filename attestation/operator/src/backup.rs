@@ -84,7 +84,7 @@ fn tell(statement: &Statement, state: &StatedState, copies: &[Copy]) -> Answer {
         state.sha256,
         plural(usize::try_from(statement.public_keys.count).unwrap_or(usize::MAX), "key")
     );
-    let oldest = statement.fence.record.map_or(0, |record| record.sealed_generation);
+    let oldest = statement.fence.record.map_or(0, |record| record.min_state_version);
     let mut found = false;
     for copy in copies {
         let this = copy.sha256 == state.sha256;

@@ -319,7 +319,7 @@ impl Report {
                     "the fence has a new record; the enclave claims it now and signs in two to three epochs"
                 }
                 RecordOrder::Keep => "the store's new credentials are sealed",
-                RecordOrder::After { closed } if closed.clean.is_some() => {
+                RecordOrder::After { closed } if closed.released_state.is_some() => {
                     "the fence has its next record; an enclave with the state that the closed one names signs at once, and nobody \
                      else without floors"
                 }
@@ -337,7 +337,7 @@ impl Report {
                 );
                 self.line(&crate::fence::closed_json(&record).to_string());
                 let up_to = format!("slot {} and target epoch {}", record.slot_ceiling, record.target_ceiling);
-                self.line(&match record.clean {
+                self.line(&match record.released_state {
                     Some(_) => format!(
                         "its holder has left in order and signs no more; nothing above {up_to} was signed under it"
                     ),
@@ -382,7 +382,7 @@ impl Report {
                     "handed over: this enclave signs no more, and its exact state is on the disk for a successor",
                 );
             }
-            (Action::TakeOver, Outcome::TookOver { generation }) => {
+            (Action::TakeOver, Outcome::TookOver { term: generation }) => {
                 self.line(&format!("this enclave holds the fence, in generation {generation}"));
             }
             _ => {

@@ -73,12 +73,12 @@ pub fn closed_json(record: &ClosedRecord) -> Value {
     json!({
         "closed": true,
         "version": record.version,
-        "generation": record.generation,
+        "generation": record.term,
         "slot_ceiling": record.slot_ceiling.0,
         "target_ceiling": record.target_ceiling.0,
         "source_ceiling": record.source_ceiling.0,
-        "sealed_generation": record.sealed_generation,
-        "left_state": record.clean.map(|state| state.to_string()),
+        "sealed_generation": record.min_state_version,
+        "left_state": record.released_state.map(|state| state.to_string()),
     })
 }
 
@@ -234,7 +234,8 @@ fn text_of(statement: &Statement) -> String {
         line("store", store.clone());
     }
     if let Some(record) = &fence.record {
-        let StatedRecord { version, holder, generation, slot_ceiling, target_ceiling, source_ceiling, .. } = record;
+        let StatedRecord { version, holder, term: generation, slot_ceiling, target_ceiling, source_ceiling, .. } =
+            record;
         let whose = if holder == boot_nonce {
             "this enclave".to_owned()
         } else if *holder == Bytes::ZERO {
@@ -243,7 +244,7 @@ fn text_of(statement: &Statement) -> String {
             holder.to_string()
         };
         // Of a first record it is the state that was sealed with it.
-        let left = if record.clean.is_some() && *holder != Bytes::ZERO { ", left in order" } else { "" };
+        let left = if record.released_state.is_some() && *holder != Bytes::ZERO { ", left in order" } else { "" };
         let ended = if record.closed { ", ended" } else { "" };
         line("record", format!("version {version}, generation {generation}, holder {whose}{left}{ended}"));
         if record.closed {
@@ -251,7 +252,7 @@ fn text_of(statement: &Statement) -> String {
             let until = chain.until(Slot(slot_ceiling.0.saturating_add(1)), fence.time_ms.unwrap_or(0)).div_ceil(1000);
             line(
                 "ended",
-                match (record.clean, passed) {
+                match (record.released_state, passed) {
                     (Some(_), _) => "its holder had left in order: nothing is signed under it any more".to_owned(),
                     (None, true) => "its ceilings have passed: nobody signs blocks under it any more".to_owned(),
                     (None, false) => format!("its last holder may sign for {until} s yet, if it lives"),
@@ -264,7 +265,7 @@ fn text_of(statement: &Statement) -> String {
                 "blocks up to slot {slot_ceiling}; attestations up to target {target_ceiling}, source {source_ceiling}"
             ),
         );
-        line("sealed", format!("states with a number below {} are refused", record.sealed_generation));
+        line("sealed", format!("states with a number below {} are refused", record.min_state_version));
     }
     if let Some(StatedState { number, sha256, fence_version }) = &statement.state {
         line("state", format!("number {number}, SHA-256 {sha256}, has seen version {fence_version} of the record"));

@@ -142,7 +142,7 @@ impl Proxy {
         let number = |text: &str| text.parse().with_context(|| format!("{:?} is no number", crate::plain(text)));
         let head = LogHead {
             boot_nonce: hex(&answer.boot_nonce, "a boot nonce")?,
-            generation: number(&answer.generation)?,
+            term: number(&answer.generation)?,
             number: number(&answer.seq)?,
             time_ms: number(&answer.time_ms)?,
             hash: hex(&answer.hash, "a hash")?,

@@ -284,8 +284,8 @@ impl Boot {
         if key.verify(&head.signed_bytes(), &head.signature.0).is_err() {
             return refused(format!("line {place}: this head is not signed by the enclave's key"));
         }
-        if self.generations.last() != Some(&head.generation) {
-            self.generations.push(head.generation);
+        if self.generations.last() != Some(&head.term) {
+            self.generations.push(head.term);
         }
         self.heads.insert(head.number, head.hash);
         self.head = Some(head);

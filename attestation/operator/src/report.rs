@@ -319,7 +319,7 @@ pub fn kind(kind: FenceKind) -> &'static str {
 }
 
 fn fence(fence: &FenceStatement) -> String {
-    let FenceStatement { kind: of, generation, standing, .. } = fence;
+    let FenceStatement { kind: of, term: generation, standing, .. } = fence;
     let holds = match standing {
         FenceStatus::Holding => format!("held by this enclave in generation {generation}"),
         _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
@@ -363,18 +363,18 @@ pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
         "kind": kind(fence.kind),
         "store": fence.store,
-        "generation": fence.generation,
+        "generation": fence.term,
         "standing": fence.standing,
         "record": fence.record.map(|record| json!({
             "version": record.version,
             "holder": record.holder.to_string(),
-            "generation": record.generation,
+            "generation": record.term,
             "slot_ceiling": record.slot_ceiling.0,
             "target_ceiling": record.target_ceiling.0,
             "source_ceiling": record.source_ceiling.0,
-            "sealed_generation": record.sealed_generation,
-            "left_in_order": record.clean.is_some(),
-            "left_state": record.clean.map(|state| state.to_string()),
+            "sealed_generation": record.min_state_version,
+            "left_in_order": record.released_state.is_some(),
+            "left_state": record.released_state.map(|state| state.to_string()),
             "closed": record.closed,
         })),
         "floors": {

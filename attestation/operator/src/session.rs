@@ -62,7 +62,7 @@ pub enum ReportedOutcome {
     /// It signs no more.
     HandedOver,
     /// It holds the fence.
-    TookOver { generation: u64 },
+    TookOver { term: u64 },
     /// The exits.
     ExitsSigned { exits: Vec<ToldExit> },
     /// One word for each key.
@@ -75,27 +75,27 @@ pub enum ReportedOutcome {
 #[derive(Deserialize)]
 pub struct ToldRecord {
     pub version: u64,
-    pub generation: u64,
+    pub term: u64,
     pub slot_ceiling: u64,
     pub target_ceiling: u64,
     pub source_ceiling: u64,
-    pub sealed_generation: u64,
+    pub min_state_version: u64,
     /// SHA-256 of the state that was left behind.
-    pub left_state: Option<String>,
+    pub released_state: Option<String>,
 }
 
 impl ToldRecord {
     /// As the enclave has put it.
     pub fn record(&self) -> Result<ClosedRecord> {
-        let clean = self.left_state.as_deref().map(|text| hex(text, "left_state")).transpose()?;
+        let clean = self.released_state.as_deref().map(|text| hex(text, "left_state")).transpose()?;
         Ok(ClosedRecord {
             version: self.version,
-            generation: self.generation,
+            term: self.term,
             slot_ceiling: Slot(self.slot_ceiling),
             target_ceiling: Epoch(self.target_ceiling),
             source_ceiling: Epoch(self.source_ceiling),
-            sealed_generation: self.sealed_generation,
-            clean,
+            min_state_version: self.min_state_version,
+            released_state: clean,
         })
     }
 }
@@ -246,7 +246,7 @@ impl ReportedOutcome {
             Self::CredentialsTaken => Outcome::CredentialsTaken,
             Self::FenceClosed { record } => Outcome::FenceClosed { record: record.record().ok()? },
             Self::HandedOver => Outcome::HandedOver,
-            Self::TookOver { generation } => Outcome::TookOver { generation: *generation },
+            Self::TookOver { term: generation } => Outcome::TookOver { term: *generation },
             Self::FeeRecipientsSet { keys } => Outcome::FeeRecipientsSet { keys: words(keys)? },
             Self::PastsRaised { keys } => Outcome::PastsRaised { keys: words(keys)? },
             Self::ExitsSigned { exits } => {

@@ -21,4 +21,4 @@ mod machine;
 mod record;
 
 pub use machine::*;
-pub use record::{Beginning, GroupId, MAX_GENERATION, MAX_RECORD_LEN, Record, RecordError};
+pub use record::{Beginning, GroupId, MAX_RECORD_LEN, MAX_TERM, Record, RecordError};

@@ -20,7 +20,7 @@ use casemate_protocol::{Bytes, Root};
 
 use casemate_slashing::{Ceilings, Floors, Limits};
 
-use crate::record::{Beginning, MAX_GENERATION, Record};
+use crate::record::{Beginning, MAX_TERM, Record};
 
 /// A record's version is believed up to so far above the newest that was seen: else whoever can write to the store once could use
 /// up all versions, for good. Changes are counted one by one; nobody makes so many.
@@ -231,17 +231,27 @@ impl FenceMachine {
             // Nothing newer was seen than the record that this one comes after, in another store; or it is lost.
             State::RolledBack { found: 0 } if beginning.lost || newest => None,
             // What comes after it lies above it.
-            State::Closed(old) if newest && old.generation < beginning.generation => Some(old),
+            State::Closed(old) if newest && old.term < beginning.term => Some(old),
             _ => return None,
         };
-        let Beginning { above_version, generation, ceilings, sealed_generation, exact, .. } = *beginning;
-        if !(1..=MAX_GENERATION).contains(&generation) {
+        let Beginning {
+            above_version, term: generation, ceilings, min_state_version: sealed_generation, exact, ..
+        } = *beginning;
+        if !(1..=MAX_TERM).contains(&generation) {
             return None;
         }
         let ceilings = closed.map_or(ceilings, |old| ceilings.max(old.ceilings));
         let version = self.seen.max(above_version).checked_add(1)?;
         let holder = Bytes::ZERO;
-        let new = Record { version, holder, generation, ceilings, sealed_generation, clean: exact, closed: false };
+        let new = Record {
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: exact,
+            closed: false,
+        };
         let question = closed.map_or(StoreOp::Create(new), |old| StoreOp::Swap { old, new });
         let ask = self.ask(question)?;
         self.state = State::Creating { old: closed, new };
@@ -258,13 +268,13 @@ impl FenceMachine {
         if old.version < self.seen {
             return None;
         }
-        let exact = state.is_some() && old.clean == state;
+        let exact = state.is_some() && old.released_state == state;
         let new = Record {
             version: old.version.checked_add(1)?,
             holder: self.me,
-            generation: old.generation.checked_add(1).filter(|generation| *generation <= MAX_GENERATION)?,
-            sealed_generation: old.sealed_generation.max(sealed),
-            clean: leaves,
+            term: old.term.checked_add(1).filter(|generation| *generation <= MAX_TERM)?,
+            min_state_version: old.min_state_version.max(sealed),
+            released_state: leaves,
             ..old
         };
         let ask = self.ask(StoreOp::Swap { old, new })?;
@@ -276,11 +286,16 @@ impl FenceMachine {
     pub fn extend(&mut self, ceilings: Ceilings, sealed_generation: u64) -> Option<StoreRequest> {
         let State::Holding { record, floors, .. } = self.state else { return None };
         let ceilings = record.ceilings.max(ceilings);
-        let sealed_generation = record.sealed_generation.max(sealed_generation);
-        if (ceilings, sealed_generation) == (record.ceilings, record.sealed_generation) {
+        let sealed_generation = record.min_state_version.max(sealed_generation);
+        if (ceilings, sealed_generation) == (record.ceilings, record.min_state_version) {
             return None;
         }
-        let new = Record { version: record.version.checked_add(1)?, ceilings, sealed_generation, ..record };
+        let new = Record {
+            version: record.version.checked_add(1)?,
+            ceilings,
+            min_state_version: sealed_generation,
+            ..record
+        };
         let ask = self.ask(StoreOp::Swap { old: record, new })?;
         self.state = State::Holding { record, floors, wanted: Some(new) };
         Some(ask)
@@ -290,7 +305,7 @@ impl FenceMachine {
     /// has signed its last.
     pub fn release(&mut self, state: Root) -> Option<StoreRequest> {
         let State::Holding { record, .. } = self.state else { return None };
-        let new = Record { version: record.version.checked_add(1)?, clean: Some(state), ..record };
+        let new = Record { version: record.version.checked_add(1)?, released_state: Some(state), ..record };
         let ask = self.ask(StoreOp::Swap { old: record, new })?;
         self.state = State::Releasing { new };
         Some(ask)
@@ -302,11 +317,11 @@ impl FenceMachine {
         let (old, clean) = match self.state {
             State::Holding { record, .. } => (record, Some(state?)),
             // What the last holder has left behind stays what it is.
-            State::Standby(record) | State::Released(record) => (record, record.clean),
+            State::Standby(record) | State::Released(record) => (record, record.released_state),
             _ => return None,
         };
         let holding = matches!(self.state, State::Holding { .. });
-        let new = Record { version: old.version.checked_add(1)?, clean, closed: true, ..old };
+        let new = Record { version: old.version.checked_add(1)?, released_state: clean, closed: true, ..old };
         let ask = self.ask(StoreOp::Swap { old, new })?;
         self.state = if holding { State::Releasing { new } } else { State::Closing { old, new } };
         Some(ask)
@@ -426,7 +441,7 @@ impl FenceMachine {
             // not heard of.
             State::Releasing { new } if self.is_mine(&found, &new) => {
                 let version = found.version.checked_add(1)?;
-                let new = Record { version, clean: new.clean, closed: new.closed, ..found };
+                let new = Record { version, released_state: new.released_state, closed: new.closed, ..found };
                 self.state = State::Releasing { new };
                 self.ask(StoreOp::Swap { old: found, new })
             }
@@ -442,7 +457,7 @@ impl FenceMachine {
     }
 
     fn is_mine(&self, found: &Record, mine: &Record) -> bool {
-        (found.holder, found.generation) == (self.me, mine.generation)
+        (found.holder, found.term) == (self.me, mine.term)
     }
 
     /// One question at a time.

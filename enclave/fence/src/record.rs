@@ -13,7 +13,7 @@ const FORMAT: u64 = 2;
 /// Longest record, in bytes.
 pub const MAX_RECORD_LEN: usize = 1024;
 /// Highest generation: the numbers of sealed states begin with it, in their upper 32 bits.
-pub const MAX_GENERATION: u64 = (1 << 32) - 2;
+pub const MAX_TERM: u64 = (1 << 32) - 2;
 
 /// The record of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,13 +23,13 @@ pub struct Record {
     /// The enclave that may sign; zeros before the first.
     pub holder: Holder,
     /// Rises with every claim. A record that was just made has one too, above all that there can have been before it.
-    pub generation: u64,
+    pub term: u64,
     /// Up to where it may sign. They never fall.
     pub ceilings: Ceilings,
     /// The oldest sealed state that may be loaded. It never falls.
-    pub sealed_generation: u64,
+    pub min_state_version: u64,
     /// What the exact state that a holder has left behind is known by, or the state that was sealed with a first record.
-    pub clean: Option<Root>,
+    pub released_state: Option<Root>,
     /// It has ended for good: nobody claims it, nobody extends it. The next record is made above it, in whatever store.
     pub closed: bool,
 }
@@ -40,11 +40,11 @@ pub struct Beginning {
     /// The record's version lies above this one, and above every one that was seen here.
     pub above_version: u64,
     /// From 1 on; above every generation that there can have been.
-    pub generation: u64,
+    pub term: u64,
     /// At or above everything that was signed, or may yet be.
     pub ceilings: Ceilings,
     /// The number of the state that was sealed with it: older ones are refused.
-    pub sealed_generation: u64,
+    pub min_state_version: u64,
     /// What that state is known by, where it has everything that any key of the group has ever signed: then its holder needs no
     /// floors. Nothing where that is not so.
     pub exact: Option<Root>,
@@ -69,10 +69,10 @@ struct Stored {
     network: Root,
     version: u64,
     holder: Bytes<32>,
-    generation: u64,
+    term: u64,
     ceilings: Ceilings,
-    sealed_generation: u64,
-    clean: Option<Root>,
+    min_state_version: u64,
+    released_state: Option<Root>,
     closed: bool,
 }
 
@@ -91,13 +91,13 @@ pub enum RecordError {
     #[error("the fence's record has version 0")]
     Version,
     #[error("the fence's record has generation {0}; 1 to {MAX_GENERATION} are allowed")]
-    Generation(u64),
+    Term(u64),
 }
 
 impl Record {
     /// Whether it is as operators have it made, and nobody has claimed it yet.
     pub fn is_new(&self, sealed_generation: u64) -> bool {
-        self.holder == Bytes::ZERO && self.sealed_generation == sealed_generation
+        self.holder == Bytes::ZERO && self.min_state_version == sealed_generation
     }
 
     /// What a successor without the exact state stays above.
@@ -108,10 +108,28 @@ impl Record {
 
     /// Its bytes for a store.
     pub fn encode(&self, place: &GroupId) -> Vec<u8> {
-        let Self { version, holder, generation, ceilings, sealed_generation, clean, closed } = *self;
+        let Self {
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: clean,
+            closed,
+        } = *self;
         let (format, group, network) = (FORMAT, place.group.clone(), place.network);
-        let stored =
-            Stored { format, group, network, version, holder, generation, ceilings, sealed_generation, clean, closed };
+        let stored = Stored {
+            format,
+            group,
+            network,
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: clean,
+            closed,
+        };
         let mut out = Vec::new();
         // Writing to memory cannot fail, and a record has nothing that CBOR cannot say.
         let written = cbor::encode(&stored, Form::Named, &mut out);
@@ -136,11 +154,28 @@ impl Record {
             return Err(RecordError::Version);
         }
         // Generation 0 would be free of floors by its number.
-        if !(1..=MAX_GENERATION).contains(&stored.generation) {
-            return Err(RecordError::Generation(stored.generation));
+        if !(1..=MAX_TERM).contains(&stored.term) {
+            return Err(RecordError::Term(stored.term));
         }
-        let Stored { version, holder, generation, ceilings, sealed_generation, clean, closed, .. } = stored;
-        Ok(Self { version, holder, generation, ceilings, sealed_generation, clean, closed })
+        let Stored {
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: clean,
+            closed,
+            ..
+        } = stored;
+        Ok(Self {
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: clean,
+            closed,
+        })
     }
 }
 
@@ -157,7 +192,15 @@ mod tests {
             let ceilings = Ceilings { slot: Slot(u64::MAX), target: Epoch(2), source: Epoch(1) };
             let (version, generation) = (7, 3);
             let (holder, sealed_generation) = (Bytes([1; 32]), 4);
-            let record = Record { version, holder, generation, ceilings, sealed_generation, clean, closed };
+            let record = Record {
+                version,
+                holder,
+                term: generation,
+                ceilings,
+                min_state_version: sealed_generation,
+                released_state: clean,
+                closed,
+            };
             let bytes = record.encode(&place);
             assert!(bytes.len() < MAX_RECORD_LEN / 2);
             assert_eq!(Record::decode(&bytes, &place), Ok(record));
@@ -170,9 +213,9 @@ mod tests {
             }
             let none = Record { version: 0, ..record }.encode(&place);
             assert_eq!(Record::decode(&none, &place), Err(RecordError::Version));
-            for generation in [0, MAX_GENERATION + 1, u64::MAX] {
-                let bytes = Record { generation, ..record }.encode(&place);
-                assert_eq!(Record::decode(&bytes, &place), Err(RecordError::Generation(generation)));
+            for generation in [0, MAX_TERM + 1, u64::MAX] {
+                let bytes = Record { term: generation, ..record }.encode(&place);
+                assert_eq!(Record::decode(&bytes, &place), Err(RecordError::Term(generation)));
             }
         }
         let long = [0; MAX_RECORD_LEN + 1];
@@ -181,17 +224,25 @@ mod tests {
 
     #[test]
     fn every_generation_that_is_allowed_has_room_for_its_states_and_one_more_follows_it() {
-        for generation in [1, MAX_GENERATION, MAX_GENERATION + 1] {
+        for generation in [1, MAX_TERM, MAX_TERM + 1] {
             assert!(casemate_slashing::group::next_state(0, generation).is_some(), "{generation}");
         }
-        assert_eq!(casemate_slashing::group::next_state(0, MAX_GENERATION + 2), None);
+        assert_eq!(casemate_slashing::group::next_state(0, MAX_TERM + 2), None);
     }
 
     #[test]
     fn a_record_is_new_until_somebody_claims_it_and_for_the_state_that_was_sealed_with_it_alone() {
         let (ceilings, sealed_generation) = (Ceilings::ZERO, 4);
         let (holder, generation) = (Bytes::ZERO, 3);
-        let new = Record { version: 7, holder, generation, ceilings, sealed_generation, clean: None, closed: false };
+        let new = Record {
+            version: 7,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: None,
+            closed: false,
+        };
         assert!(new.is_new(4));
         assert!(!new.is_new(3) && !new.is_new(5));
         let claimed = Record { holder: Bytes([1; 32]), ..new };
@@ -202,7 +253,15 @@ mod tests {
     fn a_record_may_be_as_long_as_is_allowed_and_no_longer() {
         let (ceilings, generation) = (Ceilings::ZERO, 3);
         let (holder, clean, sealed_generation) = (Bytes::ZERO, None, 4);
-        let record = Record { version: 7, holder, generation, ceilings, sealed_generation, clean, closed: false };
+        let record = Record {
+            version: 7,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: clean,
+            closed: false,
+        };
         let place = |len| GroupId { group: "g".repeat(len), network: Bytes([5; 32]) };
         // From 256 on a name of one letter more makes a record of one byte more.
         let longest = 256 + MAX_RECORD_LEN - record.encode(&place(256)).len();

@@ -196,9 +196,9 @@ fn digest(state: Watermarks) -> Root {
 fn beginning() -> Beginning {
     Beginning {
         above_version: 0,
-        generation: 1,
+        term: 1,
         ceilings: Ceilings::ZERO,
-        sealed_generation: 0,
+        min_state_version: 0,
         exact: Some(digest(Watermarks::NONE)),
         lost: false,
     }
@@ -229,12 +229,12 @@ fn record_code(record: &Record, boot: usize) -> u64 {
         mine if mine == holder(boot) => 1,
         _ => 2,
     };
-    let clean = record.clean.map_or(0, |clean| {
+    let clean = record.released_state.map_or(0, |clean| {
         let mut code = [0; 8];
         code.copy_from_slice(&clean.0[..8]);
         u64::from_be_bytes(code) + 1
     });
-    let counted = record.version << 8 | record.generation << 2 | held;
+    let counted = record.version << 8 | record.term << 2 | held;
     (counted << 12 | ceilings_code(record.ceilings)) << 16 | clean
 }
 
@@ -246,7 +246,7 @@ impl Enclave {
     /// Its generation.
     fn holds(&self) -> Option<u64> {
         match self.fence.status() {
-            FenceStatus::Holding(record) => Some(record.generation),
+            FenceStatus::Holding(record) => Some(record.term),
             _ => None,
         }
     }
@@ -270,7 +270,7 @@ impl State {
 
     /// Whether the record is under this boot, and under the generation that it knows of.
     fn is_current(&self, boot: usize, known: &Record) -> bool {
-        self.record.is_some_and(|record| (record.holder, record.generation) == (holder(boot), known.generation))
+        self.record.is_some_and(|record| (record.holder, record.term) == (holder(boot), known.term))
     }
 }
 
@@ -283,7 +283,7 @@ impl World {
     fn put(&self, record: Option<Record>, question: StoreOp) -> Option<Record> {
         match question {
             StoreOp::Swap { old, new } => {
-                let claim = new.generation != old.generation;
+                let claim = new.term != old.term;
                 let compares = match self.broken {
                     Broken::ExtendWithoutComparing => claim,
                     Broken::ClaimWithoutComparing => !claim,
@@ -366,7 +366,7 @@ impl World {
     }
 
     fn may_claim(&self, record: Option<Record>) -> bool {
-        record.is_none_or(|record| record.generation < self.generations)
+        record.is_none_or(|record| record.term < self.generations)
     }
 
     fn look(&self, state: &mut State, boot: usize) {
@@ -385,8 +385,8 @@ impl World {
         }
         let loaded = Some(digest(enclave.loaded));
         let ask = match self.broken {
-            Broken::StaleDigest => enclave.fence.acquire(record.clean.or(loaded), 0, None),
-            Broken::CleanNotCleared => enclave.fence.acquire(loaded, 0, record.clean),
+            Broken::StaleDigest => enclave.fence.acquire(record.released_state.or(loaded), 0, None),
+            Broken::CleanNotCleared => enclave.fence.acquire(loaded, 0, record.released_state),
             _ => enclave.fence.acquire(loaded, 0, None),
         };
         state.send(boot, ask);
@@ -602,9 +602,17 @@ impl Model for World {
 
     fn init_states(&self) -> Vec<State> {
         // As an operator makes it, with the state that is sealed with it.
-        let Beginning { generation, ceilings, sealed_generation, exact, .. } = beginning();
+        let Beginning { term: generation, ceilings, min_state_version: sealed_generation, exact, .. } = beginning();
         let (version, holder) = (1, Bytes::ZERO);
-        let record = Record { version, holder, generation, ceilings, sealed_generation, clean: exact, closed: false };
+        let record = Record {
+            version,
+            holder,
+            term: generation,
+            ceilings,
+            min_state_version: sealed_generation,
+            released_state: exact,
+            closed: false,
+        };
         let faults = match self.steps {
             Steps::Single { faults } => faults,
             Steps::Merged => 0,

@@ -356,13 +356,13 @@ fn limits_code(limits: Limits) -> u64 {
 }
 
 fn record_code(record: &Record) -> [u64; 2] {
-    let clean = record.clean.map_or(0, |clean| {
+    let clean = record.released_state.map_or(0, |clean| {
         let mut code = [0; 8];
         code.copy_from_slice(&clean.0[..8]);
         u64::from_be_bytes(code) + 1
     });
     let first = u64::from(record.holder == Bytes::ZERO) << 1 | u64::from(record.closed);
-    let numbers = record.generation << 10 | number_code(record.sealed_generation);
+    let numbers = record.term << 10 | number_code(record.min_state_version);
     [(numbers << 6 | ceilings_code(record.ceilings)) << 2 | first, clean]
 }
 
@@ -401,9 +401,8 @@ impl State {
     fn is_current(&self, boot: usize) -> bool {
         let enclave = &self.enclaves[boot];
         let FenceStatus::Holding(held) = enclave.fence.status() else { return false };
-        self.stores[enclave.store].is_some_and(|record| {
-            !record.closed && (record.holder, record.generation) == (held.holder, held.generation)
-        })
+        self.stores[enclave.store]
+            .is_some_and(|record| !record.closed && (record.holder, record.term) == (held.holder, held.term))
     }
 }
 
@@ -429,11 +428,10 @@ impl World {
             return StoreResponse::Conflict;
         }
         // For the broken protocols: what has ended stays so, though not everybody is told.
-        let closed = new.closed
-            || there.is_some_and(|there| there.closed && there.generation <= new.generation && !self.remakes);
+        let closed = new.closed || there.is_some_and(|there| there.closed && there.term <= new.term && !self.remakes);
         state.stores[store] = Some(Record { closed, ..new });
         state.highest = state.highest.max(new.ceilings);
-        state.generation = state.generation.max(new.generation);
+        state.generation = state.generation.max(new.term);
         state.version = state.version.max(new.version);
         if store == 0 && self.restores {
             state.records.push(new);
@@ -468,14 +466,14 @@ impl World {
     }
 
     fn may_claim(&self, record: &Record) -> bool {
-        record.generation < self.generations && (!record.closed || self.broken == Broken::ClosedCanBeClaimed)
+        record.term < self.generations && (!record.closed || self.broken == Broken::ClosedCanBeClaimed)
     }
 
     /// Claims the record that it sees, where its state is new enough; what is raised before anything is signed.
     fn claim(&self, state: &mut State, boot: usize) {
         let enclave = &mut state.enclaves[boot];
         let FenceStatus::Standby(record) = enclave.fence.status() else { return };
-        let fits = enclave.number >= record.sealed_generation || self.broken == Broken::OldStateClaims;
+        let fits = enclave.number >= record.min_state_version || self.broken == Broken::OldStateClaims;
         if !self.may_claim(&record) || !fits {
             return;
         }
@@ -483,7 +481,7 @@ impl World {
         let ask = enclave.fence.acquire(Some(enclave.digest), sealed, None);
         enclave.free = self.broken == Broken::FirstByNumber
             && record.holder == Bytes::ZERO
-            && enclave.number == record.sealed_generation;
+            && enclave.number == record.min_state_version;
         self.drive(state, boot, ask, false);
         self.raise(&mut state.enclaves[boot], self.raises_at_publish());
     }
@@ -531,7 +529,7 @@ impl World {
     /// The number of the next state, and the generation under which it is sealed.
     fn next_number(enclave: &Enclave) -> Option<u64> {
         let FenceStatus::Holding(record) = enclave.fence.status() else { return None };
-        group::next_state(enclave.number, record.generation)
+        group::next_state(enclave.number, record.term)
     }
 
     /// Has older states refused.
@@ -654,7 +652,7 @@ impl World {
         if open && self.broken != Broken::MoveWithoutClose {
             return None;
         }
-        let oldest = closed.map_or(0, |closed| closed.sealed_generation);
+        let oldest = closed.map_or(0, |closed| closed.min_state_version);
         if enclave.number < oldest && self.broken != Broken::MoveFromOldState {
             return None;
         }
@@ -662,8 +660,8 @@ impl World {
             return None;
         }
         let exact = closed.is_some_and(|closed| {
-            closed.clean == Some(enclave.digest)
-                || (self.broken == Broken::ExactMoveByNumber && enclave.number >= closed.sealed_generation)
+            closed.released_state == Some(enclave.digest)
+                || (self.broken == Broken::ExactMoveByNumber && enclave.number >= closed.min_state_version)
         });
         let generation = state.generation + 1;
         let number = group::next_state(enclave.number, generation)?;
@@ -676,9 +674,9 @@ impl World {
         };
         let beginning = Beginning {
             above_version: state.version,
-            generation,
+            term: generation,
             ceilings,
-            sealed_generation: number,
+            min_state_version: number,
             exact: exact.then_some(digest),
             lost: closed.is_none(),
         };
@@ -785,7 +783,7 @@ impl World {
         if !(0..2).any(|store| self.open(state, store)) {
             state.sealed.clear();
         } else if !self.keeps_all() {
-            let oldest = state.stores.iter().flatten().map(|record| record.sealed_generation).min().unwrap_or(0);
+            let oldest = state.stores.iter().flatten().map(|record| record.min_state_version).min().unwrap_or(0);
             state.sealed.retain(|sealed| sealed.number >= oldest);
         }
     }
@@ -840,12 +838,13 @@ impl World {
         let current = state.is_current(boot);
         let (standing, generation) = match fence.status() {
             FenceStatus::Holding(_) if current => (3, 0),
-            FenceStatus::Holding(record) => (4, record.generation),
+            FenceStatus::Holding(record) => (4, record.term),
             _ if !self.open(state, *store) => return vec![0],
             FenceStatus::RolledBack { .. } => (2, 0),
             _ => (1, 0),
         };
-        let named = |record: &Option<Record>| u64::from(record.is_some_and(|record| record.clean == Some(*digest)));
+        let named =
+            |record: &Option<Record>| u64::from(record.is_some_and(|record| record.released_state == Some(*digest)));
         let flags = named(&state.stores[0]) << 4
             | named(&state.stores[1]) << 3
             | u64::from(*free) << 2
@@ -879,7 +878,7 @@ impl World {
             if !makes && record.is_none() {
                 continue;
             }
-            let oldest = record.map_or(0, |record| record.sealed_generation);
+            let oldest = record.map_or(0, |record| record.min_state_version);
             let fits = |sealed: &Sealed| sealed.number >= oldest || self.broken == Broken::OldStateClaims;
             for (number, sealed) in state.sealed.iter().enumerate() {
                 if makes || fits(sealed) {
@@ -933,10 +932,10 @@ impl World {
             actions.push(Action::Make(boot));
         }
         if !current && let Some(record) = record.filter(|record| self.may_claim(record)) {
-            if enclave.number >= record.sealed_generation {
+            if enclave.number >= record.min_state_version {
                 actions.push(Action::Return { boot, then: None });
             }
-            let newer = |sealed: &Sealed| sealed.number > enclave.number && sealed.number >= record.sealed_generation;
+            let newer = |sealed: &Sealed| sealed.number > enclave.number && sealed.number >= record.min_state_version;
             let newer = state.sealed.iter().enumerate().filter(|(_, sealed)| newer(sealed));
             actions.extend(newer.map(|(then, _)| Action::Return { boot, then: Some(then) }));
         }
@@ -949,7 +948,7 @@ impl World {
         if state.notes & IMPORTED_TWICE != 0 {
             state.notes |= SIGNED_IMPORTED_TWICE;
         }
-        if exact && record.generation > 2 {
+        if exact && record.term > 2 {
             state.notes |= EXACT_SIGNED;
         }
         if state.notes & NEXT_MADE != 0 && state.is_current(boot) {
@@ -981,10 +980,10 @@ impl Model for World {
         let record = Record {
             version: 1,
             holder: Bytes::ZERO,
-            generation: 1,
+            term: 1,
             ceilings: Ceilings::ZERO,
-            sealed_generation: first.number,
-            clean: Some(digest(&first)),
+            min_state_version: first.number,
+            released_state: Some(digest(&first)),
             closed: false,
         };
         let (signed, history) = match self.kind {
@@ -1091,7 +1090,7 @@ impl Model for World {
                 }
                 let enclave = &mut state.enclaves[boot];
                 let FenceStatus::Holding(record) = enclave.fence.status() else { return None };
-                let ask = Some(enclave.fence.extend(ceilings, record.sealed_generation)?);
+                let ask = Some(enclave.fence.extend(ceilings, record.min_state_version)?);
                 self.drive(&mut state, boot, ask, false);
             }
             Action::Import(boot, key, outcome) => {
@@ -1440,7 +1439,9 @@ fn the_next_record_may_begin_in_another_store() {
         let ask = fence.poll().unwrap();
         assert_eq!(fence.on_response(ask.number, StoreResponse::Record(None)), None);
         let (ceilings, sealed_generation, exact) = (Ceilings::ZERO, 0, None);
-        fence.create(&Beginning { above_version, generation: 7, ceilings, sealed_generation, exact, lost }).is_some()
+        fence
+            .create(&Beginning { above_version, term: 7, ceilings, min_state_version: sealed_generation, exact, lost })
+            .is_some()
     };
     assert!(begin(0, 0, false) && begin(5, 5, false) && begin(4, 5, false) && begin(6, 5, true));
     // It has seen the record that came after the one that has ended.

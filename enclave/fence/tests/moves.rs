@@ -10,12 +10,20 @@ const ME: Bytes<32> = Bytes([1; 32]);
 fn ended(version: u64) -> Record {
     let ceilings = Ceilings { slot: Slot(9), target: Epoch(3), source: Epoch(2) };
     let (holder, generation, sealed_generation) = (Bytes([2; 32]), 7, 4);
-    Record { version, holder, generation, ceilings, sealed_generation, clean: None, closed: true }
+    Record {
+        version,
+        holder,
+        term: generation,
+        ceilings,
+        min_state_version: sealed_generation,
+        released_state: None,
+        closed: true,
+    }
 }
 
 fn after(above_version: u64) -> Beginning {
     let ceilings = Ceilings { slot: Slot(8), target: Epoch(4), source: Epoch(2) };
-    Beginning { above_version, generation: 8, ceilings, sealed_generation: 5, exact: None, lost: false }
+    Beginning { above_version, term: 8, ceilings, min_state_version: 5, exact: None, lost: false }
 }
 
 /// An enclave whose sealed state has seen this version, and what the store shows it.
@@ -35,7 +43,7 @@ fn in_a_store_without_a_record_the_next_one_begins_above_all_that_was_seen_under
     assert_eq!(fence.create(&after(4)), None);
     let ask = fence.create(&after(6)).unwrap();
     let StoreOp::Create(new) = ask.op else { panic!("{ask:?}") };
-    assert_eq!((new.version, new.closed, new.generation), (7, false, 8));
+    assert_eq!((new.version, new.closed, new.term), (7, false, 8));
     assert_eq!(fence.on_response(ask.number, StoreResponse::Swapped), None);
     assert_eq!(fence.status(), FenceStatus::Standby(new));
     // Without any record that ended, it is one that was lost.

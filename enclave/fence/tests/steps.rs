@@ -19,10 +19,10 @@ fn held() -> Record {
     Record {
         version: 10,
         holder: OTHER,
-        generation: 5,
+        term: 5,
         ceilings: ceilings(100, 4, 3),
-        sealed_generation: 77,
-        clean: None,
+        min_state_version: 77,
+        released_state: None,
         closed: false,
     }
 }
@@ -30,9 +30,9 @@ fn held() -> Record {
 fn beginning() -> Beginning {
     Beginning {
         above_version: 3,
-        generation: 9,
+        term: 9,
         ceilings: ceilings(50, 2, 1),
-        sealed_generation: 9 << 32,
+        min_state_version: 9 << 32,
         exact: Some(STATE),
         lost: false,
     }
@@ -79,17 +79,17 @@ fn claimed(record: Record, state: Option<Root>, sealed: u64) -> (FenceMachine, R
 #[test]
 fn a_claim_takes_the_record_as_it_is_under_a_new_generation_and_floors() {
     let (fence, new) = claimed(held(), None, 80);
-    assert_eq!(new, Record { version: 11, holder: ME, generation: 6, sealed_generation: 80, ..held() });
+    assert_eq!(new, Record { version: 11, holder: ME, term: 6, min_state_version: 80, ..held() });
     assert_eq!(fence.status(), FenceStatus::Holding(new));
     assert_eq!(fence.seen(), 11);
     let floors = Floors { slot: Some(Slot(100)), target: Some(Epoch(4)), source: Some(Epoch(3)) };
     assert_eq!(fence.limits(), Some(Limits { floors, ceilings: ceilings(100, 4, 3) }));
     // An older state never lowers what is refused.
-    assert_eq!(claimed(held(), None, 5).1.sealed_generation, 77);
+    assert_eq!(claimed(held(), None, 5).1.min_state_version, 77);
     // The exact state has no floors, and another one has.
-    let left = Record { clean: Some(STATE), ..held() };
+    let left = Record { released_state: Some(STATE), ..held() };
     let (fence, new) = claimed(left, Some(STATE), 77);
-    assert_eq!(new.clean, None, "what was left behind is used up");
+    assert_eq!(new.released_state, None, "what was left behind is used up");
     assert_eq!(fence.limits().unwrap().floors, Floors::default());
     let (fence, _) = claimed(left, Some(Bytes([8; 32])), 77);
     assert_eq!(fence.limits().unwrap().floors, floors);
@@ -101,7 +101,7 @@ fn a_claim_takes_the_record_as_it_is_under_a_new_generation_and_floors() {
     let mut fence = seen(held());
     let ask = fence.acquire(None, 77, Some(STATE));
     let (_, StoreOp::Swap { new, .. }) = asked(&fence, ask) else { panic!() };
-    assert_eq!(new.clean, Some(STATE));
+    assert_eq!(new.released_state, Some(STATE));
     // One question at a time, and none for who has not seen.
     assert_eq!((fence.acquire(None, 77, None), fence.poll()), (None, None));
     assert_eq!(FenceMachine::new(ME, 0).acquire(None, 0, None), None);
@@ -131,7 +131,7 @@ fn an_extension_only_raises_and_counts_once_it_is_acknowledged() {
     assert_eq!(fence.extend(record.ceilings, 77), None);
     let ask = fence.extend(ceilings(99, 5, 2), 90);
     let (number, question) = asked(&fence, ask);
-    let raised = Record { version: 12, ceilings: ceilings(100, 5, 3), sealed_generation: 90, ..record };
+    let raised = Record { version: 12, ceilings: ceilings(100, 5, 3), min_state_version: 90, ..record };
     assert_eq!(question, StoreOp::Swap { old: record, new: raised });
     assert_eq!(fence.limits().unwrap().ceilings, record.ceilings, "not yet");
     // An answer to another question is none.
@@ -147,7 +147,7 @@ fn an_extension_only_raises_and_counts_once_it_is_acknowledged() {
     // Each alone is a reason.
     let mut only_sealed = fence.clone();
     let ask = only_sealed.extend(ceilings(0, 0, 0), 91);
-    assert!(matches!(asked(&only_sealed, ask).1, StoreOp::Swap { new, .. } if new.sealed_generation == 91));
+    assert!(matches!(asked(&only_sealed, ask).1, StoreOp::Swap { new, .. } if new.min_state_version == 91));
     let ask = fence.extend(ceilings(101, 0, 0), 0);
     let (number, _) = asked(&fence, ask);
     assert_eq!(fence.on_response(number, StoreResponse::Swapped), None);
@@ -159,9 +159,9 @@ fn an_extension_only_raises_and_counts_once_it_is_acknowledged() {
 fn whoever_finds_anothers_record_has_lost() {
     let (fence, record) = claimed(held(), None, 77);
     for found in [
-        Some(Record { version: 12, holder: OTHER, generation: 7, ..record }),
+        Some(Record { version: 12, holder: OTHER, term: 7, ..record }),
         // The same enclave's name under another generation, or another's under this one.
-        Some(Record { version: 12, generation: 7, ..record }),
+        Some(Record { version: 12, term: 7, ..record }),
         Some(Record { version: 12, holder: OTHER, ..record }),
     ] {
         let mut fence = fence.clone();
@@ -201,7 +201,7 @@ fn a_claim_that_is_not_heard_of_is_found_or_put_again() {
     assert_eq!(there.on_response(number, StoreResponse::Record(Some(new))), None);
     assert_eq!(there.status(), FenceStatus::Holding(new));
     // Another came before.
-    let others = Record { version: 12, generation: 6, ..held() };
+    let others = Record { version: 12, term: 6, ..held() };
     assert_eq!(fence.on_response(number, StoreResponse::Record(Some(others))), None);
     assert_eq!(fence.status(), FenceStatus::Standby(others));
     // A conflict is looked into as well.
@@ -218,7 +218,7 @@ fn leaving_names_the_state_and_signs_no_more_whatever_is_heard() {
     let mut fence = holding.clone();
     let ask = fence.release(STATE);
     let (number, question) = asked(&fence, ask);
-    let left = Record { version: 12, clean: Some(STATE), ..record };
+    let left = Record { version: 12, released_state: Some(STATE), ..record };
     assert_eq!(question, StoreOp::Swap { old: record, new: left });
     assert_eq!((fence.status(), fence.limits()), (FenceStatus::Releasing, None));
     let mut unheard = fence.clone();
@@ -230,17 +230,17 @@ fn leaving_names_the_state_and_signs_no_more_whatever_is_heard() {
     let extended = Record { version: 12, ceilings: ceilings(103, 4, 3), ..record };
     let ask = unheard.on_response(number, StoreResponse::Record(Some(extended)));
     let (number, question) = asked(&unheard, ask);
-    let left = Record { version: 13, clean: Some(STATE), ..extended };
+    let left = Record { version: 13, released_state: Some(STATE), ..extended };
     assert_eq!(question, StoreOp::Swap { old: extended, new: left });
     // Or another has claimed.
     let ask = unheard.on_response(number, StoreResponse::Unclear);
     let (number, _) = asked(&unheard, ask);
-    let others = Record { version: 14, holder: OTHER, generation: 7, ..record };
+    let others = Record { version: 14, holder: OTHER, term: 7, ..record };
     assert_eq!(unheard.on_response(number, StoreResponse::Record(Some(others))), None);
     assert_eq!(unheard.status(), FenceStatus::Superseded);
     assert_eq!(seen(held()).release(STATE), None, "only a holder leaves");
     // It may come back.
-    assert_eq!(look(&mut fence, Some(Record { version: 12, clean: Some(STATE), ..record })), None);
+    assert_eq!(look(&mut fence, Some(Record { version: 12, released_state: Some(STATE), ..record })), None);
     assert!(matches!(fence.status(), FenceStatus::Standby(_)));
 }
 
@@ -250,13 +250,21 @@ fn a_first_record_has_all_that_it_begins_with_and_is_made_once() {
     assert_eq!(fence.create(&beginning()), None, "it has not looked yet");
     assert_eq!(look(&mut fence, None), None);
     assert_eq!(fence.status(), FenceStatus::NoRecord);
-    for generation in [0, casemate_fence::MAX_GENERATION + 1] {
-        assert_eq!(fence.create(&Beginning { generation, ..beginning() }), None, "{generation}");
+    for generation in [0, casemate_fence::MAX_TERM + 1] {
+        assert_eq!(fence.create(&Beginning { term, ..beginning() }), None, "{generation}");
     }
     let ask = fence.create(&beginning());
     let (number, question) = asked(&fence, ask);
-    let Beginning { generation, ceilings, sealed_generation, exact: clean, .. } = beginning();
-    let new = Record { version: 4, holder: Bytes::ZERO, generation, ceilings, sealed_generation, clean, closed: false };
+    let Beginning { term: generation, ceilings, min_state_version: sealed_generation, exact: clean, .. } = beginning();
+    let new = Record {
+        version: 4,
+        holder: Bytes::ZERO,
+        term: generation,
+        ceilings,
+        min_state_version: sealed_generation,
+        released_state: clean,
+        closed: false,
+    };
     assert_eq!(question, StoreOp::Create(new));
     assert_eq!(fence.status(), FenceStatus::Creating);
     // Not heard: the same again while there is none, and what is there otherwise.
@@ -268,7 +276,7 @@ fn a_first_record_has_all_that_it_begins_with_and_is_made_once() {
     assert_eq!(question, StoreOp::Create(new));
     assert_eq!(fence.on_response(number, StoreResponse::Swapped), None);
     assert_eq!((fence.status(), fence.seen()), (FenceStatus::Standby(new), 4));
-    let theirs = Record { version: 4, sealed_generation: 1, ..new };
+    let theirs = Record { version: 4, min_state_version: 1, ..new };
     assert_eq!(others.on_response(asked(&others, others.pending()).0, StoreResponse::Record(Some(theirs))), None);
     assert_eq!(others.status(), FenceStatus::Standby(theirs));
     assert_eq!(seen(held()).create(&beginning()), None, "there is one");
@@ -290,7 +298,7 @@ fn a_record_that_has_ended_is_nobodys_and_the_next_lies_above_it() {
     assert_eq!(holder.close(None), None, "a holder names what it leaves behind");
     let ask = holder.close(Some(STATE));
     let (number, question) = asked(&holder, ask);
-    let closed = Record { version: 12, clean: Some(STATE), closed: true, ..record };
+    let closed = Record { version: 12, released_state: Some(STATE), closed: true, ..record };
     assert_eq!(question, StoreOp::Swap { old: record, new: closed });
     assert_eq!((holder.status(), holder.limits()), (FenceStatus::Releasing, None));
     // Not heard: found, or put again from where the record is.
@@ -302,7 +310,7 @@ fn a_record_that_has_ended_is_nobodys_and_the_next_lies_above_it() {
     assert_eq!(unheard.status(), FenceStatus::Closed(closed));
     let raised = Record { version: 12, ceilings: ceilings(104, 4, 3), ..record };
     let ask = extended.on_response(read, StoreResponse::Record(Some(raised)));
-    let again = Record { version: 13, clean: Some(STATE), closed: true, ..raised };
+    let again = Record { version: 13, released_state: Some(STATE), closed: true, ..raised };
     assert_eq!(asked(&extended, ask).1, StoreOp::Swap { old: raised, new: again });
     assert_eq!(holder.on_response(number, StoreResponse::Swapped), None);
     assert_eq!((holder.status(), holder.seen()), (FenceStatus::Closed(closed), 12));
@@ -331,15 +339,15 @@ fn a_record_that_has_ended_is_nobodys_and_the_next_lies_above_it() {
     assert_eq!(standby.on_response(number, StoreResponse::Swapped), None);
     assert_eq!(standby.status(), FenceStatus::Closed(ended));
     // The next one, in its place: above it in everything.
-    let next = Beginning { above_version: 11, generation: 6, ceilings: ceilings(90, 9, 1), ..beginning() };
-    assert_eq!(standby.create(&Beginning { generation: 5, ..next }), None, "not above");
+    let next = Beginning { above_version: 11, term: 6, ceilings: ceilings(90, 9, 1), ..beginning() };
+    assert_eq!(standby.create(&Beginning { term: 5, ..next }), None, "not above");
     assert_eq!(standby.create(&Beginning { above_version: 10, ..next }), None, "of an older end");
     let ask = standby.create(&next);
     let (number, question) = asked(&standby, ask);
     let StoreOp::Swap { old, new } = question else { panic!("{question:?}") };
     assert_eq!(old, ended);
-    assert_eq!((new.version, new.generation, new.ceilings), (12, 6, ceilings(100, 9, 3)));
-    assert!(!new.closed && new.holder == Bytes::ZERO && new.clean == Some(STATE));
+    assert_eq!((new.version, new.term, new.ceilings), (12, 6, ceilings(100, 9, 3)));
+    assert!(!new.closed && new.holder == Bytes::ZERO && new.released_state == Some(STATE));
     // Not heard: the same swap again.
     let ask = standby.on_response(number, StoreResponse::Unclear);
     let (read, _) = asked(&standby, ask);

@@ -186,7 +186,7 @@ pub struct ClosedRecord {
     /// Its version.
     pub version: u64,
     /// Its generation.
-    pub generation: u64,
+    pub term: u64,
     /// No block above this slot was signed under it.
     pub slot_ceiling: Slot,
     /// No attestation with a target above this epoch.
@@ -194,9 +194,9 @@ pub struct ClosedRecord {
     /// No attestation with a source above this epoch.
     pub source_ceiling: Epoch,
     /// The oldest sealed state that may be loaded.
-    pub sealed_generation: u64,
+    pub min_state_version: u64,
     /// SHA-256 of the exact state that its last holder has left behind; nothing where it left none.
-    pub clean: Option<Root>,
+    pub released_state: Option<Root>,
 }
 
 /// What opens the fence's store.
@@ -491,7 +491,7 @@ pub enum Outcome {
     /// This enclave holds the fence.
     TookOver {
         /// In this generation.
-        generation: u64,
+        term: u64,
     },
     /// The exits, to be published; validator clients may have them signed too.
     ExitsSigned {
@@ -629,7 +629,15 @@ mod tests {
         let (slot_ceiling, target_ceiling, source_ceiling) = (Slot(9), Epoch(2), Epoch(1));
         let (version, generation, sealed_generation) = (7, 3, 3 << 32);
         let clean = Some(Bytes([1; 32]));
-        ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
+        ClosedRecord {
+            version,
+            term: generation,
+            slot_ceiling,
+            target_ceiling,
+            source_ceiling,
+            min_state_version: sealed_generation,
+            released_state: clean,
+        }
     }
 
     fn secrets(len: usize) -> EncryptedSecrets {

@@ -136,7 +136,7 @@ pub struct FenceStatement {
     /// Nothing where the kind has no store that could be another.
     pub store: Option<String>,
     /// The generation that this enclave holds; 0 where it holds none, or the kind has none.
-    pub generation: u64,
+    pub term: u64,
     /// What this enclave is to the record.
     pub standing: FenceStatus,
     /// The record as this enclave last saw it, where the kind has one.
@@ -156,7 +156,7 @@ pub struct StatedRecord {
     /// Boot nonce of the enclave that holds it; zeros before the first.
     pub holder: Bytes<32>,
     /// Rises with every claim.
-    pub generation: u64,
+    pub term: u64,
     /// The holder signs no block above this slot.
     pub slot_ceiling: Slot,
     /// The holder signs no attestation with a target above this epoch.
@@ -164,10 +164,10 @@ pub struct StatedRecord {
     /// The holder signs no attestation with a source above this epoch.
     pub source_ceiling: Epoch,
     /// The oldest sealed state that may be loaded.
-    pub sealed_generation: u64,
+    pub min_state_version: u64,
     /// The exact state that its last holder has left behind, or that was sealed with a first record, by its SHA-256: whoever has that
     /// one needs no floors.
-    pub clean: Option<Root>,
+    pub released_state: Option<Root>,
     /// It has ended for good: nobody claims it any more.
     pub closed: bool,
 }
@@ -220,7 +220,7 @@ impl FenceStatement {
     /// A fence without a record.
     pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
         let standing = FenceStatus::NoStore;
-        Self { kind, store: None, generation: 0, standing, record: None, floors, time_ms: None }
+        Self { kind, store: None, term: 0, standing, record: None, floors, time_ms: None }
     }
 }
 

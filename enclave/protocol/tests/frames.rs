@@ -118,8 +118,7 @@ fn log_page() -> impl Strategy<Value = LogPage> {
                 signing_root,
                 refusal: signing_root.is_none().then_some(Refusal::UnknownKey),
             };
-            let head =
-                LogHead { boot_nonce: Bytes([1; 32]), generation: number, number, time_ms: number, hash, signature };
+            let head = LogHead { boot_nonce: Bytes([1; 32]), term: number, number, time_ms: number, hash, signature };
             let records = records.into_iter().map(one).collect();
             LogPage { first: number, before: hash, records, head, last: number, fresh: Some(signature) }
         },
@@ -380,7 +379,7 @@ fn lists_of_requests_have_their_limits() {
     let most = u64::MAX;
     let head = LogHead {
         boot_nonce: Bytes([1; 32]),
-        generation: most,
+        term: most,
         number: most,
         time_ms: most,
         hash: Bytes([1; 32]),
@@ -699,7 +698,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     }));
     replies.push(Reply::Command(Outcome::FenceReady));
     replies.push(Reply::Command(Outcome::HandedOver));
-    replies.push(Reply::Command(Outcome::TookOver { generation: 7 }));
+    replies.push(Reply::Command(Outcome::TookOver { term: 7 }));
     replies.push(Reply::HandedOver);
     replies.push(Reply::Command(Outcome::ExitsSigned {
         exits: vec![SignedExit { public_key, epoch: e, validator_index: 5, signature: Bytes([0xbb; 96]) }],
@@ -710,12 +709,12 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     replies.push(Reply::Command(Outcome::FenceClosed {
         record: ClosedRecord {
             version: 9,
-            generation: 7,
+            term: 7,
             slot_ceiling: s,
             target_ceiling: e,
             source_ceiling: e,
-            sealed_generation: 7 << 32,
-            clean: Some(Bytes([0xcc; 32])),
+            min_state_version: 7 << 32,
+            released_state: Some(Bytes([0xcc; 32])),
         },
     }));
     replies.push(Reply::SlashingProtection(SignedHistoryPage {
@@ -742,7 +741,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         records: vec![record, refused],
         head: LogHead {
             boot_nonce: root(4),
-            generation: 3,
+            term: 3,
             number: 18,
             time_ms: 1_790_000_000_000,
             hash: root(6),

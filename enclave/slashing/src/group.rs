@@ -74,8 +74,8 @@ pub fn reloaded(before: Option<SlashingHistory>, loaded: Option<SlashingHistory>
 const STATES_PER_GENERATION: u64 = 1 << 32;
 
 /// The number of the next sealed state. `tried`: the highest that this enclave has loaded or tried to seal. Nothing where numbers end.
-pub fn next_state(tried: u64, generation: u64) -> Option<u64> {
-    let first = generation.checked_mul(STATES_PER_GENERATION)?;
+pub fn next_state(tried: u64, term: u64) -> Option<u64> {
+    let first = term.checked_mul(STATES_PER_GENERATION)?;
     tried.max(first).checked_add(1)
 }
 

@@ -200,7 +200,7 @@ impl Vault {
         let KeeperReply::Record(Some(record)) = self.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::NotHolder(NotHolder::NoRecord));
         };
-        if record.generation != generation || record.holder != self.holder() {
+        if record.term != generation || record.holder != self.holder() {
             return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
         }
         if self.office.is_some() {
@@ -253,7 +253,7 @@ impl Vault {
     pub(crate) fn match_released_state(&self, record: &Record) -> (Option<Root>, Option<Root>) {
         let leaves = self.journal.durable_state_digest();
         let sealed = self.office.as_ref().and_then(|office| office.loaded().loaded_state_digest);
-        (leaves.filter(|state| record.clean == Some(*state)).or(sealed), leaves)
+        (leaves.filter(|state| record.released_state == Some(*state)).or(sealed), leaves)
     }
 
     /// Generation of the sealed state in force.

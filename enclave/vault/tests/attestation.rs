@@ -108,7 +108,7 @@ fn a_document_binds_nonce_statement_and_key_and_verifies() {
     assert_eq!((statement.group.as_str(), statement.network.name.as_str()), ("alpha", "test"));
     assert_eq!(statement.network.genesis_validators_root, Bytes([3; 32]));
     assert_eq!(statement.configuration_sha256, Bytes([9; 32]));
-    let FenceStatement { kind, store, generation, standing, record, .. } = statement.fence.clone();
+    let FenceStatement { kind, store, term: generation, standing, record, .. } = statement.fence.clone();
     assert_eq!((kind, store, generation, standing, record), (FenceKind::None, None, 0, FenceStatus::NoStore, None));
     assert_eq!(statement.window, Policy::default().window);
     // Only keys that sign are stated.

@@ -171,7 +171,7 @@ fn a_holder_exchanges_credentials_and_has_them_sealed_or_stays_with_the_old_ones
     assert_eq!(sealed(&bench), Some(1));
     assert_eq!(exchange(&enclave, 2, &etcd(2)), Ok(Outcome::FenceReady));
     assert_eq!((sealed(&bench), opened(&memory)), (Some(2), Some(2)));
-    let refused = memory.record.lock().unwrap().unwrap().sealed_generation;
+    let refused = memory.record.lock().unwrap().unwrap().min_state_version;
     assert_eq!(refused, bench.world.blobs.lock().unwrap().keys().copied().max().unwrap(), "states without them");
     // What is not sealed is not in force: the store is asked with the old ones again.
     *bench.world.fault.lock().unwrap() = Some(ServiceError::Away);

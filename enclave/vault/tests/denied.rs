@@ -57,7 +57,7 @@ fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     assert_eq!(reply, Reply::Refused(Refusal::NotSealed(Waiting::Refused)));
     let numbers: Vec<u64> = bench.world.blobs.lock().unwrap().keys().copied().collect();
     let [.., denied, over] = numbers[..] else { panic!("{numbers:?}") };
-    assert_eq!(memory.record.lock().unwrap().unwrap().sealed_generation, over);
+    assert_eq!(memory.record.lock().unwrap().unwrap().min_state_version, over);
     // The parent hides the newest: the one that it has denied is too old.
     bench.world.blobs.lock().unwrap().remove(&over);
     let next = start(&bench, &memory);

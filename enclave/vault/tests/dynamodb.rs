@@ -64,7 +64,7 @@ fn an_items_condition_lets_one_swap_through() {
     assert_eq!(one.ask(&StoreOp::Create(first)), (StoreResponse::Swapped, None));
     assert_eq!(two.ask(&StoreOp::Create(first)), (StoreResponse::Conflict, None));
     assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
-    let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), generation: 1, ..first };
+    let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), term: 1, ..first };
     assert_eq!(one.ask(&StoreOp::Swap { old: first, new: by(1) }), (StoreResponse::Swapped, None));
     assert_eq!(two.ask(&StoreOp::Swap { old: first, new: by(2) }), (StoreResponse::Conflict, None));
     // The same version and generation, another holder: the record itself is compared too.

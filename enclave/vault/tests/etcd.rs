@@ -97,7 +97,7 @@ fn a_swap_takes_place_once_and_from_the_very_record() {
     assert_eq!(one.ask(&StoreOp::Create(first)), (StoreResponse::Conflict, None), "there is one");
     assert_eq!(one.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
     assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(first)), None));
-    let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), generation: 1, ..first };
+    let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), term: 1, ..first };
     assert_eq!(one.ask(&StoreOp::Swap { old: first, new: by(1) }), (StoreResponse::Swapped, None));
     assert_eq!(two.ask(&StoreOp::Swap { old: first, new: by(2) }), (StoreResponse::Conflict, None));
     assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(by(1))), None));
@@ -175,7 +175,7 @@ fn another_cluster_under_the_same_root_with_a_copy_of_the_record_is_not_taken() 
     let mut misled = store_at(&cluster, &ports(&twin));
     let other = (StoreResponse::Unclear, Some(StoreTrouble::OtherStore));
     assert_eq!(misled.ask(&StoreOp::Read), other);
-    let new = Record { version: 2, holder: Bytes([1; 32]), generation: 1, ..first_record() };
+    let new = Record { version: 2, holder: Bytes([1; 32]), term: 1, ..first_record() };
     assert_eq!(misled.ask(&StoreOp::Swap { old: first_record(), new }), other);
     // Nothing is signed on it, and the reason is told.
     let (bench, network) = (Bench::new(), network(100));

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use casemate_fence::{MAX_GENERATION, Record};
+use casemate_fence::{MAX_TERM, Record};
 use casemate_protocol::past::SignedHistoryPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, FenceStatus};
@@ -75,14 +75,14 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     // As it was half a second ago at most.
     std::thread::sleep(Duration::from_secs(1));
     let (holder, standby) = (first.statement(), second.statement());
-    assert_eq!((holder.fence.generation, standby.fence.generation), (2, 0));
+    assert_eq!((holder.fence.term, standby.fence.term), (2, 0));
     // What is stated of the store comes from the store that is asked.
     assert_eq!(
         (holder.fence.kind, holder.fence.store, standby.fence.store),
         (FenceKind::Etcd, Some(MEMORY.to_owned()), Some(MEMORY.to_owned()))
     );
     let record = standby.fence.record.unwrap();
-    assert_eq!((record.holder, record.generation), (holder.boot_nonce, 2));
+    assert_eq!((record.holder, record.term), (holder.boot_nonce, 2));
     assert!(record.slot_ceiling.0 > 0);
     // It stays so while the holder extends.
     std::thread::sleep(Duration::from_secs(4));
@@ -193,7 +193,7 @@ fn a_store_that_shows_an_older_record_ends_the_signing_of_this_boot() {
 #[test]
 fn a_record_whose_generations_are_used_up_is_looked_at_until_it_is_mended() {
     let (bench, network, memory) = (Bench::new(), network(50), Memory::default());
-    let last = Record { generation: MAX_GENERATION, ..first_record() };
+    let last = Record { term: MAX_TERM, ..first_record() };
     *memory.record.lock().unwrap() = Some(last);
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
     member.await_standing(FenceStatus::Standby);
@@ -241,7 +241,7 @@ fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicti
             memory.away.store(false, Ordering::SeqCst);
         }
     });
-    let generations = memory.record.lock().unwrap().unwrap().generation;
+    let generations = memory.record.lock().unwrap().unwrap().term;
     println!("{} of {} signed, {generations} generations", outcome.released.len(), outcome.asked);
     assert!(outcome.released.len() > 20, "{} signed", outcome.released.len());
     assert!(generations > 3, "{generations} generations");
@@ -272,18 +272,13 @@ fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
     let claimed = {
         let mut record = memory.record.lock().unwrap();
         let before = record.unwrap();
-        *record = Some(Record {
-            version: before.version + 1,
-            generation: before.generation + 1,
-            holder: Bytes([9; 32]),
-            ..before
-        });
+        *record = Some(Record { version: before.version + 1, term: before.term + 1, holder: Bytes([9; 32]), ..before });
         record.unwrap()
     };
     memory.away.store(false, Ordering::SeqCst);
     let refused = pasts(&holder);
     assert!(matches!(refused, Err(Refusal::NotHolder(_))), "{refused:?}");
-    assert_eq!(memory.record.lock().unwrap().unwrap().generation, claimed.generation);
+    assert_eq!(memory.record.lock().unwrap().unwrap().term, claimed.term);
     // A standby tells nothing either.
     let standby = Member::start(&bench, &network, Box::new(memory.clone()));
     standby.await_standing(FenceStatus::Standby);

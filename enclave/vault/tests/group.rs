@@ -181,11 +181,12 @@ fn a_first_record_names_the_state_that_was_sealed_with_it_and_no_other_is_free_o
     let statement = enclave.statement();
     assert_eq!(statement.fence.floors, casemate_protocol::statement::StatedFloors::default());
     let record = held(&memory);
-    assert!(record.generation > 1_700_000_000, "above every generation of an earlier record: {record:?}");
-    assert!(record.sealed_generation >= (record.generation - 1) << 32);
+    assert!(record.term > 1_700_000_000, "above every generation of an earlier record: {record:?}");
+    assert!(record.min_state_version >= (record.term - 1) << 32);
     drop(enclave);
     // The same number from another state: a parent that withholds the blobs gets an enclave that is too old, not one without floors.
-    *memory.record.lock().unwrap() = Some(Record { holder: Bytes::ZERO, clean: Some(Bytes([3; 32])), ..held(&memory) });
+    *memory.record.lock().unwrap() =
+        Some(Record { holder: Bytes::ZERO, released_state: Some(Bytes([3; 32])), ..held(&memory) });
     let other = Enclave::start(&bench, &network, &memory);
     other.member.await_standing(FenceStatus::Holding);
     assert_eq!(other.statement().fence.floors.slot, Some(record.ceilings.slot));
@@ -233,7 +234,7 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     assert_eq!(statement.fence.floors.slot, None, "it holds exactly");
     // What the parent still has of the key is refused for good before anybody is told of it.
     assert_eq!(next.floor().block.unwrap().slot, ceilings.slot);
-    assert!(held(&memory).sealed_generation >= held(&memory).generation << 32, "{:?}", held(&memory));
+    assert!(held(&memory).min_state_version >= held(&memory).term << 32, "{:?}", held(&memory));
     // The import is given again, with the history that it had: the key starts above all that it can have signed anywhere.
     assert_eq!(next.import(2), Ok(Outcome::Imported { keys: vec![KeyOutcome::Imported] }));
     let floor = next.floor();
@@ -261,7 +262,7 @@ fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain(
     standby.member.await_standing(FenceStatus::Standby);
     // States without the key are refused from now on; nothing was left behind.
     holder.import(1).unwrap();
-    assert_eq!(held(&memory).clean, None);
+    assert_eq!(held(&memory).released_state, None);
     let begun = Instant::now();
     while standby.listed() != [key(1)] {
         assert!(begun.elapsed() < Duration::from_secs(20), "it stays with the old state");
@@ -335,7 +336,7 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     let now = slot(&network);
     assert_eq!(sign(&holder.member.vault, &block(now, 1)), Ok(()));
     let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
-    assert!(record.clean.is_some());
+    assert!(record.released_state.is_some());
     holder.member.await_standing(FenceStatus::Closed);
     let refused = sign(&holder.member.vault, &block(now + 1, 1));
     assert_eq!(refused, Err(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: record.slot_ceiling })));
@@ -356,7 +357,7 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     moved.member.await_standing(FenceStatus::Holding);
     assert_eq!(moved.statement().fence.floors.slot, None);
     let next = held(&second);
-    assert!(next.generation > record.generation && next.version > record.version, "{next:?}");
+    assert!(next.term > record.term && next.version > record.version, "{next:?}");
     assert!(matches!(sign(&moved.member.vault, &block(now, 2)), Err(Refusal::BlockNotAboveLast { .. })));
     assert_eq!(sign(&moved.member.vault, &block(now, 1)), Ok(()), "what it has signed it signs again");
     // One that came before the record was made stands by, and does not have to start anew.
@@ -366,10 +367,10 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     let standby = Enclave::start(&bench, &network, &second);
     standby.member.await_standing(FenceStatus::Standby);
     let Ok(Outcome::FenceClosed { record: closed }) = standby.order(Action::FenceClose) else { panic!("not closed") };
-    assert_eq!(closed.clean, None);
+    assert_eq!(closed.released_state, None);
     drop(standby);
     // Back to the first store, over the record that has ended there.
-    let older = ClosedRecord { generation: 1, ..closed };
+    let older = ClosedRecord { term: 1, ..closed };
     let back = Enclave::start(&bench, &network, &first);
     back.member.await_standing(FenceStatus::Closed);
     assert!(back.record(RecordOrder::After { closed }).is_ok(), "{older:?}");
@@ -402,7 +403,7 @@ fn the_next_record_has_floors_for_every_state_but_the_one_that_was_left_behind()
     holder.import(1).unwrap();
     let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
     drop(holder);
-    let other = ClosedRecord { clean: Some(Bytes([3; 32])), ..record };
+    let other = ClosedRecord { released_state: Some(Bytes([3; 32])), ..record };
     let moved = Enclave::start(&bench, &network, &second);
     moved.member.await_standing(FenceStatus::RolledBack);
     assert_eq!(moved.record(RecordOrder::After { closed: other }), Ok(Outcome::FenceReady));

@@ -102,7 +102,7 @@ fn every_answer_of_etcd_must_be_the_configured_clusters() {
     let carrier = Canned::new(Value::Null);
     let mut store = etcd(&carrier, "casemate/");
     let (first, other) = (first_record(), (StoreResponse::Unclear, Some(StoreTrouble::OtherStore)));
-    let second = Record { version: 2, holder: Bytes([1; 32]), generation: 1, ..first };
+    let second = Record { version: 2, holder: Bytes([1; 32]), term: 1, ..first };
     let swap = StoreOp::Swap { old: first, new: second };
     // Another's, none, and what only looks like it.
     for header in [

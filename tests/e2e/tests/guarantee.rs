@@ -17,7 +17,7 @@ use casemate_e2e::prober::{Probed, probe};
 use casemate_e2e::requests::{attestation, block};
 use casemate_e2e::stack::eventually;
 use casemate_e2e::{Bench, Stack};
-use casemate_fence::{GroupId, MAX_GENERATION, Record};
+use casemate_fence::{GroupId, MAX_TERM, Record};
 use casemate_protocol::{Bytes, Epoch, PublicKey, Refusal, Reply, Request, Slot};
 use casemate_slashing::Ceilings;
 use rustix::process::Signal;
@@ -597,13 +597,13 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
             ceilings: Ceilings { slot: Slot(u64::MAX - 1), target: Epoch(u64::MAX - 1), source: Epoch(u64::MAX - 1) },
             ..record
         }),
-        ("sealed_generation", |record| Record { sealed_generation: u64::MAX - 1, ..record }),
-        ("generation", |record| Record { generation: MAX_GENERATION, ..record }),
+        ("sealed_generation", |record| Record { min_state_version: u64::MAX - 1, ..record }),
+        ("generation", |record| Record { term: MAX_TERM, ..record }),
     ];
     for (what, fake) in fakes {
         let before = read();
-        let record = Record { version: before.version + 100, holder: Bytes([9; 32]), clean: None, ..before };
-        let record = Record { generation: before.generation + 1, ..record };
+        let record = Record { version: before.version + 100, holder: Bytes([9; 32]), released_state: None, ..before };
+        let record = Record { term: before.term + 1, ..record };
         bench.etcdctl("etcd", &["put", &name], &fake(record).encode(&place));
         eventually(&format!("the holder to be none under an absurd {what}"), || bench.standing(&stack, 0) != "holding");
         if what == "ceilings" {

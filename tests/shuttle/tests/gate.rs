@@ -135,10 +135,10 @@ fn record() -> Record {
     Record {
         version: 1,
         holder: Bytes([1; 32]),
-        generation: 1,
+        term: 1,
         ceilings: Ceilings::NONE,
-        sealed_generation: 0,
-        clean: None,
+        min_state_version: 0,
+        released_state: None,
         closed: false,
     }
 }

@@ -806,7 +806,7 @@ impl Episode {
         if self.enclaves.iter().find(whose).is_some_and(|enclave| enclave.inside.parts().at.is_some()) {
             return;
         }
-        let generation = statement.fence.generation;
+        let generation = statement.fence.term;
         let (FenceStatus::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
         if self.last_stated.is_some_and(|(last, _)| last > generation) {
             return;

@@ -1,6 +1,6 @@
 //! Records that no enclave has asked for, and clocks that jump: what happens, what ends it, and what has to be so afterwards.
 
-use casemate_fence::{MAX_GENERATION, MAX_VERSION_STEP, Record, StoreOp};
+use casemate_fence::{MAX_TERM, MAX_VERSION_STEP, Record, StoreOp};
 use casemate_protocol::statement::FenceStatus;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
@@ -29,7 +29,7 @@ impl Episode {
         store.forged = Some(Forged { before, is_believed, until });
         store.record = Some(record);
         // A holder takes what it finds under its own name for a change of its own that it had not heard of.
-        let granted = store.granted.entry(record.generation).or_insert(record.ceilings);
+        let granted = store.granted.entry(record.term).or_insert(record.ceilings);
         *granted = (*granted).max(record.ceilings);
         world.stats.records_forged += 1;
         say!(*world, "somebody puts a record into store {}: {}", self.store, record_words(&record));
@@ -213,18 +213,18 @@ fn far(random: &mut Random) -> i64 {
 /// A record with a number that nobody can have reached; and whether an enclave can take it for the record at all.
 fn forged(random: &mut Random, before: Record) -> (Record, bool) {
     let most = u64::MAX - random.below(2);
-    let named = random.pick(&[None, before.clean, Some(Bytes([9; 32]))]);
-    let (version, generation) = (before.version + random.pick(&[1, 1, 100]), before.generation);
+    let named = random.pick(&[None, before.released_state, Some(Bytes([9; 32]))]);
+    let (version, generation) = (before.version + random.pick(&[1, 1, 100]), before.term);
     let (holder, generation) = random.pick(&[
         (before.holder, generation),
         (Bytes([9; 32]), generation + 1),
         // As one that was just made: whoever sees it may claim it at once.
         (Bytes::ZERO, generation + 1),
     ]);
-    let next = Record { version, holder, generation, clean: named, ..before };
+    let next = Record { version, holder, term: generation, released_state: named, ..before };
     match random.below(8) {
         // No record at all.
-        0 => (Record { generation: random.pick(&[0, MAX_GENERATION + 1, u64::MAX]), ..next }, false),
+        0 => (Record { term: random.pick(&[0, MAX_TERM + 1, u64::MAX]), ..next }, false),
         1 => (Record { version: 0, ..next }, false),
         2 => (Record { version: most, ..next }, false),
         3 => (Record { version: before.version + MAX_VERSION_STEP + 1 + random.below(1 << 40), ..next }, false),
@@ -236,7 +236,7 @@ fn forged(random: &mut Random, before: Record) -> (Record, bool) {
             let source = Ceilings { source: Epoch(most), ..before.ceilings };
             (Record { ceilings: random.pick(&[ceilings, ceilings, slot, source]), ..next }, true)
         }
-        6 => (Record { sealed_generation: most, ..next }, true),
-        _ => (Record { generation: MAX_GENERATION, ..next }, true),
+        6 => (Record { min_state_version: most, ..next }, true),
+        _ => (Record { term: MAX_TERM, ..next }, true),
     }
 }

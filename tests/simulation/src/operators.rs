@@ -704,9 +704,17 @@ impl Episode {
 }
 
 fn closed_record(record: &StatedRecord) -> ClosedRecord {
-    let StatedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
-    let StatedRecord { sealed_generation, clean, .. } = *record;
-    ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
+    let StatedRecord { version, term: generation, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
+    let StatedRecord { min_state_version: sealed_generation, released_state: clean, .. } = *record;
+    ClosedRecord {
+        version,
+        term: generation,
+        slot_ceiling,
+        target_ceiling,
+        source_ceiling,
+        min_state_version: sealed_generation,
+        released_state: clean,
+    }
 }
 
 fn short(reply: &Reply) -> String {

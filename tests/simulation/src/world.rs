@@ -191,14 +191,14 @@ impl StoreState {
             StoreOp::Create(_) | StoreOp::Swap { .. } => return StoreResponse::Conflict,
         };
         match self.record {
-            Some(old) if old.generation != new.generation && new.holder != Bytes::ZERO => {
+            Some(old) if old.term != new.term && new.holder != Bytes::ZERO => {
                 stats.claims += 1;
-                self.claimed.insert(new.holder, new.generation);
+                self.claimed.insert(new.holder, new.term);
             }
             None => stats.records_made += 1,
             Some(_) => {}
         }
-        let granted = self.granted.entry(new.generation).or_insert(new.ceilings);
+        let granted = self.granted.entry(new.term).or_insert(new.ceilings);
         *granted = granted.max(new.ceilings);
         self.record = Some(new);
         StoreResponse::Swapped
@@ -432,7 +432,15 @@ impl Store for SimStore {
 
 /// A record in words.
 pub fn record_words(record: &Record) -> String {
-    let Record { version, generation, ceilings, sealed_generation, clean, closed, .. } = record;
+    let Record {
+        version,
+        term: generation,
+        ceilings,
+        min_state_version: sealed_generation,
+        released_state: clean,
+        closed,
+        ..
+    } = record;
     let Ceilings { slot, target, source } = ceilings;
     let left = if clean.is_some() { ", names a state" } else { "" };
     let closed = if *closed { ", closed" } else { "" };

@@ -91,7 +91,7 @@ pub struct LogHead {
     /// Of which boot.
     pub boot_nonce: Bytes<32>,
     /// The generation of the fence that this enclave holds; 0 where it holds none.
-    pub generation: u64,
+    pub term: u64,
     /// Number of the last record; 0 before the first.
     pub number: u64,
     /// By the enclave's clock, in Unix milliseconds; 0 where it does not trust it.
@@ -134,7 +134,7 @@ impl LogHead {
     pub fn signed_bytes(&self) -> Vec<u8> {
         let mut bytes = SIGNATURE_DOMAIN.to_vec();
         bytes.extend_from_slice(&self.boot_nonce.0);
-        for number in [self.generation, self.number, self.time_ms] {
+        for number in [self.term, self.number, self.time_ms] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
         bytes.extend_from_slice(&self.hash.0);

@@ -78,7 +78,7 @@ impl fmt::Display for Line {
                     }
                 }
             }
-            Self::Head(LogHead { generation, number, time_ms, hash, signature, .. }) => {
+            Self::Head(LogHead { term: generation, number, time_ms, hash, signature, .. }) => {
                 write!(f, "= {number} {generation} {time_ms} {hash} {signature}")
             }
         }
@@ -210,7 +210,7 @@ fn head<'a>(words: &mut impl Iterator<Item = &'a str>, boot_nonce: Bytes<32>) ->
     let mut next = || number(words.next()?);
     let (number, generation, time_ms) = (next()?, next()?, next()?);
     let (hash, signature) = (hex(words.next()?)?, hex(words.next()?)?);
-    Some(Line::Head(LogHead { boot_nonce, generation, number, time_ms, hash, signature }))
+    Some(Line::Head(LogHead { boot_nonce, term: generation, number, time_ms, hash, signature }))
 }
 
 /// Takes what is written and compares it with what is expected.
@@ -267,7 +267,7 @@ mod tests {
         lines.push(record(Message::Block { slot }, None, Some(Refusal::OtherNetwork { asked, served: asked })));
         lines.push(Line::Head(LogHead {
             boot_nonce: BOOT,
-            generation: 2,
+            term: 2,
             number: 0,
             time_ms: 1,
             hash: asked,

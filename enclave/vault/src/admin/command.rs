@@ -193,7 +193,7 @@ impl CommandProcessor {
         fencing.close()?;
         let left = self
             .leave_behind(desk, book, generation, floors)
-            .and_then(|state| fencing.ask_keeper(KeeperRequest::Leave { state, generation }));
+            .and_then(|state| fencing.ask_keeper(KeeperRequest::Leave { state, term: generation }));
         if left.is_err() {
             fencing.reopen();
         }
@@ -370,13 +370,13 @@ impl CommandProcessor {
         // Of a group that has no keys, and has never had any, the state says all that there is to say.
         let untouched = keys.known() == 0 && keys.floor() == GroupFloor::NONE && at_hand.fence_version == 0;
         let (closed, exact) = match order {
-            RecordOrder::After { closed } if at_hand.generation < closed.sealed_generation => {
-                let (found, oldest) = (at_hand.generation, closed.sealed_generation);
+            RecordOrder::After { closed } if at_hand.generation < closed.min_state_version => {
+                let (found, oldest) = (at_hand.generation, closed.min_state_version);
                 return Err(Refusal::StateBeforeClosed { found, oldest });
             }
             // Nothing was signed since the closed record's last holder has left this very state behind.
             RecordOrder::After { closed } => {
-                (Some(closed), closed.clean.is_some() && closed.clean == at_hand.loaded_state_digest)
+                (Some(closed), closed.released_state.is_some() && closed.released_state == at_hand.loaded_state_digest)
             }
             RecordOrder::New => (None, untouched),
             RecordOrder::Lost { .. } | RecordOrder::Keep => (None, false),
@@ -384,7 +384,7 @@ impl CommandProcessor {
         // Above every generation that there can have been, under whatever record: so are the numbers of the states that are sealed from
         // now on, and no older state is loaded any more. One generation a second is more than there ever are.
         let seconds = desk.clock.unix_ms().ok_or(Refusal::ClockStopped)? / 1000;
-        let after = closed.map_or(0, |closed| closed.generation.saturating_add(1));
+        let after = closed.map_or(0, |closed| closed.term.saturating_add(1));
         let generation = seconds.max(after).max(1);
         let next = next_state(book, generation)?;
         let sealed = self.seal_as(desk, book, &keys, next);
@@ -401,9 +401,9 @@ impl CommandProcessor {
                 RecordOrder::Lost { .. } => seconds.saturating_mul(VERSIONS_A_SECOND),
                 RecordOrder::New | RecordOrder::Keep => 0,
             },
-            generation,
+            term: generation,
             ceilings,
-            sealed_generation: next,
+            min_state_version: next,
             exact: exact.then_some(digest),
             lost: matches!(order, RecordOrder::Lost { .. }),
         };
@@ -441,11 +441,11 @@ impl CommandProcessor {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
         let found = found.ok_or(Refusal::NotHolder(NotHolder::NoRecord))?;
-        if found.sealed_generation > self.loaded().generation {
-            self.reload_in(desk, book, found.sealed_generation);
+        if found.min_state_version > self.loaded().generation {
+            self.reload_in(desk, book, found.min_state_version);
         }
         match desk.fencing.ask_keeper(KeeperRequest::TakeOver)? {
-            KeeperReply::Record(Some(record)) => Ok(Outcome::TookOver { generation: record.generation }),
+            KeeperReply::Record(Some(record)) => Ok(Outcome::TookOver { term: record.term }),
             _ => Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))),
         }
     }
@@ -911,7 +911,7 @@ impl CommandContext<'_> {
         if !self.fencing.has_record() {
             return Ok(());
         }
-        let raised = self.fencing.ask_keeper(KeeperRequest::Raise { sealed, generation });
+        let raised = self.fencing.ask_keeper(KeeperRequest::Raise { sealed, term: generation });
         raised.map(drop).map_err(|_| Refusal::MaybeSealed(Waiting::Fence))
     }
 
@@ -956,9 +956,19 @@ fn check_last(desk: &CommandContext<'_>, at_hand: &Loaded, last: LastState) -> R
 }
 
 fn closed_record(record: &Record) -> ClosedRecord {
-    let Record { version, generation, ceilings, sealed_generation, clean, .. } = *record;
+    let Record {
+        version, term: generation, ceilings, min_state_version: sealed_generation, released_state: clean, ..
+    } = *record;
     let Ceilings { slot: slot_ceiling, target: target_ceiling, source: source_ceiling } = ceilings;
-    ClosedRecord { version, generation, slot_ceiling, target_ceiling, source_ceiling, sealed_generation, clean }
+    ClosedRecord {
+        version,
+        term: generation,
+        slot_ceiling,
+        target_ceiling,
+        source_ceiling,
+        min_state_version: sealed_generation,
+        released_state: clean,
+    }
 }
 
 fn ceilings_of(closed: &ClosedRecord) -> Ceilings {

@@ -96,9 +96,9 @@ pub(crate) enum KeeperRequest {
     /// End the record; with the state that is left behind, where this enclave holds it in this generation.
     Close(Option<(Root, u64)>),
     /// Have older sealed states refused, in the generation in which this one was sealed.
-    Raise { sealed: u64, generation: u64 },
+    Raise { sealed: u64, term: u64 },
     /// Leave, with this state behind: it stands for what was signed until the gate was closed in this generation, and for no other.
-    Leave { state: Root, generation: u64 },
+    Leave { state: Root, term: u64 },
     /// Claim without waiting.
     TakeOver,
 }
@@ -115,7 +115,7 @@ pub(crate) enum KeeperReply {
 pub(crate) struct Pass<'a> {
     pub(crate) limits: Limits,
     /// The generation that is held; 0 where the kind has none.
-    pub(crate) generation: u64,
+    pub(crate) term: u64,
     _gate: RwLockReadGuard<'a, Gate>,
 }
 
@@ -198,7 +198,7 @@ impl FenceGate {
     pub(crate) fn pass(&self) -> Result<Pass<'_>, Refusal> {
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         match *gate {
-            Gate::Open(limits, generation) => Ok(Pass { limits, generation, _gate: gate }),
+            Gate::Open(limits, generation) => Ok(Pass { limits, term: generation, _gate: gate }),
             Gate::Closed(why) => Err(Refusal::NotHolder(why)),
         }
     }
@@ -211,27 +211,27 @@ impl FenceGate {
     /// For the statement.
     pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::FenceStatement {
         let View { standing, record, floors } = self.view();
-        let generation = record.filter(|_| standing == FenceStatus::Holding).map_or(0, |record| record.generation);
+        let generation = record.filter(|_| standing == FenceStatus::Holding).map_or(0, |record| record.term);
         let record = record.map(|record| StatedRecord {
             version: record.version,
             holder: record.holder,
-            generation: record.generation,
+            term: record.term,
             slot_ceiling: record.ceilings.slot,
             target_ceiling: record.ceilings.target,
             source_ceiling: record.ceilings.source,
-            sealed_generation: record.sealed_generation,
-            clean: record.clean,
+            min_state_version: record.min_state_version,
+            released_state: record.released_state,
             closed: record.closed,
         });
         let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
         let store = self.identity.clone();
-        statement::FenceStatement { kind: self.kind, store, generation, standing, record, floors, time_ms }
+        statement::FenceStatement { kind: self.kind, store, term: generation, standing, record, floors, time_ms }
     }
 
     /// The generation that this enclave holds, and its floors; 0 where the kind has none.
     pub(crate) fn held(&self) -> Result<(u64, Floors), Refusal> {
         let pass = self.pass()?;
-        Ok((pass.generation, pass.limits.floors))
+        Ok((pass.term, pass.limits.floors))
     }
 
     /// The gate, as long as it is closed: it cannot open while this is held. Nothing where it is open.

@@ -49,7 +49,7 @@ fn with_record() -> FenceGate {
 
 fn record(version: u64) -> Record {
     let (holder, ceilings) = (Bytes([1; 32]), Ceilings::ZERO);
-    Record { version, holder, generation: 2, ceilings, sealed_generation: 0, clean: None, closed: false }
+    Record { version, holder, term: 2, ceilings, min_state_version: 0, released_state: None, closed: false }
 }
 
 fn open(generation: u64) -> (View, Gate) {
@@ -91,11 +91,11 @@ fn a_generation_is_stated_and_told_while_it_is_held_and_no_longer() {
     assert!(fencing.held().is_err());
     let floors = Floors { slot: Some(Slot(3)), target: None, source: None };
     fencing.put(|_| (View { floors, ..open(2).0 }, Gate::Open(Limits { floors, ..Limits::NONE }, 2)));
-    assert_eq!((fencing.held(), fencing.stated(None).generation), (Ok((2, floors)), 2));
+    assert_eq!((fencing.held(), fencing.stated(None).term), (Ok((2, floors)), 2));
     assert_eq!(fencing.stated(None).floors.slot, Some(Slot(3)));
     let standby = View { standing: FenceStatus::Standby, ..open(2).0 };
     fencing.put(|_| (standby, Gate::Closed(NotHolder::NoRecord)));
-    assert_eq!((fencing.held(), fencing.stated(None).generation), (Err(Refusal::NotHolder(NotHolder::NoRecord)), 0));
+    assert_eq!((fencing.held(), fencing.stated(None).term), (Err(Refusal::NotHolder(NotHolder::NoRecord)), 0));
 }
 
 #[test]

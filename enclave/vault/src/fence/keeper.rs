@@ -196,7 +196,7 @@ impl<'a> FenceKeeper<'a> {
             FenceStatus::Standby(record) if self.may_claim(&record) && record.version >= self.fence.seen() => {
                 let (state, leaves) = self.vault.match_released_state(&record);
                 // What is said to be left behind from now on must stand for the past from now on too.
-                let exact = state.is_some() && state == record.clean;
+                let exact = state.is_some() && state == record.released_state;
                 if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
                     return None;
                 }
@@ -217,9 +217,9 @@ impl<'a> FenceKeeper<'a> {
                 self.fence.poll()
             }
             // One whose keys could not be raised to the floors signs nothing: it must not keep others from it.
-            FenceStatus::Holding(record) if record.generation == self.floored => {
+            FenceStatus::Holding(record) if record.term == self.floored => {
                 let ceilings = self.wanted(&record)?;
-                self.fence.extend(ceilings, record.sealed_generation)
+                self.fence.extend(ceilings, record.min_state_version)
             }
             _ => None,
         }
@@ -253,7 +253,7 @@ impl<'a> FenceKeeper<'a> {
             return false;
         }
         let exact = self.vault.match_released_state(record).0;
-        let left_behind = exact.is_some() && exact == record.clean;
+        let left_behind = exact.is_some() && exact == record.released_state;
         let passed = now > record.ceilings.slot;
         let since = match self.steady {
             Some((version, since)) if version == record.version => since,
@@ -274,10 +274,10 @@ impl<'a> FenceKeeper<'a> {
     fn is_ready(&mut self, record: &Record) -> bool {
         self.fence.has_seen(self.vault.fence_version());
         let (state, _) = self.vault.match_released_state(record);
-        let old = self.vault.sealed_generation() < record.sealed_generation;
-        let other = record.clean.is_some() && record.clean != state;
+        let old = self.vault.sealed_generation() < record.min_state_version;
+        let other = record.released_state.is_some() && record.released_state != state;
         if (old || other) && self.rested(self.reloaded, STANDBY_POLL) {
-            if let Some(loaded) = self.vault.reload(record.sealed_generation) {
+            if let Some(loaded) = self.vault.reload(record.min_state_version) {
                 self.fence.has_seen(loaded.fence_version);
                 if let (Some(credentials), Some(store)) = (&loaded.store, self.store.as_mut()) {
                     store.open(credentials);
@@ -286,8 +286,8 @@ impl<'a> FenceKeeper<'a> {
             self.reloaded = Some(self.runtime.now());
         }
         let found = self.vault.sealed_generation();
-        self.unfit = (found < record.sealed_generation)
-            .then_some(NotHolder::OldState { found, oldest: record.sealed_generation });
+        self.unfit = (found < record.min_state_version)
+            .then_some(NotHolder::OldState { found, oldest: record.min_state_version });
         self.unfit.is_none()
     }
 
@@ -296,14 +296,14 @@ impl<'a> FenceKeeper<'a> {
         let standing = self.fence.status();
         let limits = self.fence.limits();
         if let (FenceStatus::Holding(record), Some(limits)) = (standing, limits)
-            && record.generation != self.floored
+            && record.term != self.floored
         {
             // Before anything is signed in this generation: every key's past ends no lower than the floors, so that the state
             // that is sealed next stands for the generations before this one too.
             if !self.vault.raise(&limits.floors) {
                 return;
             }
-            self.floored = record.generation;
+            self.floored = record.term;
             self.take_over = false;
             self.left = None;
             self.fencing.holds_anew();
@@ -381,7 +381,7 @@ impl<'a> FenceKeeper<'a> {
                         };
                         ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
                     }
-                    FenceStatus::Standby(record) if asked && record.is_new(beginning.sealed_generation) => {
+                    FenceStatus::Standby(record) if asked && record.is_new(beginning.min_state_version) => {
                         Progress::Ended(Ok(KeeperReply::Yes))
                     }
                     FenceStatus::Creating | FenceStatus::Unknown => Progress::Wait,
@@ -390,11 +390,9 @@ impl<'a> FenceKeeper<'a> {
             }
             KeeperRequest::Credentials(credentials) => self.try_credentials(&credentials),
             KeeperRequest::Close(left) => self.close(left),
-            KeeperRequest::Raise { sealed, generation } => self.drive(|keeper| match keeper.fence.status() {
-                FenceStatus::Holding(record) if record.generation != generation => {
-                    Progress::Ended(Err(other_generation()))
-                }
-                FenceStatus::Holding(record) if record.sealed_generation >= sealed => {
+            KeeperRequest::Raise { sealed, term: generation } => self.drive(|keeper| match keeper.fence.status() {
+                FenceStatus::Holding(record) if record.term != generation => Progress::Ended(Err(other_generation())),
+                FenceStatus::Holding(record) if record.min_state_version >= sealed => {
                     Progress::Ended(Ok(KeeperReply::Yes))
                 }
                 FenceStatus::Holding(record) => {
@@ -402,9 +400,9 @@ impl<'a> FenceKeeper<'a> {
                 }
                 _ => Progress::Ended(Err(other_generation())),
             }),
-            KeeperRequest::Leave { state, generation } => {
+            KeeperRequest::Leave { state, term: generation } => {
                 let left = self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record) if record.generation != generation => {
+                    FenceStatus::Holding(record) if record.term != generation => {
                         Progress::Ended(Err(other_generation()))
                     }
                     // The state stands for what was signed until the gate was closed: it must be closed still.
@@ -448,7 +446,7 @@ impl<'a> FenceKeeper<'a> {
             FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
             FenceStatus::Holding(record) => match left {
                 // The state stands for what was signed until the gate was closed: it must be closed still.
-                Some((state, generation)) if generation == record.generation && keeper.fencing.is_handing_over() => {
+                Some((state, generation)) if generation == record.term && keeper.fencing.is_handing_over() => {
                     keeper.fence.close(Some(state)).map_or(Progress::Wait, Progress::Ask)
                 }
                 _ => Progress::Ended(Err(other_generation())),

@@ -245,7 +245,7 @@ impl World {
 /// Of another enclave, which may sign up to this slot.
 fn others(slot: u64) -> Record {
     let ceilings = Ceilings { slot: Slot(slot), target: Epoch(slot / 4), source: Epoch(1) };
-    Record { version: 5, holder: OTHER, generation: 3, ceilings, sealed_generation: 0, clean: None, closed: false }
+    Record { version: 5, holder: OTHER, term: 3, ceilings, min_state_version: 0, released_state: None, closed: false }
 }
 
 /// As operators have it made.
@@ -257,7 +257,7 @@ fn new() -> Record {
 fn holds(world: &World) -> FenceKeeper<'_> {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 1000);
-    assert_eq!((world.standing(), world.record().generation), (FenceStatus::Holding, 4));
+    assert_eq!((world.standing(), world.record().term), (FenceStatus::Holding, 4));
     keeper
 }
 
@@ -319,12 +319,12 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
     let trusted = Disk { leaves: Some(state), ..Disk::default() };
     for (record, disk, take_over, at) in [
         (Record { holder: Holder::ZERO, ..unpassed }, Disk::default(), false, 100),
-        (Record { clean: Some(state), ..unpassed }, trusted.clone(), false, 100),
+        (Record { released_state: Some(state), ..unpassed }, trusted.clone(), false, 100),
         (unpassed, Disk::default(), true, 100),
         // None of these is a reason.
         (unpassed, Disk::default(), false, 3000),
-        (Record { clean: Some(Bytes([3; 32])), ..unpassed }, trusted, false, 3000),
-        (Record { clean: Some(state), ..unpassed }, Disk::default(), false, 3000),
+        (Record { released_state: Some(Bytes([3; 32])), ..unpassed }, trusted, false, 3000),
+        (Record { released_state: Some(state), ..unpassed }, Disk::default(), false, 3000),
     ] {
         let world = World::on(1000, Some(record), &disk);
         let mut keeper = world.keeper(0);
@@ -339,9 +339,9 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
 fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     let leave = |world: &World, keeper: &mut FenceKeeper<'_>| {
         world.vault.fencing().close().unwrap();
-        let left = keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), generation: 4 });
+        let left = keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term: 4 });
         assert!(matches!(left, Ok(KeeperReply::Yes)), "{left:?}");
-        assert_eq!(world.record().clean, Some(Bytes([4; 32])));
+        assert_eq!(world.record().released_state, Some(Bytes([4; 32])));
         assert_eq!(world.standing(), FenceStatus::Standby);
     };
     let world = World::new(500, Some(new()));
@@ -357,7 +357,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     let mut keeper = holds(&world);
     leave(&world, &mut keeper);
     let took = keeper.carry_out(KeeperRequest::TakeOver);
-    assert!(matches!(took, Ok(KeeperReply::Record(Some(Record { generation: 5, holder: ME, .. })))), "{took:?}");
+    assert!(matches!(took, Ok(KeeperReply::Record(Some(Record { term: 5, holder: ME, .. })))), "{took:?}");
     assert_eq!((world.time.ms(), world.signs()), (1000, true));
 }
 
@@ -375,7 +375,7 @@ fn a_disk_that_stands_for_the_past_has_it_before_the_record_says_so() {
         (None, None, true, true),
     ] {
         let disk = Disk { leaves, full: Arc::new(AtomicBool::new(full)) };
-        let world = World::on(1000, Some(Record { clean, ..new() }), &disk);
+        let world = World::on(1000, Some(Record { released_state: clean, ..new() }), &disk);
         let mut keeper = world.keeper(0);
         world.go(&mut keeper, 2000);
         assert_eq!(world.claimed().is_some(), claims, "{clean:?} {leaves:?} {full}");
@@ -433,7 +433,7 @@ fn looks_say_at_once_what_the_store_shows() {
 
 fn beginning(generation: u64) -> Beginning {
     let ceilings = others(NOW + 3).ceilings;
-    Beginning { above_version: 10, generation, ceilings, sealed_generation: 4, exact: None, lost: false }
+    Beginning { above_version: 10, term: generation, ceilings, min_state_version: 4, exact: None, lost: false }
 }
 
 #[test]
@@ -446,8 +446,8 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
         assert_eq!(world.time.ms(), 0);
         (done, world.record())
     };
-    let made = Record { version: 11, holder: Holder::ZERO, generation: 8, sealed_generation: 4, ..others(NOW + 3) };
-    let ended = |generation| Record { closed: true, generation, ..others(NOW) };
+    let made = Record { version: 11, holder: Holder::ZERO, term: 8, min_state_version: 4, ..others(NOW + 3) };
+    let ended = |generation| Record { closed: true, term: generation, ..others(NOW) };
     for before in [None, Some(ended(3))] {
         let (done, record) = create(before, &[]);
         assert!(matches!(done, Ok(KeeperReply::Yes)), "{done:?}");
@@ -456,12 +456,12 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
     // It must begin above the one that has ended.
     assert!(matches!(create(Some(ended(8)), &[]), (Err(Refusal::FenceClosed), record) if record == ended(8)));
     // One that is there stays, also one that was made with the same number and that nobody has claimed.
-    let same = Record { sealed_generation: 4, ..new() };
+    let same = Record { min_state_version: 4, ..new() };
     for there in [others(NOW), same] {
         assert!(matches!(create(Some(there), &[]), (Err(Refusal::FenceExists), record) if record == there));
     }
     // Somebody was faster, and has claimed it, or ended it.
-    for faster in [Record { version: 11, sealed_generation: 4, ..others(NOW) }, ended(3)] {
+    for faster in [Record { version: 11, min_state_version: 4, ..others(NOW) }, ended(3)] {
         assert!(matches!(create(None, &[faster]), (Err(Refusal::FenceExists), record) if record == faster));
     }
 }
@@ -471,17 +471,17 @@ fn older_states_are_refused_by_the_generation_that_was_told_to() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let other = keeper.carry_out(KeeperRequest::Raise { sealed: 9, generation: 3 });
+    let other = keeper.carry_out(KeeperRequest::Raise { sealed: 9, term: 3 });
     assert!(matches!(other, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "{other:?}");
     assert_eq!(world.record(), before);
-    assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed: 9, generation: 4 }), Ok(KeeperReply::Yes)));
-    assert_eq!(world.record().sealed_generation, 9);
+    assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed: 9, term: 4 }), Ok(KeeperReply::Yes)));
+    assert_eq!(world.record().min_state_version, 9);
     // They are refused already.
     let asked = world.asked().len();
     for sealed in [9, 8] {
-        assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed, generation: 4 }), Ok(KeeperReply::Yes)));
+        assert!(matches!(keeper.carry_out(KeeperRequest::Raise { sealed, term: 4 }), Ok(KeeperReply::Yes)));
     }
-    assert_eq!((world.asked().len(), world.record().sealed_generation, world.time.ms()), (asked, 9, 1000));
+    assert_eq!((world.asked().len(), world.record().min_state_version, world.time.ms()), (asked, 9, 1000));
 }
 
 #[test]
@@ -490,14 +490,14 @@ fn one_leaves_in_the_generation_that_was_sealed_with_its_gate_closed() {
     let mut keeper = holds(&world);
     let before = world.record();
     let leave = |keeper: &mut FenceKeeper<'_>, generation| {
-        keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), generation })
+        keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term: generation })
     };
     assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "it signs");
     world.vault.fencing().close().unwrap();
     assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another generation");
     assert_eq!((world.record(), world.time.ms()), (before, 1000));
     assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
-    assert_eq!(world.record().clean, Some(Bytes([4; 32])));
+    assert_eq!(world.record().released_state, Some(Bytes([4; 32])));
     // Having left, it has.
     assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
 }
@@ -509,7 +509,7 @@ fn what_cannot_be_taken_over_is_said_at_once() {
         let mut keeper = world.keeper(seen);
         let done = keeper.carry_out(KeeperRequest::TakeOver);
         assert!(world.time.ms() <= 100 && !keeper.take_over, "{}", world.time.ms());
-        done.map(|_| world.record().generation)
+        done.map(|_| world.record().term)
     };
     assert_eq!(take_over(None, 0), Err(Refusal::NotHolder(NotHolder::NoRecord)));
     assert_eq!(take_over(Some(others(NOW + 2)), 0), Ok(4));
@@ -535,7 +535,7 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
     assert_eq!(world.record(), before);
     let closed = keeper.carry_out(KeeperRequest::Close(Some((state, 4))));
     assert!(matches!(closed, Ok(KeeperReply::Record(Some(Record { closed: true, .. })))), "{closed:?}");
-    assert_eq!((world.record().clean, world.time.ms()), (Some(state), 1000));
+    assert_eq!((world.record().released_state, world.time.ms()), (Some(state), 1000));
 
     let close = |record, seen, left| {
         let world = World::new(1000, record);

@@ -98,7 +98,8 @@ mod tests {
     fn each_ceiling_of_a_record_must_be_one_that_a_holder_can_have_asked_for() {
         let plausible = |ceilings| {
             let (holder, clean, closed) = (Bytes([1; 32]), None, false);
-            let record = Record { version: 5, holder, generation: 3, ceilings, sealed_generation: 0, clean, closed };
+            let record =
+                Record { version: 5, holder, term: 3, ceilings, min_state_version: 0, released_state: clean, closed };
             is_plausible(&network(12_000), &record, Slot(100))
         };
         assert!(plausible(up_to(105, 26, 26)) && plausible(Ceilings::ZERO));

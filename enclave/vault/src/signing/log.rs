@@ -92,7 +92,7 @@ impl SigningLog {
         }
         let boot_nonce = chain.boot_nonce;
         drop(chain);
-        let mut head = LogHead { boot_nonce, generation, number, time_ms, hash, signature: Bytes::ZERO };
+        let mut head = LogHead { boot_nonce, term: generation, number, time_ms, hash, signature: Bytes::ZERO };
         head.signature = attestor.sign_record(&head.signed_bytes());
         let fresh = nonce.map(|nonce| attestor.sign_record(&head.fresh_bytes(nonce)));
         LogPage { first, before, records, head, last, fresh }

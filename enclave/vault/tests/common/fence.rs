@@ -56,10 +56,10 @@ pub fn first_record() -> Record {
     Record {
         version: 1,
         holder: Bytes::ZERO,
-        generation: 1,
+        term: 1,
         ceilings: Ceilings::ZERO,
-        sealed_generation: 0,
-        clean: None,
+        min_state_version: 0,
+        released_state: None,
         closed: false,
     }
 }

@@ -108,7 +108,7 @@ impl<C: Carrier> Dynamodb<C> {
         let item = json!({
             "group": self.key(),
             "version": number(new.version),
-            "generation": number(new.generation),
+            "generation": number(new.term),
             "record": binary(new),
         });
         let mut body = json!({ "TableName": self.table.to_string(), "Item": item });
@@ -121,7 +121,7 @@ impl<C: Carrier> Dynamodb<C> {
                 "ConditionExpression": "#v = :v AND #g = :g AND #r = :r",
                 "ExpressionAttributeNames": { "#v": "version", "#g": "generation", "#r": "record" },
                 "ExpressionAttributeValues": {
-                    ":v": number(old.version), ":g": number(old.generation), ":r": binary(old),
+                    ":v": number(old.version), ":g": number(old.term), ":r": binary(old),
                 },
             }),
         };
