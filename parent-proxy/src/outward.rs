@@ -239,13 +239,13 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
             }
             OutwardRequest::ListBlobs { group } => {
                 let generations = self.on_disk(move |blobs| blobs.list(&group)).await?;
-                Ok(OutwardReply::Blobs { generations })
+                Ok(OutwardReply::Blobs { state_versions: generations })
             }
-            OutwardRequest::LoadBlob { group, generation } => {
+            OutwardRequest::LoadBlob { group, state_version: generation } => {
                 let blob = self.on_disk(move |blobs| blobs.load(&group, generation)).await?;
                 Ok(OutwardReply::Blob { blob })
             }
-            OutwardRequest::StoreBlob { group, generation, blob } => {
+            OutwardRequest::StoreBlob { group, state_version: generation, blob } => {
                 let bytes = blob.as_ref().len();
                 let shown = group.clone();
                 self.on_disk(move |blobs| blobs.store(&group, generation, blob.as_ref())).await?;

@@ -148,20 +148,20 @@ async fn credentials_and_blobs_over_one_connection() {
     let group = || "alpha".to_owned();
     assert!(
         ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
-            == OutwardReply::Blobs { generations: vec![] }
+            == OutwardReply::Blobs { state_versions: vec![] }
     );
     let blob = BoundedBytes::new(vec![9; 3_000_000]).unwrap();
-    let store = OutwardRequest::StoreBlob { group: group(), generation: 4, blob: blob.clone() };
+    let store = OutwardRequest::StoreBlob { group: group(), state_version: 4, blob: blob.clone() };
     assert!(ask(&mut stream, store.clone()).await == OutwardReply::Stored);
     assert!(
         ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
-            == OutwardReply::Blobs { generations: vec![4] }
+            == OutwardReply::Blobs { state_versions: vec![4] }
     );
-    let load = |generation| OutwardRequest::LoadBlob { group: group(), generation };
+    let load = |generation| OutwardRequest::LoadBlob { group: group(), state_version };
     assert!(ask(&mut stream, load(4)).await == OutwardReply::Blob { blob });
     assert!(matches!(ask(&mut stream, load(5)).await, OutwardReply::Refused { .. }));
     assert!(matches!(ask(&mut stream, store).await, OutwardReply::Refused { .. }), "never written over");
-    let outside = OutwardRequest::LoadBlob { group: "../alpha".into(), generation: 4 };
+    let outside = OutwardRequest::LoadBlob { group: "../alpha".into(), state_version: 4 };
     assert!(matches!(ask(&mut stream, outside).await, OutwardReply::Refused { .. }));
 }
 

@@ -77,14 +77,16 @@ impl Services {
                 }
             }
             BrokerRequest::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
-                OutwardReply::Blobs { mut generations } => {
+                OutwardReply::Blobs { state_versions: mut generations } => {
                     generations.truncate(1000);
-                    Ok(BrokerReply::Blobs { generations })
+                    Ok(BrokerReply::Blobs { state_versions: generations })
                 }
                 _ => Err(ParentError::Unexpected.into()),
             },
-            BrokerRequest::LoadBlob { group, generation, offset } => self.load((group, generation), offset).await,
-            BrokerRequest::StoreBlob { group, generation, offset, total, part } => {
+            BrokerRequest::LoadBlob { group, state_version: generation, offset } => {
+                self.load((group, generation), offset).await
+            }
+            BrokerRequest::StoreBlob { group, state_version: generation, offset, total, part } => {
                 self.store((group, generation), offset, total, part.as_ref()).await
             }
         }
@@ -103,7 +105,7 @@ impl Services {
         let blob = if let Some((_, blob)) = cached.filter(|(loaded, _)| offset > 0 && *loaded == name) {
             blob
         } else {
-            let request = OutwardRequest::LoadBlob { group: name.0.clone(), generation: name.1 };
+            let request = OutwardRequest::LoadBlob { group: name.0.clone(), state_version: name.1 };
             let OutwardReply::Blob { blob } = self.parent.ask(&request).await? else {
                 return Err(ParentError::Unexpected.into());
             };
@@ -144,7 +146,7 @@ impl Services {
         };
         let (group, generation) = name;
         let blob = BoundedBytes::new(whole).ok_or(CallError::Part)?;
-        let request = OutwardRequest::StoreBlob { group: group.clone(), generation, blob };
+        let request = OutwardRequest::StoreBlob { group: group.clone(), state_version: generation, blob };
         match self.parent.ask(&request).await? {
             OutwardReply::Stored => {
                 info!(group, generation, bytes = total, "the vault's state is sealed and stored");

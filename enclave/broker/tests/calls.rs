@@ -162,7 +162,7 @@ fn a_vault_seals_through_the_broker_and_the_next_one_unseals() {
     for (generation, n) in [(1, 0), (2, 20_000), (3, 400)] {
         custody.seal(&contents(n), generation).unwrap();
         let next = bench.broker(&format!("{generation}.sock"));
-        let Unsealed { generation: found, contents: opened, .. } =
+        let Unsealed { state_version: found, contents: opened, .. } =
             bench.custody(&next).unseal(generation).unwrap().unwrap();
         assert_eq!((found, opened.keys.len()), (generation, usize::try_from(n).unwrap() + 1));
         assert_eq!(opened.keys[0].secret.as_ref().unwrap().0, [9; 32]);

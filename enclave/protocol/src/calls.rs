@@ -73,7 +73,7 @@ pub enum BrokerRequest {
         /// The group.
         group: String,
         /// Its generation.
-        generation: u64,
+        state_version: u64,
         /// Where the part begins.
         offset: u64,
     },
@@ -82,7 +82,7 @@ pub enum BrokerRequest {
         /// The group.
         group: String,
         /// Its generation.
-        generation: u64,
+        state_version: u64,
         /// Where the part begins.
         offset: u64,
         /// Bytes of the whole blob.
@@ -180,7 +180,7 @@ pub enum BrokerReply {
     /// The newest first, at most 1,000.
     Blobs {
         /// Generations.
-        generations: Vec<u64>,
+        state_versions: Vec<u64>,
     },
     /// A part of a blob.
     Part {

@@ -49,14 +49,14 @@ pub enum OutwardRequest {
         /// The group.
         group: String,
         /// Its generation.
-        generation: u64,
+        state_version: u64,
     },
     /// Keep a blob; answered once it is on the disk.
     StoreBlob {
         /// The group.
         group: String,
         /// Its generation.
-        generation: u64,
+        state_version: u64,
         /// The blob.
         blob: BlobBytes,
     },
@@ -96,7 +96,7 @@ pub enum OutwardReply {
     /// Generations, the newest first.
     Blobs {
         /// At most 1,000.
-        generations: Vec<u64>,
+        state_versions: Vec<u64>,
     },
     /// To [`OutwardRequest::LoadBlob`].
     Blob {

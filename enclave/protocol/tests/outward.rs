@@ -11,8 +11,8 @@ fn requests() -> Vec<OutwardRequest> {
         OutwardRequest::Connect { host: "kms.eu-central-1.amazonaws.com".into(), port: 443 },
         OutwardRequest::Credentials,
         OutwardRequest::ListBlobs { group: "alpha".into() },
-        OutwardRequest::LoadBlob { group: "alpha".into(), generation: 7 },
-        OutwardRequest::StoreBlob { group: "alpha".into(), generation: u64::MAX, blob },
+        OutwardRequest::LoadBlob { group: "alpha".into(), state_version: 7 },
+        OutwardRequest::StoreBlob { group: "alpha".into(), state_version: u64::MAX, blob },
     ]
 }
 
@@ -25,7 +25,7 @@ fn replies() -> Vec<OutwardReply> {
             session_token: Some("token".into()),
             expires: Some(1_790_000_000),
         },
-        OutwardReply::Blobs { generations: vec![3, 2, 1] },
+        OutwardReply::Blobs { state_versions: vec![3, 2, 1] },
         OutwardReply::Blob { blob: BoundedBytes::new(vec![1]).unwrap() },
         OutwardReply::Stored,
         OutwardReply::Refused { reason: "no".into() },

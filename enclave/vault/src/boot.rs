@@ -85,10 +85,15 @@ impl Start {
                 Ok(found) => {
                     link.waits_for(Waiting::Unsealing);
                     let digest = found.as_ref().map(|found| found.digest);
-                    let custody::Unsealed { generation, contents, .. } = found.unwrap_or_default();
+                    let custody::Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
                     let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-                    let loaded =
-                        Loaded { generation, loaded_state_digest: digest, store, store_unsealed: false, fence_version };
+                    let loaded = Loaded {
+                        state_version: generation,
+                        loaded_state_digest: digest,
+                        store,
+                        store_unsealed: false,
+                        fence_version,
+                    };
                     return Ok(Unsealed { configuration, nsm, custody, loaded, calls, contents });
                 }
             }

@@ -258,7 +258,7 @@ impl Vault {
 
     /// Generation of the sealed state in force.
     pub(crate) fn sealed_generation(&self) -> u64 {
-        self.office.as_ref().map_or(0, |office| office.loaded().generation)
+        self.office.as_ref().map_or(0, |office| office.loaded().state_version)
     }
 
     /// Version of the fence's record that the sealed state in force has seen.

@@ -80,8 +80,8 @@ impl<'a> Enclave<'a> {
 
     fn start_with(bench: &'a Bench, policy: &casemate_vault::Policy) -> Self {
         let custody = bench.start();
-        let Unsealed { generation, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
-        let loaded = Loaded { generation, ..Loaded::default() };
+        let Unsealed { state_version: generation, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
+        let loaded = Loaded { state_version: generation, ..Loaded::default() };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();

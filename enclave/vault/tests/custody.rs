@@ -50,7 +50,7 @@ fn what_one_start_seals_the_next_unseals() {
     assert!(bench.start().unseal(0).unwrap().is_none(), "nothing is kept yet");
     bench.start().seal(&contents(3), 1).unwrap();
     bench.start().seal(&contents(2), 2).unwrap();
-    let Unsealed { generation, contents: opened, .. } = bench.start().unseal(2).unwrap().unwrap();
+    let Unsealed { state_version: generation, contents: opened, .. } = bench.start().unseal(2).unwrap().unwrap();
     assert_eq!((generation, opened.keys.len()), (2, 2));
     assert_eq!(opened.keys[1].public_key, contents(2).keys[1].public_key);
     // A generation is used once.

@@ -24,8 +24,8 @@ use common::{Bench, GROUP};
 fn start(bench: &Bench, memory: &Memory) -> Member {
     let (network, clock) = (network(1000), Arc::new(SystemClock) as Arc<dyn Clock>);
     let custody = bench.start();
-    let Unsealed { generation, digest, contents } = custody.unseal(0).unwrap().unwrap();
-    let loaded = Loaded { generation, loaded_state_digest: Some(digest), ..Loaded::default() };
+    let Unsealed { state_version: generation, digest, contents } = custody.unseal(0).unwrap().unwrap();
+    let loaded = Loaded { state_version: generation, loaded_state_digest: Some(digest), ..Loaded::default() };
     let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();

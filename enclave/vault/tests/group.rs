@@ -61,9 +61,15 @@ impl Enclave {
         let custody = bench.start();
         let found = custody.unseal(0).unwrap();
         let digest = found.as_ref().map(|found| found.digest);
-        let Unsealed { generation, contents, .. } = found.unwrap_or_default();
+        let Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
         let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-        let loaded = Loaded { generation, loaded_state_digest: digest, store, store_unsealed: false, fence_version };
+        let loaded = Loaded {
+            state_version: generation,
+            loaded_state_digest: digest,
+            store,
+            store_unsealed: false,
+            fence_version,
+        };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();

@@ -62,7 +62,7 @@ fn what_is_sealed_opens_to_the_same() {
     let opened = open(&sealed(), &place()).unwrap();
     assert_eq!(shown(&opened), shown(&contents()));
     let header = seal::header(&sealed(), &place(), 6).unwrap();
-    assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));
+    assert_eq!((header.state_version, header.wrapped_key.as_ref()), (6, WRAPPED));
     // Sealed twice, nothing is alike but the header.
     assert_ne!(sealed(), sealed());
     let empty = seal::seal(&Contents::default(), &DATA_KEY, WRAPPED.to_vec(), &place(), 0).unwrap();
@@ -121,7 +121,7 @@ fn every_field_of_the_header_is_bound() {
     let generation = [&[4, 6, 5, 0x4e][..], WRAPPED].concat();
     let newer = [&[4, 7, 5, 0x4e][..], WRAPPED].concat();
     let changed = replace(&generation, &newer);
-    assert_eq!(seal::header(&changed, &place(), 7).unwrap().generation, 7);
+    assert_eq!(seal::header(&changed, &place(), 7).unwrap().state_version, 7);
     assert_eq!(open(&changed, &place()).map(|_| ()), Err(SealError::Decryption));
 
     let changed = replace(WRAPPED, b"wrapped by me!");
@@ -213,5 +213,5 @@ fn opens(hex: &str, watermarks: Watermarks) {
     );
     assert_eq!(opened.floor, GroupFloor::from_watermarks(watermarks));
     let header = seal::header(&blob, &place(), 6).unwrap();
-    assert_eq!((header.generation, header.wrapped_key.as_ref()), (6, WRAPPED));
+    assert_eq!((header.state_version, header.wrapped_key.as_ref()), (6, WRAPPED));
 }

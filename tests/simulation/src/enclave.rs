@@ -222,11 +222,16 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
         }
     };
     let digest = found.as_ref().map(|found| found.digest);
-    let Unsealed { generation, contents, .. } = found.unwrap_or_default();
+    let Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
     let (opens, fence_version) = (contents.store.clone(), contents.fence_version);
     say!(world.lock(), "enclave {enclave} starts with state {}", state_words(generation));
-    let loaded =
-        Loaded { generation, loaded_state_digest: digest, store: opens.clone(), store_unsealed: false, fence_version };
+    let loaded = Loaded {
+        state_version: generation,
+        loaded_state_digest: digest,
+        store: opens.clone(),
+        store_unsealed: false,
+        fence_version,
+    };
     let keys = Keys::unsealed(contents, |_, _, history| history).ok()?;
     let mut asked = SimStore { world, number: store, enclave, credentials: None };
     if let Some(credentials) = &opens {

@@ -57,7 +57,7 @@ pub struct CommandProcessor {
 #[derive(Clone, Default)]
 pub struct Loaded {
     /// Its generation; 0 where there is none.
-    pub generation: u64,
+    pub state_version: u64,
     /// What it is known by.
     pub loaded_state_digest: Option<Root>,
     /// What opens the fence's store.
@@ -71,14 +71,14 @@ pub struct Loaded {
 impl Loaded {
     /// For the statement; nothing where no state was sealed yet.
     pub(crate) fn stated(&self) -> Option<StatedState> {
-        let Self { generation: number, fence_version, .. } = *self;
+        let Self { state_version: number, fence_version, .. } = *self;
         self.loaded_state_digest.map(|sha256| StatedState { number, sha256, fence_version })
     }
 }
 
 /// A state that was sealed, and is on the parent's disk.
 struct Sealed {
-    generation: u64,
+    state_version: u64,
     digest: Root,
     fence_version: u64,
 }
@@ -114,7 +114,7 @@ impl CommandProcessor {
         withdrawal_addresses: Vec<ExecutionAddress>,
         loaded: Loaded,
     ) -> Self {
-        let book = Mutex::new(CommandState { tried: loaded.generation, counter: 0 });
+        let book = Mutex::new(CommandState { tried: loaded.state_version, counter: 0 });
         Self { custody, nsm, operators, withdrawal_addresses, book, loaded: RwLock::new(loaded) }
     }
 
@@ -142,10 +142,10 @@ impl CommandProcessor {
     }
 
     fn reload_in(&self, desk: &CommandContext<'_>, book: &mut CommandState, oldest: u64) -> Option<Loaded> {
-        if self.custody.newest().ok()? <= self.loaded().generation {
+        if self.custody.newest().ok()? <= self.loaded().state_version {
             return None;
         }
-        let Unsealed { generation, digest, contents } = self.custody.unseal(oldest).ok()??;
+        let Unsealed { state_version: generation, digest, contents } = self.custody.unseal(oldest).ok()??;
         let fence_version = contents.fence_version;
         let at_hand = self.loaded();
         // Those that the store has taken here, and that no state has yet, are newer than any state's.
@@ -173,7 +173,13 @@ impl CommandProcessor {
         }
         desk.publish(&Arc::new(keys));
         book.tried = book.tried.max(generation);
-        let loaded = Loaded { generation, loaded_state_digest: Some(digest), store, store_unsealed, fence_version };
+        let loaded = Loaded {
+            state_version: generation,
+            loaded_state_digest: Some(digest),
+            store,
+            store_unsealed,
+            fence_version,
+        };
         self.is_loaded(|now| *now = loaded.clone());
         Some(loaded)
     }
@@ -370,8 +376,8 @@ impl CommandProcessor {
         // Of a group that has no keys, and has never had any, the state says all that there is to say.
         let untouched = keys.known() == 0 && keys.floor() == GroupFloor::NONE && at_hand.fence_version == 0;
         let (closed, exact) = match order {
-            RecordOrder::After { closed } if at_hand.generation < closed.min_state_version => {
-                let (found, oldest) = (at_hand.generation, closed.min_state_version);
+            RecordOrder::After { closed } if at_hand.state_version < closed.min_state_version => {
+                let (found, oldest) = (at_hand.state_version, closed.min_state_version);
                 return Err(Refusal::StateBeforeClosed { found, oldest });
             }
             // Nothing was signed since the closed record's last holder has left this very state behind.
@@ -441,7 +447,7 @@ impl CommandProcessor {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
         };
         let found = found.ok_or(Refusal::NotHolder(NotHolder::NoRecord))?;
-        if found.min_state_version > self.loaded().generation {
+        if found.min_state_version > self.loaded().state_version {
             self.reload_in(desk, book, found.min_state_version);
         }
         match desk.fencing.ask_keeper(KeeperRequest::TakeOver)? {
@@ -755,7 +761,7 @@ impl CommandProcessor {
         desk.fencing.settle();
         let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
         self.set_in_force(&sealed);
-        desk.enforce(sealed.generation, generation)?;
+        desk.enforce(sealed.state_version, generation)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
 
@@ -796,7 +802,7 @@ impl CommandProcessor {
         before: &Keys,
     ) -> Result<(), Refusal> {
         let (sealed, generation) = self.seal(desk, book, changed, before)?;
-        desk.enforce(sealed.generation, generation)?;
+        desk.enforce(sealed.state_version, generation)?;
         self.set_in_force(&sealed);
         desk.publish(changed);
         Ok(())
@@ -843,7 +849,7 @@ impl CommandProcessor {
             }
             // Of another enclave of this group: its keys and their past would be lost.
             Err(CustodyError::NotNewer { kept, .. }) => {
-                Err(Refusal::OtherState { kept, ours: self.loaded().generation })
+                Err(Refusal::OtherState { kept, ours: self.loaded().state_version })
             }
             Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
             Ok(sealed) => Ok((sealed, generation)),
@@ -866,14 +872,14 @@ impl CommandProcessor {
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
             book.tried = generation;
         }
-        sealed.map(|digest| Sealed { generation, digest, fence_version })
+        sealed.map(|digest| Sealed { state_version: generation, digest, fence_version })
     }
 
     /// What was sealed is in force: it is what this enclave has loaded from now on, and what its statement names.
     fn set_in_force(&self, sealed: &Sealed) -> Root {
-        let Sealed { generation, digest, fence_version } = *sealed;
+        let Sealed { state_version: generation, digest, fence_version } = *sealed;
         self.is_loaded(|loaded| {
-            loaded.generation = generation;
+            loaded.state_version = generation;
             loaded.loaded_state_digest = Some(digest);
             loaded.fence_version = fence_version;
         });
@@ -884,7 +890,7 @@ impl CommandProcessor {
     /// them may list a key that this enclave does not know. Only then can be told what such a key has signed at most.
     pub(crate) fn settle_states(&self, desk: &CommandContext<'_>, generation: u64) -> Result<(), Refusal> {
         let mut book = self.book()?;
-        let in_force = self.loaded().generation;
+        let in_force = self.loaded().state_version;
         let first = group::next_state(0, generation).ok_or(Refusal::MalformedCommand)?;
         if in_force >= first && in_force >= book.tried {
             return desk.enforce(in_force, generation);

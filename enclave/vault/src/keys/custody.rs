@@ -105,7 +105,7 @@ pub enum CustodyError {
 #[derive(Default)]
 pub struct Unsealed {
     /// Its generation; 0 where there was none.
-    pub generation: u64,
+    pub state_version: u64,
     /// What it is known by: the SHA-256 of its blob.
     pub digest: Root,
     /// What was in it.
@@ -162,7 +162,7 @@ impl Custody {
         let answer = self.services.decrypt(&self.place.key_arn, wrapped, &document, &self.context())?;
         let data_key = self.data_key(&answer)?;
         let contents = seal::open(&blob, &data_key, &self.place, oldest.max(newest))?;
-        Ok(Some(Unsealed { generation: header.generation, digest: digest_of(&blob), contents }))
+        Ok(Some(Unsealed { state_version: header.state_version, digest: digest_of(&blob), contents }))
     }
 
     /// The newest generation that the parent offers; 0 where it offers none.

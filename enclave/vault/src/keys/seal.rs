@@ -53,7 +53,7 @@ pub struct Header {
     /// The chain's genesis validators root.
     pub network: Root,
     /// Rises with every sealing; the fence tells which is the oldest that may be loaded.
-    pub generation: u64,
+    pub state_version: u64,
     /// KMS's `CiphertextBlob`.
     pub wrapped_key: BoundedBytes<1, MAX_WRAPPED_KEY_LEN>,
 }
@@ -165,7 +165,7 @@ pub fn seal(
         key_arn: place.key_arn.clone(),
         group: place.group.clone(),
         network: place.network,
-        generation,
+        state_version: generation,
         wrapped_key: BoundedBytes::new(wrapped_key).ok_or(SealError::NotSealed)?,
     };
     if header.key_arn.len() > MAX_TEXT_LEN || header.group.len() > MAX_TEXT_LEN {
@@ -210,8 +210,8 @@ fn check(header: &Header, place: &SealBinding, oldest: u64) -> Result<(), SealEr
     if header.network != place.network {
         return Err(SealError::OtherNetwork { found: header.network, expected: place.network });
     }
-    if header.generation < oldest {
-        return Err(SealError::OldGeneration { found: header.generation, oldest });
+    if header.state_version < oldest {
+        return Err(SealError::OldGeneration { found: header.state_version, oldest });
     }
     Ok(())
 }

@@ -298,7 +298,7 @@ impl Services for BrokerServices {
 
     fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError> {
         match self.calls.call(&BrokerRequest::ListBlobs { group: group.to_owned() })? {
-            BrokerReply::Blobs { generations } => Ok(generations),
+            BrokerReply::Blobs { state_versions: generations } => Ok(generations),
             _ => Err(ServiceError::Refused),
         }
     }
@@ -306,7 +306,11 @@ impl Services for BrokerServices {
     fn load_blob(&self, group: &str, generation: u64) -> Result<Vec<u8>, ServiceError> {
         let mut blob = Vec::new();
         loop {
-            let call = BrokerRequest::LoadBlob { group: group.to_owned(), generation, offset: offset(blob.len()) };
+            let call = BrokerRequest::LoadBlob {
+                group: group.to_owned(),
+                state_version: generation,
+                offset: offset(blob.len()),
+            };
             let BrokerReply::Part { total, part } = self.calls.call(&call)? else { return Err(ServiceError::Refused) };
             blob.extend_from_slice(part.as_ref());
             let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN && blob.len() <= *total);
@@ -325,7 +329,7 @@ impl Services for BrokerServices {
         for part in blob.chunks(PART_LEN) {
             let call = BrokerRequest::StoreBlob {
                 group: group.to_owned(),
-                generation,
+                state_version: generation,
                 offset: offset(sent),
                 total,
                 part: bounded(part)?,

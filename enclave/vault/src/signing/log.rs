@@ -69,7 +69,7 @@ impl SigningLog {
         after: u64,
         nonce: Option<&Nonce>,
         attestor: &Attestor,
-        generation: u64,
+        term: u64,
         time_ms: u64,
     ) -> LogPage {
         let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ impl SigningLog {
         }
         let boot_nonce = chain.boot_nonce;
         drop(chain);
-        let mut head = LogHead { boot_nonce, term: generation, number, time_ms, hash, signature: Bytes::ZERO };
+        let mut head = LogHead { boot_nonce, term, number, time_ms, hash, signature: Bytes::ZERO };
         head.signature = attestor.sign_record(&head.signed_bytes());
         let fresh = nonce.map(|nonce| attestor.sign_record(&head.fresh_bytes(nonce)));
         LogPage { first, before, records, head, last, fresh }
