@@ -436,7 +436,7 @@ mod tests {
 
     fn info() -> Info {
         let network = casemate_config::parse(casemate_config::NAMED[0].1).unwrap();
-        let standing = casemate_protocol::statement::FenceStatus::NoStore;
+        let standing = casemate_protocol::statement::StatedStatus::NoStore;
         Info { network, keys: 2, keys_without_history: 0, standing, key_manager_delete: false }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use casemate_protocol::command::Envelope;
 use casemate_protocol::frame::Info;
 use casemate_protocol::refusal::NotHolder;
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Refusal, Reply, Request};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,7 +27,7 @@ const HAND_OVER: Duration = Duration::from_secs(4);
 pub struct Group {
     enclaves: Arc<[Enclave]>,
     /// What each is to the fence; nothing where it does not answer.
-    standings: Arc<watch::Sender<Vec<Option<FenceStatus>>>>,
+    standings: Arc<watch::Sender<Vec<Option<StatedStatus>>>>,
     /// Which one was the last to sign.
     last: Arc<AtomicUsize>,
 }
@@ -63,10 +63,10 @@ impl Group {
         }
     }
 
-    fn set_status(&self, number: usize, standing: Option<FenceStatus>) {
+    fn set_status(&self, number: usize, standing: Option<StatedStatus>) {
         self.standings.send_if_modified(|all| match all.get_mut(number) {
             Some(before) if *before != standing => {
-                let signs = |standing: Option<FenceStatus>| standing.is_some_and(FenceStatus::signs);
+                let signs = |standing: Option<StatedStatus>| standing.is_some_and(StatedStatus::signs);
                 if signs(*before) != signs(standing) {
                     info!(enclave = number, ?standing, "the fence");
                 }
@@ -80,13 +80,13 @@ impl Group {
     /// The enclave that signs, where one says so.
     pub fn holder(&self) -> Option<usize> {
         let standings = self.standings.borrow();
-        let signs = |number: usize| standings.get(number).copied().flatten().is_some_and(FenceStatus::signs);
+        let signs = |number: usize| standings.get(number).copied().flatten().is_some_and(StatedStatus::signs);
         let last = self.last.load(Ordering::Relaxed);
         if signs(last) { Some(last) } else { (0..standings.len()).find(|number| signs(*number)) }
     }
 
     /// What each enclave is to the fence.
-    pub fn standings(&self) -> Vec<Option<FenceStatus>> {
+    pub fn standings(&self) -> Vec<Option<StatedStatus>> {
         self.standings.borrow().clone()
     }
 
@@ -194,7 +194,7 @@ impl Group {
         for (number, enclave) in self.enclaves.iter().enumerate() {
             // As it is now, not as it was a quarter of a second ago; one that is too busy to say is asked all the same.
             match enclave.call(Request::Info).await {
-                Ok(Reply::Info(info)) if info.standing != FenceStatus::Holding => continue,
+                Ok(Reply::Info(info)) if info.standing != StatedStatus::Holding => continue,
                 Ok(Reply::Refused(_)) | Err(Unavailable::Away) => continue,
                 _ => {}
             }
@@ -220,7 +220,7 @@ impl Group {
     /// Resolves once an enclave is connected and has heard from its fence's store.
     pub async fn ready(&self) {
         let mut changes = self.standings.subscribe();
-        let heard = |standing: &Option<FenceStatus>| standing.is_some_and(|s| s != FenceStatus::Unknown);
+        let heard = |standing: &Option<StatedStatus>| standing.is_some_and(|s| s != StatedStatus::Unknown);
         let _ = changes.wait_for(|standings| standings.iter().any(heard)).await;
     }
 
@@ -235,15 +235,15 @@ fn may_come(why: NotHolder) -> bool {
     matches!(why, NotHolder::HandingOver | NotHolder::Standby { .. } | NotHolder::StoreUnknown(_))
 }
 
-fn standing(why: NotHolder) -> FenceStatus {
+fn standing(why: NotHolder) -> StatedStatus {
     match why {
-        NotHolder::StoreUnknown(_) => FenceStatus::Unknown,
-        NotHolder::NoRecord => FenceStatus::NoRecord,
-        NotHolder::Standby { .. } | NotHolder::FromFuture { .. } => FenceStatus::Standby,
-        NotHolder::OldState { .. } => FenceStatus::OldState,
-        NotHolder::Closed { .. } => FenceStatus::Closed,
-        NotHolder::HandingOver => FenceStatus::HandingOver,
-        NotHolder::RolledBack { .. } => FenceStatus::RolledBack,
+        NotHolder::StoreUnknown(_) => StatedStatus::Unknown,
+        NotHolder::NoRecord => StatedStatus::NoRecord,
+        NotHolder::Standby { .. } | NotHolder::FromFuture { .. } => StatedStatus::Standby,
+        NotHolder::OldState { .. } => StatedStatus::OldState,
+        NotHolder::Closed { .. } => StatedStatus::Closed,
+        NotHolder::HandingOver => StatedStatus::HandingOver,
+        NotHolder::RolledBack { .. } => StatedStatus::RolledBack,
     }
 }
 

@@ -238,19 +238,19 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
                 Ok(OutwardReply::Credentials { access_key, secret_key, session_token, expires })
             }
             OutwardRequest::ListBlobs { group } => {
-                let generations = self.on_disk(move |blobs| blobs.list(&group)).await?;
-                Ok(OutwardReply::Blobs { state_versions: generations })
+                let state_versions = self.on_disk(move |blobs| blobs.list(&group)).await?;
+                Ok(OutwardReply::Blobs { state_versions })
             }
-            OutwardRequest::LoadBlob { group, state_version: generation } => {
-                let blob = self.on_disk(move |blobs| blobs.load(&group, generation)).await?;
+            OutwardRequest::LoadBlob { group, state_version } => {
+                let blob = self.on_disk(move |blobs| blobs.load(&group, state_version)).await?;
                 Ok(OutwardReply::Blob { blob })
             }
-            OutwardRequest::StoreBlob { group, state_version: generation, blob } => {
+            OutwardRequest::StoreBlob { group, state_version, blob } => {
                 let bytes = blob.as_ref().len();
                 let shown = group.clone();
-                self.on_disk(move |blobs| blobs.store(&group, generation, blob.as_ref())).await?;
+                self.on_disk(move |blobs| blobs.store(&group, state_version, blob.as_ref())).await?;
                 self.counters.stored.fetch_add(1, Ordering::Relaxed);
-                info!(group = shown, generation, bytes, "a sealed blob is on the disk");
+                info!(group = shown, state_version, bytes, "a sealed blob is on the disk");
                 Ok(OutwardReply::Stored)
             }
             OutwardRequest::ReadRecord { group } => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use casemate_protocol::frame::{self, Info, Reply, ReplyFrame};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_proxy::enclave::Enclave;
 
 /// A device that lets one connection through to an enclave without keys; returns what it was asked first.
@@ -28,7 +28,7 @@ fn device(path: &Path, answer: &'static str) -> std::thread::JoinHandle<String> 
                 network,
                 keys: 3,
                 keys_without_history: 0,
-                standing: FenceStatus::NoStore,
+                standing: StatedStatus::NoStore,
                 key_manager_delete: false,
             };
             let mut reply = Vec::new();

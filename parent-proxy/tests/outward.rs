@@ -157,7 +157,7 @@ async fn credentials_and_blobs_over_one_connection() {
         ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
             == OutwardReply::Blobs { state_versions: vec![4] }
     );
-    let load = |generation| OutwardRequest::LoadBlob { group: group(), state_version };
+    let load = |state_version| OutwardRequest::LoadBlob { group: group(), state_version };
     assert!(ask(&mut stream, load(4)).await == OutwardReply::Blob { blob });
     assert!(matches!(ask(&mut stream, load(5)).await, OutwardReply::Refused { .. }));
     assert!(matches!(ask(&mut stream, store).await, OutwardReply::Refused { .. }), "never written over");

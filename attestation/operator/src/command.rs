@@ -382,8 +382,8 @@ impl Report {
                     "handed over: this enclave signs no more, and its exact state is on the disk for a successor",
                 );
             }
-            (Action::TakeOver, Outcome::TookOver { term: generation }) => {
-                self.line(&format!("this enclave holds the fence, in generation {generation}"));
+            (Action::TakeOver, Outcome::TookOver { term }) => {
+                self.line(&format!("this enclave holds the fence, in term {term}"));
             }
             _ => {
                 self.worse(Exit::Refused);

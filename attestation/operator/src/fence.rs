@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::{Action, ClosedRecord, FENCE_HPKE_INFO, LastState, RecordOrder, StoreCredentials};
-use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus, StatedNetwork, StatedRecord, StatedState};
+use casemate_protocol::statement::{FenceKind, FenceStatement, StatedNetwork, StatedRecord, StatedState, StatedStatus};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Slot, Statement};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -73,12 +73,12 @@ pub fn closed_json(record: &ClosedRecord) -> Value {
     json!({
         "closed": true,
         "version": record.version,
-        "generation": record.term,
+        "term": record.term,
         "slot_ceiling": record.slot_ceiling.0,
         "target_ceiling": record.target_ceiling.0,
         "source_ceiling": record.source_ceiling.0,
-        "sealed_generation": record.min_state_version,
-        "left_state": record.released_state.map(|state| state.to_string()),
+        "min_state_version": record.min_state_version,
+        "released_state": record.released_state.map(|state| state.to_string()),
     })
 }
 
@@ -192,30 +192,30 @@ fn when(statement: &Statement) -> When {
         ),
     };
     match (fence.standing, &fence.record) {
-        (FenceStatus::NoStore | FenceStatus::Holding, _) => above(fence.floors.slot, fence.floors.target),
+        (StatedStatus::NoStore | StatedStatus::Holding, _) => above(fence.floors.slot, fence.floors.target),
         // If nobody extends the record any more: it is claimed once the block ceiling has passed.
-        (FenceStatus::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
+        (StatedStatus::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
         _ => When { blocks_ms: None, attestations_ms: None },
     }
 }
 
 fn standing(fence: &FenceStatement) -> &'static str {
     match fence.standing {
-        FenceStatus::NoStore => "no record: this enclave signs by itself",
-        FenceStatus::Unknown => "its store has not answered yet; nothing is signed",
-        FenceStatus::NoRecord => "the store has no record (casemate fence init); nothing is signed",
-        FenceStatus::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
-        FenceStatus::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
-        FenceStatus::Holding => "HOLDER: this enclave signs",
-        FenceStatus::HandingOver => "handing over; nothing is signed here",
-        FenceStatus::RolledBack if fence.record.is_none() => {
+        StatedStatus::NoStore => "no record: this enclave signs by itself",
+        StatedStatus::Unknown => "its store has not answered yet; nothing is signed",
+        StatedStatus::NoRecord => "the store has no record (casemate fence init); nothing is signed",
+        StatedStatus::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
+        StatedStatus::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
+        StatedStatus::Holding => "HOLDER: this enclave signs",
+        StatedStatus::HandingOver => "handing over; nothing is signed here",
+        StatedStatus::RolledBack if fence.record.is_none() => {
             "the store has NO RECORD, though this group has had one: it was lost (casemate fence init --record-lost), or has ended in another \
              store (--after); nothing is signed"
         }
-        FenceStatus::RolledBack => {
+        StatedStatus::RolledBack => {
             "THE STORE SHOWS AN OLDER RECORD than before: somebody has restored it; nothing is signed in this boot any more"
         }
-        FenceStatus::Closed => {
+        StatedStatus::Closed => {
             "the record HAS ENDED (casemate fence close); nothing is signed until the next one is made (casemate fence init --after)"
         }
     }
@@ -234,8 +234,7 @@ fn text_of(statement: &Statement) -> String {
         line("store", store.clone());
     }
     if let Some(record) = &fence.record {
-        let StatedRecord { version, holder, term: generation, slot_ceiling, target_ceiling, source_ceiling, .. } =
-            record;
+        let StatedRecord { version, holder, term, slot_ceiling, target_ceiling, source_ceiling, .. } = record;
         let whose = if holder == boot_nonce {
             "this enclave".to_owned()
         } else if *holder == Bytes::ZERO {
@@ -246,7 +245,7 @@ fn text_of(statement: &Statement) -> String {
         // Of a first record it is the state that was sealed with it.
         let left = if record.released_state.is_some() && *holder != Bytes::ZERO { ", left in order" } else { "" };
         let ended = if record.closed { ", ended" } else { "" };
-        line("record", format!("version {version}, generation {generation}, holder {whose}{left}{ended}"));
+        line("record", format!("version {version}, term {term}, holder {whose}{left}{ended}"));
         if record.closed {
             let passed = fence.time_ms.is_some_and(|now| chain.slot(now) > *slot_ceiling);
             let until = chain.until(Slot(slot_ceiling.0.saturating_add(1)), fence.time_ms.unwrap_or(0)).div_ceil(1000);
@@ -288,7 +287,7 @@ fn text_of(statement: &Statement) -> String {
         Some(ms) => format!("in {} s", ms.div_ceil(1000)),
         None => "not foreseeable".to_owned(),
     };
-    let condition = if fence.standing == FenceStatus::Standby { " if its holder does not go on" } else { "" };
+    let condition = if fence.standing == StatedStatus::Standby { " if its holder does not go on" } else { "" };
     line("signs", format!("blocks {}, attestations {}{condition}", seconds(blocks_ms), seconds(attestations_ms)));
     out
 }

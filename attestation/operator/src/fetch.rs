@@ -129,7 +129,7 @@ impl Proxy {
         #[derive(Deserialize)]
         struct Answer {
             boot_nonce: String,
-            generation: String,
+            term: String,
             seq: String,
             time_ms: String,
             hash: String,
@@ -142,7 +142,7 @@ impl Proxy {
         let number = |text: &str| text.parse().with_context(|| format!("{:?} is no number", crate::plain(text)));
         let head = LogHead {
             boot_nonce: hex(&answer.boot_nonce, "a boot nonce")?,
-            term: number(&answer.generation)?,
+            term: number(&answer.term)?,
             number: number(&answer.seq)?,
             time_ms: number(&answer.time_ms)?,
             hash: hex(&answer.hash, "a hash")?,

@@ -36,7 +36,7 @@ use casemate_keystore::Secret;
 use casemate_protocol::command::{
     Action, MIN_DEPOSIT, OperatorKey, StoreCredentials, max_deposit, withdrawal_credentials,
 };
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Epoch, ExecutionAddress, PublicKey, Root};
 use casemate_slashing::interchange::Histories;
 use clap::Parser;
@@ -245,16 +245,16 @@ impl Local<'_> {
         let mut session = self.open()?;
         let standing = session.statement.fence.standing;
         let needed = match standing {
-            FenceStatus::NoRecord => true,
+            StatedStatus::NoRecord => true,
             // Without credentials it cannot know.
-            FenceStatus::Unknown => credentials.is_some(),
+            StatedStatus::Unknown => credentials.is_some(),
             _ => false,
         };
         if needed { fence::begin(&mut session, self.operator_key, credentials) } else { Ok(false) }
     }
 
     /// What it is to the fence.
-    pub fn standing(&self) -> Result<FenceStatus> {
+    pub fn standing(&self) -> Result<StatedStatus> {
         Ok(self.open()?.statement.fence.standing)
     }
 

@@ -24,7 +24,7 @@ use crate::report::Verdict;
 use crate::session::{Refused, Session, fresh_nonce, sha256};
 use crate::{Exit, attest, plain, progress};
 
-/// Generations begin here where a record was made anew: with the seconds since 1970.
+/// Terms begin here where a record was made anew: with the seconds since 1970.
 const MADE_ANEW: u64 = 1_000_000_000;
 
 /// The proxy writes twice a second.
@@ -71,11 +71,11 @@ fn verify(options: &LogVerify) -> Result<Answer> {
     }
     let records: u64 = boots.values().map(|boot| boot.signed.saturating_add(boot.refused)).sum();
     if faults.is_empty() {
-        let missing = missing_generations(&boots);
+        let missing = missing_terms(&boots);
         if !missing.is_empty() {
             let _ = writeln!(
                 out,
-                "note: no file is of the fence's generation {missing}: of an enclave that another proxy served, that served nobody, or removed"
+                "note: no file is of the fence's term {missing}: of an enclave that another proxy served, that served nobody, or removed"
             );
         }
         let end = if live.is_some() {
@@ -94,10 +94,9 @@ fn verify(options: &LogVerify) -> Result<Answer> {
     Ok((out, Exit::Refused))
 }
 
-/// Generations of the fence between those that the heads name. One of seconds since 1970 was made anew: there is no gap before it.
-fn missing_generations(boots: &BTreeMap<[u8; 32], Boot>) -> String {
-    let mut held: Vec<u64> =
-        boots.values().flat_map(|boot| boot.generations.iter().copied()).filter(|g| *g > 0).collect();
+/// Terms of the fence between those that the heads name. One of seconds since 1970 was made anew: there is no gap before it.
+fn missing_terms(boots: &BTreeMap<[u8; 32], Boot>) -> String {
+    let mut held: Vec<u64> = boots.values().flat_map(|boot| boot.terms.iter().copied()).filter(|g| *g > 0).collect();
     held.sort_unstable();
     held.dedup();
     let gap = |pair: &[u64]| match pair {
@@ -139,8 +138,8 @@ struct Boot {
     hash: Root,
     /// The last head: all records up to there are signed for.
     head: Option<LogHead>,
-    /// Generations of the fence that its heads name.
-    generations: Vec<u64>,
+    /// Terms of the fence that its heads name.
+    terms: Vec<u64>,
     signed: u64,
     refused: u64,
     /// First and last, in Unix milliseconds.
@@ -221,7 +220,7 @@ impl Boot {
             number: 0,
             hash: sha256(&chain_start(&nonce)),
             head: None,
-            generations: Vec::new(),
+            terms: Vec::new(),
             signed: 0,
             refused: 0,
             times: None,
@@ -284,8 +283,8 @@ impl Boot {
         if key.verify(&head.signed_bytes(), &head.signature.0).is_err() {
             return refused(format!("line {place}: this head is not signed by the enclave's key"));
         }
-        if self.generations.last() != Some(&head.term) {
-            self.generations.push(head.term);
+        if self.terms.last() != Some(&head.term) {
+            self.terms.push(head.term);
         }
         self.heads.insert(head.number, head.hash);
         self.head = Some(head);
@@ -309,12 +308,11 @@ impl Boot {
     }
 
     fn told(&self) -> String {
-        let generations: Vec<String> =
-            self.generations.iter().filter(|generation| **generation > 0).map(ToString::to_string).collect();
-        let held = if generations.is_empty() {
-            "without a generation of the fence".to_owned()
+        let terms: Vec<String> = self.terms.iter().filter(|term| **term > 0).map(ToString::to_string).collect();
+        let held = if terms.is_empty() {
+            "without a term of the fence".to_owned()
         } else {
-            format!("fence generation {}", generations.join(", "))
+            format!("fence term {}", terms.join(", "))
         };
         let times = self.times.map_or("no record".to_owned(), |(first, last)| {
             format!("{} to {}", crate::fence::time(first), crate::fence::time(last))

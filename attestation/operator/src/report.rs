@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
 use casemate_protocol::configuration::Window;
-use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus, StatedState};
+use casemate_protocol::statement::{FenceKind, FenceStatement, StatedState, StatedStatus};
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
@@ -319,9 +319,9 @@ pub fn kind(kind: FenceKind) -> &'static str {
 }
 
 fn fence(fence: &FenceStatement) -> String {
-    let FenceStatement { kind: of, term: generation, standing, .. } = fence;
+    let FenceStatement { kind: of, term, standing, .. } = fence;
     let holds = match standing {
-        FenceStatus::Holding => format!("held by this enclave in generation {generation}"),
+        StatedStatus::Holding => format!("held by this enclave in term {term}"),
         _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
     };
     match of {
@@ -363,18 +363,18 @@ pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
         "kind": kind(fence.kind),
         "store": fence.store,
-        "generation": fence.term,
+        "term": fence.term,
         "standing": fence.standing,
         "record": fence.record.map(|record| json!({
             "version": record.version,
             "holder": record.holder.to_string(),
-            "generation": record.term,
+            "term": record.term,
             "slot_ceiling": record.slot_ceiling.0,
             "target_ceiling": record.target_ceiling.0,
             "source_ceiling": record.source_ceiling.0,
-            "sealed_generation": record.min_state_version,
+            "min_state_version": record.min_state_version,
             "left_in_order": record.released_state.is_some(),
-            "left_state": record.released_state.map(|state| state.to_string()),
+            "released_state": record.released_state.map(|state| state.to_string()),
             "closed": record.closed,
         })),
         "floors": {

@@ -87,7 +87,7 @@ pub struct ToldRecord {
 impl ToldRecord {
     /// As the enclave has put it.
     pub fn record(&self) -> Result<ClosedRecord> {
-        let clean = self.released_state.as_deref().map(|text| hex(text, "left_state")).transpose()?;
+        let clean = self.released_state.as_deref().map(|text| hex(text, "released_state")).transpose()?;
         Ok(ClosedRecord {
             version: self.version,
             term: self.term,
@@ -246,7 +246,7 @@ impl ReportedOutcome {
             Self::CredentialsTaken => Outcome::CredentialsTaken,
             Self::FenceClosed { record } => Outcome::FenceClosed { record: record.record().ok()? },
             Self::HandedOver => Outcome::HandedOver,
-            Self::TookOver { term: generation } => Outcome::TookOver { term: *generation },
+            Self::TookOver { term } => Outcome::TookOver { term: *term },
             Self::FeeRecipientsSet { keys } => Outcome::FeeRecipientsSet { keys: words(keys)? },
             Self::PastsRaised { keys } => Outcome::PastsRaised { keys: words(keys)? },
             Self::ExitsSigned { exits } => {

@@ -18,7 +18,7 @@ const MAX_DIAL: Duration = Duration::from_secs(10);
 /// Blobs that are on their way in parts, at once: the vault sends one after the other.
 const MAX_UNFINISHED: usize = 4;
 
-/// A blob by group and generation.
+/// A blob by group and version.
 type Name = (String, u64);
 
 /// KMS and the parent.
@@ -77,17 +77,15 @@ impl Services {
                 }
             }
             BrokerRequest::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
-                OutwardReply::Blobs { state_versions: mut generations } => {
-                    generations.truncate(1000);
-                    Ok(BrokerReply::Blobs { state_versions: generations })
+                OutwardReply::Blobs { mut state_versions } => {
+                    state_versions.truncate(1000);
+                    Ok(BrokerReply::Blobs { state_versions })
                 }
                 _ => Err(ParentError::Unexpected.into()),
             },
-            BrokerRequest::LoadBlob { group, state_version: generation, offset } => {
-                self.load((group, generation), offset).await
-            }
-            BrokerRequest::StoreBlob { group, state_version: generation, offset, total, part } => {
-                self.store((group, generation), offset, total, part.as_ref()).await
+            BrokerRequest::LoadBlob { group, state_version, offset } => self.load((group, state_version), offset).await,
+            BrokerRequest::StoreBlob { group, state_version, offset, total, part } => {
+                self.store((group, state_version), offset, total, part.as_ref()).await
             }
         }
     }
@@ -144,12 +142,12 @@ impl Services {
             }
             unfinished.remove(&name).unwrap_or_default()
         };
-        let (group, generation) = name;
+        let (group, state_version) = name;
         let blob = BoundedBytes::new(whole).ok_or(CallError::Part)?;
-        let request = OutwardRequest::StoreBlob { group: group.clone(), state_version: generation, blob };
+        let request = OutwardRequest::StoreBlob { group: group.clone(), state_version, blob };
         match self.parent.ask(&request).await? {
             OutwardReply::Stored => {
-                info!(group, generation, bytes = total, "the vault's state is sealed and stored");
+                info!(group, state_version, bytes = total, "the vault's state is sealed and stored");
                 Ok(BrokerReply::Stored)
             }
             _ => Err(ParentError::Unexpected.into()),

@@ -159,12 +159,12 @@ fn a_vault_seals_through_the_broker_and_the_next_one_unseals() {
     let custody = bench.custody(&link);
     assert!(custody.unseal(0).unwrap().is_none());
     // Blobs of one part, of many, and of just one part's length and a little.
-    for (generation, n) in [(1, 0), (2, 20_000), (3, 400)] {
-        custody.seal(&contents(n), generation).unwrap();
-        let next = bench.broker(&format!("{generation}.sock"));
+    for (state_version, n) in [(1, 0), (2, 20_000), (3, 400)] {
+        custody.seal(&contents(n), state_version).unwrap();
+        let next = bench.broker(&format!("{state_version}.sock"));
         let Unsealed { state_version: found, contents: opened, .. } =
-            bench.custody(&next).unseal(generation).unwrap().unwrap();
-        assert_eq!((found, opened.keys.len()), (generation, usize::try_from(n).unwrap() + 1));
+            bench.custody(&next).unseal(state_version).unwrap().unwrap();
+        assert_eq!((found, opened.keys.len()), (state_version, usize::try_from(n).unwrap() + 1));
         assert_eq!(opened.keys[0].secret.as_ref().unwrap().0, [9; 32]);
     }
     let stored = std::fs::read_dir(bench.path("blobs/alpha")).unwrap().count();
@@ -179,7 +179,7 @@ fn a_vault_seals_through_the_broker_and_the_next_one_unseals() {
     // And somebody restores an older state, which the fence knows to be old.
     std::fs::remove_file(&path).unwrap();
     let old = custody.unseal(3).map(|_| ());
-    assert_eq!(old, Err(CustodyError::Seal(SealError::OldGeneration { found: 2, oldest: 3 })));
+    assert_eq!(old, Err(CustodyError::Seal(SealError::OldState { found: 2, oldest: 3 })));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! No I/O and no clock: [`FenceStatement`] says what is to be asked of the store, hears what came of it, and tells the limits in force. The
 //! model checker runs this very code (tests/model.rs).
 //!
-//! Why it is safe: a holder signs at most up to ceilings that were **acknowledged** under its own generation, and ceilings never
+//! Why it is safe: a holder signs at most up to ceilings that were **acknowledged** under its own term, and ceilings never
 //! fall. A successor claims by a swap, so its floors are at or above every ceiling that any holder before it can ever have had
-//! acknowledged. Targets and slots of two generations are therefore disjoint (no double vote, no double proposal), a newer target
+//! acknowledged. Targets and slots of two terms are therefore disjoint (no double vote, no double proposal), a newer target
 //! is above every older one (an older vote cannot surround a newer one), and a newer source is not below any older one (a newer
 //! vote cannot surround an older one).
 //!
@@ -203,7 +203,7 @@ impl FenceMachine {
         }
     }
 
-    /// Has the record read. One that has left or lost may look again: as another generation it is another holder.
+    /// Has the record read. One that has left or lost may look again: as another term it is another holder.
     pub fn poll(&mut self) -> Option<StoreRequest> {
         match self.state {
             State::Unknown
@@ -234,24 +234,14 @@ impl FenceMachine {
             State::Closed(old) if newest && old.term < beginning.term => Some(old),
             _ => return None,
         };
-        let Beginning {
-            above_version, term: generation, ceilings, min_state_version: sealed_generation, exact, ..
-        } = *beginning;
-        if !(1..=MAX_TERM).contains(&generation) {
+        let Beginning { above_version, term, ceilings, min_state_version, exact, .. } = *beginning;
+        if !(1..=MAX_TERM).contains(&term) {
             return None;
         }
         let ceilings = closed.map_or(ceilings, |old| ceilings.max(old.ceilings));
         let version = self.seen.max(above_version).checked_add(1)?;
         let holder = Bytes::ZERO;
-        let new = Record {
-            version,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: exact,
-            closed: false,
-        };
+        let new = Record { version, holder, term, ceilings, min_state_version, released_state: exact, closed: false };
         let question = closed.map_or(StoreOp::Create(new), |old| StoreOp::Swap { old, new });
         let ask = self.ask(question)?;
         self.state = State::Creating { old: closed, new };
@@ -272,7 +262,7 @@ impl FenceMachine {
         let new = Record {
             version: old.version.checked_add(1)?,
             holder: self.me,
-            term: old.term.checked_add(1).filter(|generation| *generation <= MAX_TERM)?,
+            term: old.term.checked_add(1).filter(|term| *term <= MAX_TERM)?,
             min_state_version: old.min_state_version.max(sealed),
             released_state: leaves,
             ..old
@@ -283,19 +273,14 @@ impl FenceMachine {
     }
 
     /// Asks for higher ceilings, and for older sealed states to be refused. What is there already is never lowered.
-    pub fn extend(&mut self, ceilings: Ceilings, sealed_generation: u64) -> Option<StoreRequest> {
+    pub fn extend(&mut self, ceilings: Ceilings, min_state_version: u64) -> Option<StoreRequest> {
         let State::Holding { record, floors, .. } = self.state else { return None };
         let ceilings = record.ceilings.max(ceilings);
-        let sealed_generation = record.min_state_version.max(sealed_generation);
-        if (ceilings, sealed_generation) == (record.ceilings, record.min_state_version) {
+        let min_state_version = record.min_state_version.max(min_state_version);
+        if (ceilings, min_state_version) == (record.ceilings, record.min_state_version) {
             return None;
         }
-        let new = Record {
-            version: record.version.checked_add(1)?,
-            ceilings,
-            min_state_version: sealed_generation,
-            ..record
-        };
+        let new = Record { version: record.version.checked_add(1)?, ceilings, min_state_version, ..record };
         let ask = self.ask(StoreOp::Swap { old: record, new })?;
         self.state = State::Holding { record, floors, wanted: Some(new) };
         Some(ask)
@@ -437,7 +422,7 @@ impl FenceMachine {
                 self.state = State::Standby(found);
                 None
             }
-            // Only this enclave writes under its holder and generation: whatever is there is a swap of its own, perhaps one that it had
+            // Only this enclave writes under its holder and term: whatever is there is a swap of its own, perhaps one that it had
             // not heard of.
             State::Releasing { new } if self.is_mine(&found, &new) => {
                 let version = found.version.checked_add(1)?;

@@ -12,7 +12,7 @@ use crate::Holder;
 const FORMAT: u64 = 2;
 /// Longest record, in bytes.
 pub const MAX_RECORD_LEN: usize = 1024;
-/// Highest generation: the numbers of sealed states begin with it, in their upper 32 bits.
+/// Highest term: the numbers of sealed states begin with it, in their upper 32 bits.
 pub const MAX_TERM: u64 = (1 << 32) - 2;
 
 /// The record of a group.
@@ -39,7 +39,7 @@ pub struct Record {
 pub struct Beginning {
     /// The record's version lies above this one, and above every one that was seen here.
     pub above_version: u64,
-    /// From 1 on; above every generation that there can have been.
+    /// From 1 on; above every term that there can have been.
     pub term: u64,
     /// At or above everything that was signed, or may yet be.
     pub ceilings: Ceilings,
@@ -69,9 +69,12 @@ struct Stored {
     network: Root,
     version: u64,
     holder: Bytes<32>,
+    #[serde(rename = "generation")]
     term: u64,
     ceilings: Ceilings,
+    #[serde(rename = "sealed_generation")]
     min_state_version: u64,
+    #[serde(rename = "clean")]
     released_state: Option<Root>,
     closed: bool,
 }
@@ -90,14 +93,14 @@ pub enum RecordError {
     OtherPlace,
     #[error("the fence's record has version 0")]
     Version,
-    #[error("the fence's record has generation {0}; 1 to {MAX_GENERATION} are allowed")]
+    #[error("the fence's record has term {0}; 1 to {MAX_TERM} are allowed")]
     Term(u64),
 }
 
 impl Record {
     /// Whether it is as operators have it made, and nobody has claimed it yet.
-    pub fn is_new(&self, sealed_generation: u64) -> bool {
-        self.holder == Bytes::ZERO && self.min_state_version == sealed_generation
+    pub fn is_new(&self, min_state_version: u64) -> bool {
+        self.holder == Bytes::ZERO && self.min_state_version == min_state_version
     }
 
     /// What a successor without the exact state stays above.
@@ -108,15 +111,7 @@ impl Record {
 
     /// Its bytes for a store.
     pub fn encode(&self, place: &GroupId) -> Vec<u8> {
-        let Self {
-            version,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: clean,
-            closed,
-        } = *self;
+        let Self { version, holder, term, ceilings, min_state_version, released_state: clean, closed } = *self;
         let (format, group, network) = (FORMAT, place.group.clone(), place.network);
         let stored = Stored {
             format,
@@ -124,9 +119,9 @@ impl Record {
             network,
             version,
             holder,
-            term: generation,
+            term,
             ceilings,
-            min_state_version: sealed_generation,
+            min_state_version,
             released_state: clean,
             closed,
         };
@@ -153,29 +148,12 @@ impl Record {
         if stored.version == 0 {
             return Err(RecordError::Version);
         }
-        // Generation 0 would be free of floors by its number.
+        // Term 0 would be free of floors by its number.
         if !(1..=MAX_TERM).contains(&stored.term) {
             return Err(RecordError::Term(stored.term));
         }
-        let Stored {
-            version,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: clean,
-            closed,
-            ..
-        } = stored;
-        Ok(Self {
-            version,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: clean,
-            closed,
-        })
+        let Stored { version, holder, term, ceilings, min_state_version, released_state: clean, closed, .. } = stored;
+        Ok(Self { version, holder, term, ceilings, min_state_version, released_state: clean, closed })
     }
 }
 
@@ -190,17 +168,9 @@ mod tests {
         let place = GroupId { group: "alpha".into(), network: Bytes([5; 32]) };
         for (clean, closed) in [(None, false), (Some(Bytes([9; 32])), false), (Some(Bytes([9; 32])), true)] {
             let ceilings = Ceilings { slot: Slot(u64::MAX), target: Epoch(2), source: Epoch(1) };
-            let (version, generation) = (7, 3);
-            let (holder, sealed_generation) = (Bytes([1; 32]), 4);
-            let record = Record {
-                version,
-                holder,
-                term: generation,
-                ceilings,
-                min_state_version: sealed_generation,
-                released_state: clean,
-                closed,
-            };
+            let (version, term) = (7, 3);
+            let (holder, min_state_version) = (Bytes([1; 32]), 4);
+            let record = Record { version, holder, term, ceilings, min_state_version, released_state: clean, closed };
             let bytes = record.encode(&place);
             assert!(bytes.len() < MAX_RECORD_LEN / 2);
             assert_eq!(Record::decode(&bytes, &place), Ok(record));
@@ -213,9 +183,9 @@ mod tests {
             }
             let none = Record { version: 0, ..record }.encode(&place);
             assert_eq!(Record::decode(&none, &place), Err(RecordError::Version));
-            for generation in [0, MAX_TERM + 1, u64::MAX] {
-                let bytes = Record { term: generation, ..record }.encode(&place);
-                assert_eq!(Record::decode(&bytes, &place), Err(RecordError::Term(generation)));
+            for term in [0, MAX_TERM + 1, u64::MAX] {
+                let bytes = Record { term, ..record }.encode(&place);
+                assert_eq!(Record::decode(&bytes, &place), Err(RecordError::Term(term)));
             }
         }
         let long = [0; MAX_RECORD_LEN + 1];
@@ -223,26 +193,18 @@ mod tests {
     }
 
     #[test]
-    fn every_generation_that_is_allowed_has_room_for_its_states_and_one_more_follows_it() {
-        for generation in [1, MAX_TERM, MAX_TERM + 1] {
-            assert!(casemate_slashing::group::next_state(0, generation).is_some(), "{generation}");
+    fn every_term_that_is_allowed_has_room_for_its_states_and_one_more_follows_it() {
+        for term in [1, MAX_TERM, MAX_TERM + 1] {
+            assert!(casemate_slashing::group::next_state(0, term).is_some(), "{term}");
         }
         assert_eq!(casemate_slashing::group::next_state(0, MAX_TERM + 2), None);
     }
 
     #[test]
     fn a_record_is_new_until_somebody_claims_it_and_for_the_state_that_was_sealed_with_it_alone() {
-        let (ceilings, sealed_generation) = (Ceilings::ZERO, 4);
-        let (holder, generation) = (Bytes::ZERO, 3);
-        let new = Record {
-            version: 7,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: None,
-            closed: false,
-        };
+        let (ceilings, min_state_version) = (Ceilings::ZERO, 4);
+        let (holder, term) = (Bytes::ZERO, 3);
+        let new = Record { version: 7, holder, term, ceilings, min_state_version, released_state: None, closed: false };
         assert!(new.is_new(4));
         assert!(!new.is_new(3) && !new.is_new(5));
         let claimed = Record { holder: Bytes([1; 32]), ..new };
@@ -251,17 +213,10 @@ mod tests {
 
     #[test]
     fn a_record_may_be_as_long_as_is_allowed_and_no_longer() {
-        let (ceilings, generation) = (Ceilings::ZERO, 3);
-        let (holder, clean, sealed_generation) = (Bytes::ZERO, None, 4);
-        let record = Record {
-            version: 7,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: clean,
-            closed: false,
-        };
+        let (ceilings, term) = (Ceilings::ZERO, 3);
+        let (holder, clean, min_state_version) = (Bytes::ZERO, None, 4);
+        let record =
+            Record { version: 7, holder, term, ceilings, min_state_version, released_state: clean, closed: false };
         let place = |len| GroupId { group: "g".repeat(len), network: Bytes([5; 32]) };
         // From 256 on a name of one letter more makes a record of one byte more.
         let longest = 256 + MAX_RECORD_LEN - record.encode(&place(256)).len();

@@ -30,7 +30,7 @@ use casemate_slashing::{AttestationMark, BlockMark, Ceilings, Floors, Limits, Wa
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const SLASHABLE: &str = "no two released signatures are slashable";
-const ONE_HOLDER: &str = "no two hold one generation";
+const ONE_HOLDER: &str = "no two hold one term";
 const NEVER_BACK: &str = "nobody has seen a newer record than the store's";
 const COMES_TO_SIGN: &str = "a lone enclave comes to sign";
 
@@ -105,7 +105,7 @@ struct World {
     /// Boots in all.
     boots: usize,
     /// Claims in all, and the record's making.
-    generations: u64,
+    terms: u64,
     /// Highest slot and epoch.
     height: u64,
     /// There is no record yet: operators may have each enclave make it.
@@ -222,7 +222,7 @@ fn limits_code(limits: Limits) -> u64 {
     floors.iter().fold(1, |code, floor| code << 4 | floor.map_or(0, |f| f + 1)) << 16 | ceilings_code(limits.ceilings)
 }
 
-/// A record as this boot sees it. Which of the others holds it tells nothing: its generation does.
+/// A record as this boot sees it. Which of the others holds it tells nothing: its term does.
 fn record_code(record: &Record, boot: usize) -> u64 {
     let held = match record.holder {
         Bytes::ZERO => 0,
@@ -243,7 +243,7 @@ impl Enclave {
         self.fence.pending().is_some_and(|ask| ask.number == number)
     }
 
-    /// Its generation.
+    /// Its term.
     fn holds(&self) -> Option<u64> {
         match self.fence.status() {
             FenceStatus::Holding(record) => Some(record.term),
@@ -268,7 +268,7 @@ impl State {
         }
     }
 
-    /// Whether the record is under this boot, and under the generation that it knows of.
+    /// Whether the record is under this boot, and under the term that it knows of.
     fn is_current(&self, boot: usize, known: &Record) -> bool {
         self.record.is_some_and(|record| (record.holder, record.term) == (holder(boot), known.term))
     }
@@ -366,7 +366,7 @@ impl World {
     }
 
     fn may_claim(&self, record: Option<Record>) -> bool {
-        record.is_none_or(|record| record.term < self.generations)
+        record.is_none_or(|record| record.term < self.terms)
     }
 
     fn look(&self, state: &mut State, boot: usize) {
@@ -497,7 +497,7 @@ impl World {
     fn key(&self, state: &State) -> Vec<u64> {
         if state.released.len() > 1 {
             let slashable = slashable(state.released[0], state.released[1]);
-            return vec![u64::from(slashable), u64::from(!slashable && two_generations_sign(state))];
+            return vec![u64::from(slashable), u64::from(!slashable && two_terms_sign(state))];
         }
         let may_claim = self.may_claim(state.record);
         let mut enclaves: Vec<Vec<u64>> =
@@ -586,8 +586,8 @@ impl World {
     }
 }
 
-/// Whether two enclaves have signed, each under its own generation.
-fn two_generations_sign(state: &State) -> bool {
+/// Whether two enclaves have signed, each under its own term.
+fn two_terms_sign(state: &State) -> bool {
     let signed = |enclave: &&Enclave| {
         let Watermarks { block, attestation } = enclave.watermarks;
         enclave.fence.limits().is_some()
@@ -602,17 +602,10 @@ impl Model for World {
 
     fn init_states(&self) -> Vec<State> {
         // As an operator makes it, with the state that is sealed with it.
-        let Beginning { term: generation, ceilings, min_state_version: sealed_generation, exact, .. } = beginning();
+        let Beginning { term, ceilings, min_state_version, exact, .. } = beginning();
         let (version, holder) = (1, Bytes::ZERO);
-        let record = Record {
-            version,
-            holder,
-            term: generation,
-            ceilings,
-            min_state_version: sealed_generation,
-            released_state: exact,
-            closed: false,
-        };
+        let record =
+            Record { version, holder, term, ceilings, min_state_version, released_state: exact, closed: false };
         let faults = match self.steps {
             Steps::Single { faults } => faults,
             Steps::Merged => 0,
@@ -768,12 +761,10 @@ impl Model for World {
                 };
                 !state.released.is_empty() && state.enclaves.iter().any(above)
             }),
-            Property::sometimes("two generations sign, one after the other", |_, state: &State| {
-                two_generations_sign(state)
-            }),
+            Property::sometimes("two terms sign, one after the other", |_, state: &State| two_terms_sign(state)),
             Property::sometimes("a successor takes the exact state", |_, state: &State| {
                 let exact = |enclave: &Enclave| {
-                    enclave.holds().is_some_and(|generation| generation > 2)
+                    enclave.holds().is_some_and(|term| term > 2)
                         && enclave.fence.limits().is_some_and(|limits| limits.floors == Floors::default())
                         && enclave.watermarks != Watermarks::NONE
                 };
@@ -822,11 +813,11 @@ fn explore(world: World) {
     }
 }
 
-fn world(kind: Kind, steps: Steps, boots: usize, generations: u64) -> World {
-    let generations = generations + 1;
+fn world(kind: Kind, steps: Steps, boots: usize, terms: u64) -> World {
+    let terms = terms + 1;
     // Two blocks conflict at one slot, two votes one inside the other over four epochs: none goes from an epoch to itself.
     let height = if kind == Kind::Votes { 3 } else { 2 };
-    World { kind, broken: Broken::No, steps, boots, generations, height, empty: false, lone: false }
+    World { kind, broken: Broken::No, steps, boots, terms, height, empty: false, lone: false }
 }
 
 #[test]
@@ -955,9 +946,9 @@ fn outcomes(world: World) -> BTreeSet<Vec<u64>> {
 /// What the head of this file says of [`Steps::Merged`].
 #[test]
 fn merged_steps_have_the_outcomes_of_single_ones() {
-    for (kind, faults, generations) in [(Kind::Blocks, 0, 3), (Kind::Blocks, 1, 2), (Kind::Votes, 0, 2)] {
-        let merged = outcomes(world(kind, Steps::Merged, 2, generations));
-        let single = outcomes(world(kind, Steps::Single { faults }, 2, generations));
+    for (kind, faults, terms) in [(Kind::Blocks, 0, 3), (Kind::Blocks, 1, 2), (Kind::Votes, 0, 2)] {
+        let merged = outcomes(world(kind, Steps::Merged, 2, terms));
+        let single = outcomes(world(kind, Steps::Single { faults }, 2, terms));
         assert_eq!(merged, single);
     }
 }

@@ -76,9 +76,9 @@ enum Broken {
     No,
     /// No state has a group floor.
     NoGroupFloor,
-    /// The group floor is not raised when a generation begins.
+    /// The group floor is not raised when a term begins.
     FloorNotRaisedAtPublish,
-    /// It is not raised when a generation ends.
+    /// It is not raised when a term ends.
     FloorNotRaisedAtLeave,
     /// Neither.
     FloorNeverRaised,
@@ -142,8 +142,8 @@ struct World {
     broken: Broken,
     /// Boots in all.
     boots: usize,
-    /// Highest generation; the first record has 1.
-    generations: u64,
+    /// Highest term; the first record has 1.
+    terms: u64,
     /// Imports and deletions in all.
     commands: u8,
     /// Highest slot and epoch.
@@ -218,9 +218,9 @@ struct State {
     sealed: Vec<Sealed>,
     /// Every record that the first store has had, for its restoring.
     records: Vec<Record>,
-    /// The highest that was ever granted, generations too.
+    /// The highest that was ever granted, terms too.
     highest: Ceilings,
-    generation: u64,
+    term: u64,
     version: u64,
     commands: u8,
     status: Status,
@@ -328,7 +328,7 @@ fn body_code(body: &Body) -> u64 {
     (key(&body.keys[0]) << 14 | key(&body.keys[1])) << 12 | watermarks_code(body.floor.watermarks())
 }
 
-/// Numbers of sealed states, their upper half the generation.
+/// Numbers of sealed states, their upper half the term.
 fn number_code(number: u64) -> u64 {
     (number >> 32) << 5 | (number & 31)
 }
@@ -431,7 +431,7 @@ impl World {
         let closed = new.closed || there.is_some_and(|there| there.closed && there.term <= new.term && !self.remakes);
         state.stores[store] = Some(Record { closed, ..new });
         state.highest = state.highest.max(new.ceilings);
-        state.generation = state.generation.max(new.term);
+        state.term = state.term.max(new.term);
         state.version = state.version.max(new.version);
         if store == 0 && self.restores {
             state.records.push(new);
@@ -466,7 +466,7 @@ impl World {
     }
 
     fn may_claim(&self, record: &Record) -> bool {
-        record.term < self.generations && (!record.closed || self.broken == Broken::ClosedCanBeClaimed)
+        record.term < self.terms && (!record.closed || self.broken == Broken::ClosedCanBeClaimed)
     }
 
     /// Claims the record that it sees, where its state is new enough; what is raised before anything is signed.
@@ -526,7 +526,7 @@ impl World {
         enclave.body.floor = enclave.body.floor.merge(before.floor);
     }
 
-    /// The number of the next state, and the generation under which it is sealed.
+    /// The number of the next state, and the term under which it is sealed.
     fn next_number(enclave: &Enclave) -> Option<u64> {
         let FenceStatus::Holding(record) = enclave.fence.status() else { return None };
         group::next_state(enclave.number, record.term)
@@ -663,8 +663,8 @@ impl World {
             closed.released_state == Some(enclave.digest)
                 || (self.broken == Broken::ExactMoveByNumber && enclave.number >= closed.min_state_version)
         });
-        let generation = state.generation + 1;
-        let number = group::next_state(enclave.number, generation)?;
+        let term = state.term + 1;
+        let number = group::next_state(enclave.number, term)?;
         let body = enclave.body;
         let digest = state.seal(boot, body, number);
         let ceilings = match closed {
@@ -674,7 +674,7 @@ impl World {
         };
         let beginning = Beginning {
             above_version: state.version,
-            term: generation,
+            term,
             ceilings,
             min_state_version: number,
             exact: exact.then_some(digest),
@@ -769,7 +769,7 @@ impl World {
 
     /// Whether anybody can come to hold the record of this store, as it is now or as it may become.
     fn open(&self, state: &State, store: usize) -> bool {
-        let room = state.generation + 1 < self.generations;
+        let room = state.term + 1 < self.terms;
         match (store, state.stores[store]) {
             (_, Some(record)) => {
                 self.may_claim(&record) || (record.closed && self.remakes && room) || (store == 0 && self.loses && room)
@@ -818,7 +818,7 @@ impl World {
         if self.loses {
             let (number, [first, second]) = state.confirmed;
             let confirmed = number_code(number) << 2 | u64::from(first) << 1 | u64::from(second);
-            key.push((ceilings_code(state.highest) << 8 | state.generation) << 12 | confirmed);
+            key.push((ceilings_code(state.highest) << 8 | state.term) << 12 | confirmed);
         }
         if self.restores {
             let versions = |record: &Record| [record.version, record_code(record)[0], record_code(record)[1]];
@@ -836,7 +836,7 @@ impl World {
     fn enclave_key(&self, state: &State, boot: usize) -> Vec<u64> {
         let Enclave { fence, store, body, number, digest, free, ordered } = &state.enclaves[boot];
         let current = state.is_current(boot);
-        let (standing, generation) = match fence.status() {
+        let (standing, term) = match fence.status() {
             FenceStatus::Holding(_) if current => (3, 0),
             FenceStatus::Holding(record) => (4, record.term),
             _ if !self.open(state, *store) => return vec![0],
@@ -851,7 +851,7 @@ impl World {
             | u64::from(*ordered) << 1
             | u64::from(*store == 1);
         let mut key = vec![
-            ((number_code(*number) << 5 | flags) << 4 | standing) << 4 | generation,
+            ((number_code(*number) << 5 | flags) << 4 | standing) << 4 | term,
             body_code(body),
             Self::limits(&state.enclaves[boot]).map_or(0, limits_code),
         ];
@@ -873,7 +873,7 @@ impl World {
                 }
                 Some(record) => record.closed && self.remakes,
             };
-            let makes = makes && state.generation + 1 < self.generations;
+            let makes = makes && state.term + 1 < self.terms;
             let record = state.stores[store].filter(|record| self.may_claim(record));
             if !makes && record.is_none() {
                 continue;
@@ -928,7 +928,7 @@ impl World {
                 None => enclave.store == 0 || !state.moved || self.broken == Broken::MoveAgain,
                 Some(record) => record.closed && self.remakes,
             };
-        if makes && state.generation + 1 < self.generations {
+        if makes && state.term + 1 < self.terms {
             actions.push(Action::Make(boot));
         }
         if !current && let Some(record) = record.filter(|record| self.may_claim(record)) {
@@ -1008,7 +1008,7 @@ impl Model for World {
             sealed: vec![first],
             records: vec![record],
             highest: Ceilings::ZERO,
-            generation: 1,
+            term: 1,
             version: 1,
             commands: 0,
             status: Status::Out,
@@ -1047,7 +1047,7 @@ impl Model for World {
                 actions.push(Action::CloseUnheld);
             }
             // One that has ended and is gone was followed, or will be: it is not lost.
-            if self.loses && !record.closed && !state.removed && state.generation + 1 < self.generations {
+            if self.loses && !record.closed && !state.removed && state.term + 1 < self.terms {
                 actions.push(Action::Remove);
             }
             if self.restores && !state.restored {
@@ -1249,12 +1249,12 @@ fn explore(world: World) {
     }
 }
 
-fn world(kind: Kind, boots: usize, generations: u64, commands: u8) -> World {
+fn world(kind: Kind, boots: usize, terms: u64, commands: u8) -> World {
     World {
         kind,
         broken: Broken::No,
         boots,
-        generations,
+        terms,
         commands,
         height: 1,
         second: false,
@@ -1274,14 +1274,14 @@ fn keys_come_and_go() {
     let votes = World { foreign: true, ..world(Kind::Votes, 3, 5, 2) };
     for world in [
         World { commands: 3, ..blocks },
-        World { generations: 6, ..blocks },
+        World { terms: 6, ..blocks },
         World { boots: 4, ..blocks },
         World { height: 2, ..blocks },
         World { second: true, ..blocks },
         World { signed_before: true, commands: 3, ..blocks },
         votes,
         // One vote inside another takes four epochs: none goes from an epoch to itself.
-        World { boots: 2, height: 3, generations: 4, ..votes },
+        World { boots: 2, height: 3, terms: 4, ..votes },
         World { signed_before: true, ..votes },
     ] {
         explore(world);
@@ -1297,7 +1297,7 @@ fn records_come_and_go() {
             World { moves: true, ..base },
             World { remakes: true, ..base },
             World { loses: true, ..base },
-            World { restores: true, foreign: false, boots: 2, generations: 4, commands: 1, ..base },
+            World { restores: true, foreign: false, boots: 2, terms: 4, commands: 1, ..base },
         ] {
             explore(world);
         }
@@ -1310,10 +1310,10 @@ fn records_come_and_go() {
 
 #[test]
 fn every_way_to_break_the_protocol_has_a_counterexample() {
-    let keys = |boots, generations, commands| world(Kind::Blocks, boots, generations, commands);
-    let foreign = |boots, generations, commands| World { foreign: true, ..keys(boots, generations, commands) };
-    let moves = |boots, generations, commands| World { moves: true, ..keys(boots, generations, commands) };
-    let loses = |boots, generations, commands| World { loses: true, ..keys(boots, generations, commands) };
+    let keys = |boots, terms, commands| world(Kind::Blocks, boots, terms, commands);
+    let foreign = |boots, terms, commands| World { foreign: true, ..keys(boots, terms, commands) };
+    let moves = |boots, terms, commands| World { moves: true, ..keys(boots, terms, commands) };
+    let loses = |boots, terms, commands| World { loses: true, ..keys(boots, terms, commands) };
     let restores = World { restores: true, ..keys(2, 4, 1) };
     let both = &[Kind::Blocks, Kind::Votes][..];
     let blocks = &[Kind::Blocks][..];
@@ -1361,12 +1361,12 @@ fn every_way_to_break_the_protocol_has_a_counterexample() {
 /// Second lines of defence: without any one of them, the others hold. That is checked here, because a line that is thought to be the
 /// second may turn out to be the only one.
 ///
-/// - The group floor is raised when a generation begins and again when it ends: either is enough ([`Broken::FloorNeverRaised`] is not).
-/// - A key in force before older states are refused has signed at or below ceilings that the next generation's group floor includes.
+/// - The group floor is raised when a term begins and again when it ends: either is enough ([`Broken::FloorNeverRaised`] is not).
+/// - A key in force before older states are refused has signed at or below ceilings that the next term's group floor includes.
 ///   Without the group floor it is slashable ([`Broken::InForceBeforeEnforcedWithoutFloor`]).
 /// - A claim that leaves the oldest state what it was lets an older state follow: a key that this lacks is below the group floor.
 /// - A reload that forgets: whoever loads a state holds nothing. What it has signed itself lies at or below the ceilings of its
-///   generation, which are in the floors of the next, or in the exact state. What protects is that a holder never loads one.
+///   term, which are in the floors of the next, or in the exact state. What protects is that a holder never loads one.
 #[test]
 fn second_lines_of_defence_are_not_the_only_ones() {
     for broken in [
@@ -1401,10 +1401,10 @@ fn equal_keys_have_equal_futures() {
     let base = World { foreign: true, ..world(Kind::Blocks, 2, 5, 2) };
     for world in [
         base,
-        World { kind: Kind::Votes, generations: 4, ..base },
-        World { moves: true, generations: 4, ..base },
-        World { loses: true, generations: 4, ..base },
-        World { second: true, generations: 4, ..base },
+        World { kind: Kind::Votes, terms: 4, ..base },
+        World { moves: true, terms: 4, ..base },
+        World { loses: true, terms: 4, ..base },
+        World { second: true, terms: 4, ..base },
     ] {
         let begun = Instant::now();
         let mut known: BTreeMap<Vec<u64>, BTreeSet<Vec<u64>>> = BTreeMap::new();
@@ -1438,10 +1438,8 @@ fn the_next_record_may_begin_in_another_store() {
         let mut fence = FenceMachine::new(holder(0), seen);
         let ask = fence.poll().unwrap();
         assert_eq!(fence.on_response(ask.number, StoreResponse::Record(None)), None);
-        let (ceilings, sealed_generation, exact) = (Ceilings::ZERO, 0, None);
-        fence
-            .create(&Beginning { above_version, term: 7, ceilings, min_state_version: sealed_generation, exact, lost })
-            .is_some()
+        let (ceilings, min_state_version, exact) = (Ceilings::ZERO, 0, None);
+        fence.create(&Beginning { above_version, term: 7, ceilings, min_state_version, exact, lost }).is_some()
     };
     assert!(begin(0, 0, false) && begin(5, 5, false) && begin(4, 5, false) && begin(6, 5, true));
     // It has seen the record that came after the one that has ended.

@@ -9,16 +9,8 @@ const ME: Bytes<32> = Bytes([1; 32]);
 
 fn ended(version: u64) -> Record {
     let ceilings = Ceilings { slot: Slot(9), target: Epoch(3), source: Epoch(2) };
-    let (holder, generation, sealed_generation) = (Bytes([2; 32]), 7, 4);
-    Record {
-        version,
-        holder,
-        term: generation,
-        ceilings,
-        min_state_version: sealed_generation,
-        released_state: None,
-        closed: true,
-    }
+    let (holder, term, min_state_version) = (Bytes([2; 32]), 7, 4);
+    Record { version, holder, term, ceilings, min_state_version, released_state: None, closed: true }
 }
 
 fn after(above_version: u64) -> Beginning {

@@ -77,7 +77,7 @@ fn claimed(record: Record, state: Option<Root>, sealed: u64) -> (FenceMachine, R
 }
 
 #[test]
-fn a_claim_takes_the_record_as_it_is_under_a_new_generation_and_floors() {
+fn a_claim_takes_the_record_as_it_is_under_a_new_term_and_floors() {
     let (fence, new) = claimed(held(), None, 80);
     assert_eq!(new, Record { version: 11, holder: ME, term: 6, min_state_version: 80, ..held() });
     assert_eq!(fence.status(), FenceStatus::Holding(new));
@@ -160,7 +160,7 @@ fn whoever_finds_anothers_record_has_lost() {
     let (fence, record) = claimed(held(), None, 77);
     for found in [
         Some(Record { version: 12, holder: OTHER, term: 7, ..record }),
-        // The same enclave's name under another generation, or another's under this one.
+        // The same enclave's name under another term, or another's under this one.
         Some(Record { version: 12, term: 7, ..record }),
         Some(Record { version: 12, holder: OTHER, ..record }),
     ] {
@@ -250,18 +250,18 @@ fn a_first_record_has_all_that_it_begins_with_and_is_made_once() {
     assert_eq!(fence.create(&beginning()), None, "it has not looked yet");
     assert_eq!(look(&mut fence, None), None);
     assert_eq!(fence.status(), FenceStatus::NoRecord);
-    for generation in [0, casemate_fence::MAX_TERM + 1] {
-        assert_eq!(fence.create(&Beginning { term, ..beginning() }), None, "{generation}");
+    for term in [0, casemate_fence::MAX_TERM + 1] {
+        assert_eq!(fence.create(&Beginning { term, ..beginning() }), None, "{term}");
     }
     let ask = fence.create(&beginning());
     let (number, question) = asked(&fence, ask);
-    let Beginning { term: generation, ceilings, min_state_version: sealed_generation, exact: clean, .. } = beginning();
+    let Beginning { term, ceilings, min_state_version, exact: clean, .. } = beginning();
     let new = Record {
         version: 4,
         holder: Bytes::ZERO,
-        term: generation,
+        term,
         ceilings,
-        min_state_version: sealed_generation,
+        min_state_version,
         released_state: clean,
         closed: false,
     };

@@ -63,7 +63,7 @@ pub enum BrokerRequest {
         /// `CiphertextBlob`.
         wrapped: BoundedBytes<1, MAX_WRAPPED_LEN>,
     },
-    /// The generations that the parent keeps.
+    /// The state_versions that the parent keeps.
     ListBlobs {
         /// The group.
         group: String,
@@ -72,7 +72,7 @@ pub enum BrokerRequest {
     LoadBlob {
         /// The group.
         group: String,
-        /// Its generation.
+        /// Its version.
         state_version: u64,
         /// Where the part begins.
         offset: u64,
@@ -81,7 +81,7 @@ pub enum BrokerRequest {
     StoreBlob {
         /// The group.
         group: String,
-        /// Its generation.
+        /// Its version.
         state_version: u64,
         /// Where the part begins.
         offset: u64,
@@ -179,7 +179,7 @@ pub enum BrokerReply {
     Done,
     /// The newest first, at most 1,000.
     Blobs {
-        /// Generations.
+        /// State versions.
         state_versions: Vec<u64>,
     },
     /// A part of a blob.

@@ -185,7 +185,8 @@ pub struct LastState {
 pub struct ClosedRecord {
     /// Its version.
     pub version: u64,
-    /// Its generation.
+    /// Its term.
+    #[serde(rename = "generation")]
     pub term: u64,
     /// No block above this slot was signed under it.
     pub slot_ceiling: Slot,
@@ -194,8 +195,10 @@ pub struct ClosedRecord {
     /// No attestation with a source above this epoch.
     pub source_ceiling: Epoch,
     /// The oldest sealed state that may be loaded.
+    #[serde(rename = "sealed_generation")]
     pub min_state_version: u64,
     /// SHA-256 of the exact state that its last holder has left behind; nothing where it left none.
+    #[serde(rename = "clean")]
     pub released_state: Option<Root>,
 }
 
@@ -490,7 +493,8 @@ pub enum Outcome {
     HandedOver,
     /// This enclave holds the fence.
     TookOver {
-        /// In this generation.
+        /// In this term.
+        #[serde(rename = "generation")]
         term: u64,
     },
     /// The exits, to be published; validator clients may have them signed too.
@@ -627,15 +631,15 @@ mod tests {
 
     fn closed() -> ClosedRecord {
         let (slot_ceiling, target_ceiling, source_ceiling) = (Slot(9), Epoch(2), Epoch(1));
-        let (version, generation, sealed_generation) = (7, 3, 3 << 32);
+        let (version, term, min_state_version) = (7, 3, 3 << 32);
         let clean = Some(Bytes([1; 32]));
         ClosedRecord {
             version,
-            term: generation,
+            term,
             slot_ceiling,
             target_ceiling,
             source_ceiling,
-            min_state_version: sealed_generation,
+            min_state_version,
             released_state: clean,
         }
     }

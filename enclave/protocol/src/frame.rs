@@ -13,7 +13,7 @@ use crate::log::LogPage;
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
 use crate::past::SignedHistoryPage;
 use crate::refusal::MalformedFrame;
-use crate::statement::{FenceStatus, MAX_STATEMENT_LEN};
+use crate::statement::{MAX_STATEMENT_LEN, StatedStatus};
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
 
 /// The one protocol version.
@@ -209,7 +209,7 @@ pub struct Info {
     /// How many keys are held but refused, for want of a slashing history.
     pub keys_without_history: u32,
     /// What it is to the fence: only the holder signs.
-    pub standing: FenceStatus,
+    pub standing: StatedStatus,
     /// Whether the measured policy lets the key manager API delete keys.
     pub key_manager_delete: bool,
 }

@@ -48,14 +48,14 @@ pub enum OutwardRequest {
     LoadBlob {
         /// The group.
         group: String,
-        /// Its generation.
+        /// Its version.
         state_version: u64,
     },
     /// Keep a blob; answered once it is on the disk.
     StoreBlob {
         /// The group.
         group: String,
-        /// Its generation.
+        /// Its version.
         state_version: u64,
         /// The blob.
         blob: BlobBytes,
@@ -93,7 +93,7 @@ pub enum OutwardReply {
         /// Unix seconds.
         expires: Option<u64>,
     },
-    /// Generations, the newest first.
+    /// State versions, the newest first.
     Blobs {
         /// At most 1,000.
         state_versions: Vec<u64>,

@@ -111,7 +111,7 @@ pub enum Refusal {
     #[error("exit refused: policy does not allow it; operators do with `casemate exit`")]
     ExitNotAllowed,
     #[error(
-        "another state, of generation {kept}, is on the parent's disk beside that of this enclave, {ours}; start the enclave anew, so that it \
+        "another state, version {kept}, is on the parent's disk beside that of this enclave, {ours}; start the enclave anew, so that it \
          takes the newest"
     )]
     OtherState { kept: u64, ours: u64 },
@@ -218,7 +218,7 @@ pub enum NotHolder {
     #[error("another enclave holds it, or held it until slot {slot_ceiling}; this one stands by")]
     Standby { slot_ceiling: Slot },
     #[error(
-        "the newest sealed state that the parent offers is of generation {found}; {oldest} is the oldest that may be loaded"
+        "the newest sealed state that the parent offers has version {found}; {oldest} is the oldest that may be loaded"
     )]
     OldState { found: u64, oldest: u64 },
     #[error("it is handing over")]

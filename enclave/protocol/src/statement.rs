@@ -135,10 +135,11 @@ pub struct FenceStatement {
     /// Which store has its record, as this enclave asks it: a table's ARN, or an etcd as [`crate::store::etcd_identity`] names it.
     /// Nothing where the kind has no store that could be another.
     pub store: Option<String>,
-    /// The generation that this enclave holds; 0 where it holds none, or the kind has none.
+    /// The term that this enclave holds; 0 where it holds none, or the kind has none.
+    #[serde(rename = "generation")]
     pub term: u64,
     /// What this enclave is to the record.
-    pub standing: FenceStatus,
+    pub standing: StatedStatus,
     /// The record as this enclave last saw it, where the kind has one.
     pub record: Option<StatedRecord>,
     /// What this enclave stays above, besides what each key has signed.
@@ -156,6 +157,7 @@ pub struct StatedRecord {
     /// Boot nonce of the enclave that holds it; zeros before the first.
     pub holder: Bytes<32>,
     /// Rises with every claim.
+    #[serde(rename = "generation")]
     pub term: u64,
     /// The holder signs no block above this slot.
     pub slot_ceiling: Slot,
@@ -164,9 +166,11 @@ pub struct StatedRecord {
     /// The holder signs no attestation with a source above this epoch.
     pub source_ceiling: Epoch,
     /// The oldest sealed state that may be loaded.
+    #[serde(rename = "sealed_generation")]
     pub min_state_version: u64,
     /// The exact state that its last holder has left behind, or that was sealed with a first record, by its SHA-256: whoever has that
     /// one needs no floors.
+    #[serde(rename = "clean")]
     pub released_state: Option<Root>,
     /// It has ended for good: nobody claims it any more.
     pub closed: bool,
@@ -187,11 +191,12 @@ pub struct StatedFloors {
 /// What an enclave is to the fence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FenceStatus {
+pub enum StatedStatus {
     /// The kind has no record: it may sign.
     #[default]
     NoStore,
     /// It has not heard from the store yet.
+    #[serde(rename = "apart")]
     Unknown,
     /// There is no record in the store.
     NoRecord,
@@ -204,12 +209,13 @@ pub enum FenceStatus {
     /// It hands over: it signs no more, and its successor does not yet.
     HandingOver,
     /// The store shows an older record than before: nothing is signed in this boot any more.
+    #[serde(rename = "went_back")]
     RolledBack,
     /// The record has ended for good; operators make the next one, here or in another store.
     Closed,
 }
 
-impl FenceStatus {
+impl StatedStatus {
     /// Whether the fence lets it sign.
     pub fn signs(self) -> bool {
         matches!(self, Self::NoStore | Self::Holding)
@@ -219,7 +225,7 @@ impl FenceStatus {
 impl FenceStatement {
     /// A fence without a record.
     pub fn without_store(kind: FenceKind, floors: StatedFloors) -> Self {
-        let standing = FenceStatus::NoStore;
+        let standing = StatedStatus::NoStore;
         Self { kind, store: None, term: 0, standing, record: None, floors, time_ms: None }
     }
 }

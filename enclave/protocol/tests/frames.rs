@@ -11,7 +11,7 @@ use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, 
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::past::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
-use casemate_protocol::statement::{FenceKind, FenceStatus};
+use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     FrameError, Network, Preset, Refusal, Slot,
@@ -197,7 +197,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
     ];
     let reply = prop_oneof![
         (any::<u32>(), any::<u32>()).prop_map(|(keys, keys_without_history)| {
-            let standing = FenceStatus::Standby;
+            let standing = StatedStatus::Standby;
             Reply::Info(Info { network: network(), keys, keys_without_history, standing, key_manager_delete: true })
         }),
         (any::<u32>(), vec(bytes(), 0..20)).prop_map(|(total, keys)| Reply::PublicKeys { total, keys }),
@@ -680,7 +680,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
             network: network(),
             keys: 64,
             keys_without_history: 0,
-            standing: FenceStatus::Holding,
+            standing: StatedStatus::Holding,
             key_manager_delete: false,
         }),
         Reply::PublicKeys { total: 1, keys: vec![public_key] },

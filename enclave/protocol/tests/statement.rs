@@ -3,8 +3,8 @@
 
 use casemate_protocol::configuration::Window;
 use casemate_protocol::statement::{
-    CommandResult, FenceKind, FenceStatement, FenceStatus, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
-    StatedNetwork, StatedRecord, StatedState, Statement, StatementError,
+    CommandResult, FenceKind, FenceStatement, MAX_STATEMENT_LEN, StatedCommand, StatedFloors, StatedKeys,
+    StatedNetwork, StatedRecord, StatedState, StatedStatus, Statement, StatementError,
 };
 use casemate_protocol::{Bytes, Epoch, Slot, cbor};
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ fn statement() -> Statement {
             kind: FenceKind::Etcd,
             store: Some("cdf818194e3a8c32/casemate/#root-sha256=ab".into()),
             term: 7,
-            standing: FenceStatus::Holding,
+            standing: StatedStatus::Holding,
             record: Some(StatedRecord {
                 version: 12,
                 holder: Bytes([3; 32]),
@@ -95,7 +95,7 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "etcd");
     text(&mut expected, "store");
     text(&mut expected, "cdf818194e3a8c32/casemate/#root-sha256=ab");
-    text(&mut expected, "generation");
+    text(&mut expected, "term");
     expected.push(7);
     text(&mut expected, "standing");
     text(&mut expected, "holding");
@@ -105,7 +105,7 @@ fn the_encoding_is_what_it_was() {
     expected.push(12);
     text(&mut expected, "holder");
     root(&mut expected, 3);
-    text(&mut expected, "generation");
+    text(&mut expected, "term");
     expected.push(7);
     text(&mut expected, "slot_ceiling");
     expected.extend([0x18, 100]);
@@ -113,7 +113,7 @@ fn the_encoding_is_what_it_was() {
     expected.push(3);
     text(&mut expected, "source_ceiling");
     expected.push(2);
-    text(&mut expected, "sealed_generation");
+    text(&mut expected, "min_state_version");
     expected.extend([0x1b, 0, 0, 0, 7, 0, 0, 0, 0]);
     text(&mut expected, "clean");
     root(&mut expected, 8);

@@ -2,11 +2,11 @@
 //!
 //! A sealed state lists the keys that it knows. A key that it does not list may have signed all the same: imported into a state that
 //! was rolled back, or never sealed as the newest. What such a key can have signed at most is the **group floor**: the floors of every
-//! generation that a holder of this state, or of one before it, ever held. Whatever door a key comes in by, it starts above that.
+//! term that a holder of this state, or of one before it, ever held. Whatever door a key comes in by, it starts above that.
 //!
-//! Why that is enough: the state that is in force lists every key that has signed in its own generation, because a key signs only
-//! once the fence's store refuses every state that lacks it. A key that it does not list signed last in an earlier generation. A
-//! generation that began with floors has them at or above everything that was signed before it; one that began with the exact state of
+//! Why that is enough: the state that is in force lists every key that has signed in its own term, because a key signs only
+//! once the fence's store refuses every state that lacks it. A key that it does not list signed last in an earlier term. A
+//! term that began with floors has them at or above everything that was signed before it; one that began with the exact state of
 //! its predecessor has that state's keys, and its group floor.
 
 use crate::{Floors, SlashingHistory, Watermarks};
@@ -30,7 +30,7 @@ impl GroupFloor {
         Self(floor)
     }
 
-    /// With the floors of a generation that is held now.
+    /// With the floors of a term that is held now.
     #[must_use]
     pub fn with_floors(self, floors: &Floors) -> Self {
         Self::from_watermarks(self.0.merge(floors.watermarks()))
@@ -69,13 +69,13 @@ pub fn reloaded(before: Option<SlashingHistory>, loaded: Option<SlashingHistory>
     }
 }
 
-/// Sealed states of one fence generation: their numbers begin with it, so of states that two enclaves have sealed, the later holder's
+/// Sealed states of one fence term: their numbers begin with it, so of states that two enclaves have sealed, the later holder's
 /// is the newer, whatever numbers each has used.
-const STATES_PER_GENERATION: u64 = 1 << 32;
+const STATES_PER_TERM: u64 = 1 << 32;
 
 /// The number of the next sealed state. `tried`: the highest that this enclave has loaded or tried to seal. Nothing where numbers end.
 pub fn next_state(tried: u64, term: u64) -> Option<u64> {
-    let first = term.checked_mul(STATES_PER_GENERATION)?;
+    let first = term.checked_mul(STATES_PER_TERM)?;
     tried.max(first).checked_add(1)
 }
 
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_a_later_generation_are_newer() {
+    fn states_of_a_later_term_are_newer() {
         assert_eq!(next_state(0, 0), Some(1));
         assert_eq!(next_state(7, 0), Some(8));
         assert_eq!(next_state(7, 1), Some((1 << 32) + 1));

@@ -85,10 +85,10 @@ impl Start {
                 Ok(found) => {
                     link.waits_for(Waiting::Unsealing);
                     let digest = found.as_ref().map(|found| found.digest);
-                    let custody::Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
+                    let custody::Unsealed { state_version, contents, .. } = found.unwrap_or_default();
                     let (store, fence_version) = (contents.store.clone(), contents.fence_version);
                     let loaded = Loaded {
-                        state_version: generation,
+                        state_version,
                         loaded_state_digest: digest,
                         store,
                         store_unsealed: false,
@@ -256,7 +256,7 @@ mod tests {
     use casemate_protocol::arn::TableArn;
     use casemate_protocol::configuration::StoreEndpoint;
     use casemate_protocol::network::NetworkFields;
-    use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
+    use casemate_protocol::statement::{FenceKind, RecordKind, StatedStatus};
     use casemate_protocol::store::{ClusterId, KeyPrefix};
     use casemate_protocol::{BoundedBytes, Bytes, Epoch, Fork, ForkName, Preset, Refusal};
     use rustls::RootCertStore;
@@ -356,7 +356,7 @@ mod tests {
             let (fencing, _) = fence(&store, &DynamodbAt::aws()).unwrap().split();
             assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))), "{kind:?}");
             let stated = fencing.stated(None);
-            assert_eq!((stated.kind, stated.standing), (kind, FenceStatus::Unknown));
+            assert_eq!((stated.kind, stated.standing), (kind, StatedStatus::Unknown));
             match stated.store {
                 None => assert_eq!(kind, FenceKind::File),
                 Some(store) if kind == FenceKind::Etcd => {

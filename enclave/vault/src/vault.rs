@@ -161,8 +161,8 @@ impl Vault {
 
     fn signing_log(&self, after: u64, nonce: Option<&Nonce>) -> Reply {
         let Some(attestor) = &self.attestor else { return Reply::Refused(Refusal::NsmFailed) };
-        let generation = self.fencing.held().map_or(0, |(generation, _)| generation);
-        Reply::Log(self.log.page(after, nonce, attestor, generation, self.clock.unix_ms().unwrap_or_default()))
+        let term = self.fencing.held().map_or(0, |(term, _)| term);
+        Reply::Log(self.log.page(after, nonce, attestor, term, self.clock.unix_ms().unwrap_or_default()))
     }
 
     /// What the keys have signed, and stay above besides.
@@ -170,7 +170,7 @@ impl Vault {
         let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
         // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
         // elsewhere must stay above them too.
-        let (generation, floors) = self.still_held()?;
+        let (term, floors) = self.still_held()?;
         let keys = current(&self.keys);
         // Also of listed keys: one that a state did not list, and that this enclave remembers, need not have been raised to it.
         let floors = keys.floor().with_floors(&floors).watermarks();
@@ -183,31 +183,31 @@ impl Vault {
             keys: keys.told(first, MAX_ENTRIES_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.
-        if self.fencing.held()?.0 != generation {
+        if self.fencing.held()?.0 != term {
             return Err(Refusal::NotHolder(NotHolder::HandingOver));
         }
         let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
         Ok(SignedHistoryPage { page, signature })
     }
 
-    /// The generation that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better
+    /// The term that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better
     /// than its memory; and what it has deleted must not come back elsewhere with an older sealed state.
     fn still_held(&self) -> Result<(u64, Floors), Refusal> {
-        let (generation, floors) = self.fencing.held()?;
+        let (term, floors) = self.fencing.held()?;
         if !self.fencing.has_record() {
-            return Ok((generation, floors));
+            return Ok((term, floors));
         }
         let KeeperReply::Record(Some(record)) = self.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::NotHolder(NotHolder::NoRecord));
         };
-        if record.term != generation || record.holder != self.holder() {
+        if record.term != term || record.holder != self.holder() {
             return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
         }
         if self.office.is_some() {
             let (desk, office) = self.desk()?;
-            office.settle_states(&desk, generation)?;
+            office.settle_states(&desk, term)?;
         }
-        Ok((generation, floors))
+        Ok((term, floors))
     }
 
     fn import_keystores(&self, keystores: &[KeystoreToImport]) -> Result<Outcome, Refusal> {
@@ -256,8 +256,8 @@ impl Vault {
         (leaves.filter(|state| record.released_state == Some(*state)).or(sealed), leaves)
     }
 
-    /// Generation of the sealed state in force.
-    pub(crate) fn sealed_generation(&self) -> u64 {
+    /// Term of the sealed state in force.
+    pub(crate) fn state_version(&self) -> u64 {
         self.office.as_ref().map_or(0, |office| office.loaded().state_version)
     }
 
@@ -277,7 +277,7 @@ impl Vault {
         office.reload(&desk, oldest)
     }
 
-    /// Adds a generation's floors to every key's past, and to the group's floor. `false` where that could not be saved.
+    /// Adds a term's floors to every key's past, and to the group's floor. `false` where that could not be saved.
     pub(crate) fn raise(&self, floors: &Floors) -> bool {
         current(&self.keys).raise(floors, self.journal.as_ref()).is_ok()
     }

@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use casemate_document::{Anchor, At, Document, Expected, Timestamp, Unverified};
 use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmResponse, SoftwareNsm, root_params};
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::statement::{FenceKind, FenceStatement, FenceStatus};
+use casemate_protocol::statement::{FenceKind, FenceStatement, StatedStatus};
 use casemate_protocol::{Bytes, Network, Refusal, Reply, Request, Statement};
 use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
@@ -108,8 +108,8 @@ fn a_document_binds_nonce_statement_and_key_and_verifies() {
     assert_eq!((statement.group.as_str(), statement.network.name.as_str()), ("alpha", "test"));
     assert_eq!(statement.network.genesis_validators_root, Bytes([3; 32]));
     assert_eq!(statement.configuration_sha256, Bytes([9; 32]));
-    let FenceStatement { kind, store, term: generation, standing, record, .. } = statement.fence.clone();
-    assert_eq!((kind, store, generation, standing, record), (FenceKind::None, None, 0, FenceStatus::NoStore, None));
+    let FenceStatement { kind, store, term, standing, record, .. } = statement.fence.clone();
+    assert_eq!((kind, store, term, standing, record), (FenceKind::None, None, 0, StatedStatus::NoStore, None));
     assert_eq!(statement.window, Policy::default().window);
     // Only keys that sign are stated.
     assert_eq!(statement.public_keys.count, 2);

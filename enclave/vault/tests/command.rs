@@ -80,8 +80,8 @@ impl<'a> Enclave<'a> {
 
     fn start_with(bench: &'a Bench, policy: &casemate_vault::Policy) -> Self {
         let custody = bench.start();
-        let Unsealed { state_version: generation, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
-        let loaded = Loaded { state_version: generation, ..Loaded::default() };
+        let Unsealed { state_version, contents, .. } = custody.unseal(0).unwrap().unwrap_or_default();
+        let loaded = Loaded { state_version, ..Loaded::default() };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
@@ -480,7 +480,7 @@ fn a_state_of_another_enclave_is_neither_overwritten_nor_passed_over() {
     let other = Enclave::start(&bench);
     other.send(&other.command(1, other.import(&[key(2, new())])), &[1, 2]).unwrap();
     assert_eq!((other.listed().len(), one.blobs()), (2, vec![1, 2]));
-    // A parent that invents the last of all generations keeps nothing out for good.
+    // A parent that invents the last of all state_versions keeps nothing out for good.
     bench.world.blobs.lock().unwrap().insert(u64::MAX, vec![]);
     let delete = Action::Delete { keys: vec![key(1, new()).0.public_key] };
     let refused = other.send(&other.command(2, delete.clone()), &[1, 2]);
@@ -743,7 +743,7 @@ fn pasts_are_only_raised_sealed_and_all_or_none() {
         assert!(matches!(enclave.sign_block(first, 601), Reply::Signature(_)));
         assert!(matches!(enclave.sign_block(other, 900), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
         assert!(matches!(enclave.sign_block(other, 901), Reply::Signature(_)));
-        bench.world.blobs.lock().unwrap().retain(|generation, _| *generation <= 5);
+        bench.world.blobs.lock().unwrap().retain(|state_version, _| *state_version <= 5);
     }
 }
 

@@ -14,7 +14,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Refusal, Reply, Request, Root, Statement};
 use casemate_slashing::Limits;
 use casemate_vault::keys::custody::ServiceError;
@@ -113,7 +113,7 @@ fn sha256(bytes: &[u8]) -> Root {
 fn only_the_credentials_that_the_signers_were_shown_are_taken() {
     let (bench, memory) = (Bench::new(), Memory::default());
     let enclave = start(&bench, &memory);
-    enclave.member.await_standing(FenceStatus::NoRecord);
+    enclave.member.await_standing(StatedStatus::NoRecord);
     let access_key = |id: &str| Some(CredentialsId::AccessKey(id.into()));
     let dynamodb = StoreCredentials::Dynamodb { access_key_id: "AKIDOURS".into(), secret_access_key: "s".into() };
     let der = |byte: u8| BoundedBytes::new(vec![byte; 40]).unwrap();
@@ -165,9 +165,9 @@ fn opened(memory: &Memory) -> Option<u8> {
 fn a_holder_exchanges_credentials_and_has_them_sealed_or_stays_with_the_old_ones() {
     let (bench, memory) = (Bench::new(), Memory::default());
     let enclave = start(&bench, &memory);
-    enclave.member.await_standing(FenceStatus::NoRecord);
+    enclave.member.await_standing(StatedStatus::NoRecord);
     assert_eq!(init(&enclave, 1, Some(&etcd(1)), etcd(1).id(sha256)), Ok(Outcome::FenceReady));
-    enclave.member.await_standing(FenceStatus::Holding);
+    enclave.member.await_standing(StatedStatus::Holding);
     assert_eq!(sealed(&bench), Some(1));
     assert_eq!(exchange(&enclave, 2, &etcd(2)), Ok(Outcome::FenceReady));
     assert_eq!((sealed(&bench), opened(&memory)), (Some(2), Some(2)));
@@ -192,17 +192,17 @@ fn a_holder_exchanges_credentials_and_has_them_sealed_or_stays_with_the_old_ones
 fn one_that_does_not_hold_the_fence_takes_credentials_and_seals_them_once_it_holds_it() {
     let (bench, memory) = (Bench::new(), Memory::default());
     let holder = start(&bench, &memory);
-    holder.member.await_standing(FenceStatus::NoRecord);
+    holder.member.await_standing(StatedStatus::NoRecord);
     assert_eq!(init(&holder, 1, Some(&etcd(1)), etcd(1).id(sha256)), Ok(Outcome::FenceReady));
-    holder.member.await_standing(FenceStatus::Holding);
+    holder.member.await_standing(StatedStatus::Holding);
     let standby = start(&bench, &memory);
-    standby.member.await_standing(FenceStatus::Standby);
+    standby.member.await_standing(StatedStatus::Standby);
     assert_eq!(exchange(&standby, 1, &etcd(2)), Ok(Outcome::CredentialsTaken));
     standby.member.vault.settle();
     assert_eq!(sealed(&bench), Some(1), "of two that seal one would lose the other's changes");
     // The holder's next state comes in between, and does not undo it.
     assert_eq!(order(&holder, 2, Action::HandOver), Ok(Outcome::HandedOver));
-    standby.member.await_standing(FenceStatus::Holding);
+    standby.member.await_standing(StatedStatus::Holding);
     assert_eq!(sealed(&bench), Some(1));
     standby.member.vault.settle();
     assert_eq!(sealed(&bench), Some(2));

@@ -18,10 +18,10 @@ use casemate_vault::keys::seal::{Contents, SealBinding, SealError, SealedKey, Se
 use casemate_vault::signing::bls::SecretKey;
 use common::{Bench, GROUP, MODULE_ID, NOW, Soft};
 
-fn sealed(generations: &[u64]) -> Bench {
+fn sealed(state_versions: &[u64]) -> Bench {
     let bench = Bench::new();
-    for generation in generations {
-        bench.start().seal(&contents(u8::try_from(*generation).unwrap()), *generation).unwrap();
+    for state_version in state_versions {
+        bench.start().seal(&contents(u8::try_from(*state_version).unwrap()), *state_version).unwrap();
     }
     bench
 }
@@ -50,10 +50,10 @@ fn what_one_start_seals_the_next_unseals() {
     assert!(bench.start().unseal(0).unwrap().is_none(), "nothing is kept yet");
     bench.start().seal(&contents(3), 1).unwrap();
     bench.start().seal(&contents(2), 2).unwrap();
-    let Unsealed { state_version: generation, contents: opened, .. } = bench.start().unseal(2).unwrap().unwrap();
-    assert_eq!((generation, opened.keys.len()), (2, 2));
+    let Unsealed { state_version, contents: opened, .. } = bench.start().unseal(2).unwrap().unwrap();
+    assert_eq!((state_version, opened.keys.len()), (2, 2));
     assert_eq!(opened.keys[1].public_key, contents(2).keys[1].public_key);
-    // A generation is used once.
+    // A version is used once.
     let again = bench.start().seal(&contents(1), 2).unwrap_err();
     assert_eq!(again, CustodyError::NotNewer { asked: 2, kept: 2 });
 }
@@ -63,11 +63,11 @@ fn an_older_state_is_refused_where_the_fence_knows_better() {
     let bench = sealed(&[1, 2]);
     // The parent «loses» the newest.
     let newest = bench.world.blobs.lock().unwrap().remove(&2).unwrap();
-    assert_eq!(refused(&bench, 2), CustodyError::Seal(SealError::OldGeneration { found: 1, oldest: 2 }));
+    assert_eq!(refused(&bench, 2), CustodyError::Seal(SealError::OldState { found: 1, oldest: 2 }));
     // Or offers the older under the newer's name.
     let older = bench.world.blobs.lock().unwrap()[&1].clone();
     bench.world.blobs.lock().unwrap().insert(2, older);
-    assert_eq!(refused(&bench, 0), CustodyError::Seal(SealError::OldGeneration { found: 1, oldest: 2 }));
+    assert_eq!(refused(&bench, 0), CustodyError::Seal(SealError::OldState { found: 1, oldest: 2 }));
     bench.world.blobs.lock().unwrap().insert(2, newest);
     assert!(bench.start().unseal(2).is_ok());
 }

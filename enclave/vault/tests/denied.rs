@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use casemate_protocol::configuration::Operators;
 use casemate_protocol::refusal::Waiting;
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Bytes, Refusal, Reply, Request};
 use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
@@ -24,8 +24,8 @@ use common::{Bench, GROUP};
 fn start(bench: &Bench, memory: &Memory) -> Member {
     let (network, clock) = (network(1000), Arc::new(SystemClock) as Arc<dyn Clock>);
     let custody = bench.start();
-    let Unsealed { state_version: generation, digest, contents } = custody.unseal(0).unwrap().unwrap();
-    let loaded = Loaded { state_version: generation, loaded_state_digest: Some(digest), ..Loaded::default() };
+    let Unsealed { state_version, digest, contents } = custody.unseal(0).unwrap().unwrap();
+    let loaded = Loaded { state_version, loaded_state_digest: Some(digest), ..Loaded::default() };
     let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
@@ -51,7 +51,7 @@ fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     bench.start().seal(&Contents { keys: vec![key], ..Contents::default() }, 1).unwrap();
     *memory.record.lock().unwrap() = Some(first_record());
     let member = start(&bench, &memory);
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     *bench.world.denials.lock().unwrap() = 1;
     let reply = member.vault.handle(&Request::DeleteKeys { keys: vec![public_key()] });
     assert_eq!(reply, Reply::Refused(Refusal::NotSealed(Waiting::Refused)));
@@ -61,6 +61,6 @@ fn a_refused_change_is_in_no_state_that_may_be_loaded() {
     // The parent hides the newest: the one that it has denied is too old.
     bench.world.blobs.lock().unwrap().remove(&over);
     let next = start(&bench, &memory);
-    next.await_standing(FenceStatus::OldState);
+    next.await_standing(StatedStatus::OldState);
     assert!(denied < over);
 }

@@ -67,7 +67,7 @@ fn an_items_condition_lets_one_swap_through() {
     let by = |byte: u8| Record { version: 2, holder: Bytes([byte; 32]), term: 1, ..first };
     assert_eq!(one.ask(&StoreOp::Swap { old: first, new: by(1) }), (StoreResponse::Swapped, None));
     assert_eq!(two.ask(&StoreOp::Swap { old: first, new: by(2) }), (StoreResponse::Conflict, None));
-    // The same version and generation, another holder: the record itself is compared too.
+    // The same version and term, another holder: the record itself is compared too.
     assert_eq!(two.ask(&StoreOp::Swap { old: by(2), new: by(3) }), (StoreResponse::Conflict, None));
     assert_eq!(two.ask(&StoreOp::Read), (StoreResponse::Record(Some(by(1))), None));
     for round in 2..12_u64 {

@@ -24,7 +24,7 @@ use casemate_protocol::Bytes;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::{NotHolder, Refusal, StoreTrouble};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_slashing::Ceilings;
 use casemate_vault::fence::store::Store;
@@ -189,7 +189,7 @@ fn another_cluster_under_the_same_root_with_a_copy_of_the_record_is_not_taken() 
         assert!(begun.elapsed() < Duration::from_secs(20), "{refused}");
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(member.standing(), FenceStatus::Unknown);
+    assert_eq!(member.standing(), StatedStatus::Unknown);
     let stated = member.statement().fence.store.unwrap();
     assert!(stated.starts_with(&format!("{}/casemate/#root-sha256=", id(&cluster))), "{stated}");
     drop(member);
@@ -289,12 +289,12 @@ fn a_holder_on_the_wrong_side_of_a_partition_cannot_extend_and_its_successor_can
     let lonely = leader(&cluster);
     let all = ports(&cluster);
     let first = Member::start(&bench, &network, Box::new(store_at(&cluster, &all[lonely..=lonely])));
-    first.await_standing(FenceStatus::Holding);
+    first.await_standing(StatedStatus::Holding);
     let mut released = vec![eventually_signs(&first, &network, Duration::from_secs(20))];
     cluster.cut_off(lonely, true);
     let others: Vec<u16> = (0..3).filter(|n| *n != lonely).map(|n| all[n]).collect();
     let second = Member::start(&bench, &network, Box::new(store_at(&cluster, &others)));
-    second.await_standing(FenceStatus::Holding);
+    second.await_standing(StatedStatus::Holding);
     let begun = Instant::now();
     // Both are asked for the same slots.
     while begun.elapsed() < Duration::from_secs(4) {
@@ -323,7 +323,7 @@ fn a_holder_on_the_wrong_side_of_a_partition_cannot_extend_and_its_successor_can
     assert!(refused.is_err(), "{refused:?}");
     cluster.cut_off(lonely, false);
     // Together again, it learns that it has a successor.
-    first.await_standing(FenceStatus::Standby);
+    first.await_standing(StatedStatus::Standby);
 }
 
 /// In front of etcd: passes everything on, and ends every so many-th answer in the middle.
@@ -385,12 +385,12 @@ fn a_record_that_somebody_deletes_or_restores_ends_the_signing() {
     let Some((_folder, cluster)) = cluster(1) else { return };
     let (bench, network) = (Bench::new(), network(100));
     let member = start(&bench, &network, &cluster, 0);
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     cluster.wipe().unwrap();
-    member.await_standing(FenceStatus::RolledBack);
+    member.await_standing(StatedStatus::RolledBack);
     // One that starts now finds none, and makes none.
     let second = start(&bench, &network, &cluster, 0);
-    second.await_standing(FenceStatus::NoRecord);
+    second.await_standing(StatedStatus::NoRecord);
     assert_eq!(Ceilings::ZERO, first_record().ceilings);
 }
 
@@ -406,7 +406,7 @@ fn an_etcd_whose_disk_is_full_holds_the_ceilings_where_they_are() {
     assert_eq!(heard, (StoreResponse::Swapped, None));
     let (bench, network) = (Bench::new(), network(200));
     let member = start(&bench, &network, &cluster, 0);
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     let mut released = vec![eventually_signs(&member, &network, Duration::from_secs(20))];
     let large = "x".repeat(100_000);
     while cluster.etcdctl(0, &["put", "filler", &large]).is_ok() {}

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use casemate_fence::{MAX_TERM, Record};
 use casemate_protocol::past::SignedHistoryPage;
 use casemate_protocol::refusal::NotHolder;
-use casemate_protocol::statement::{FenceKind, FenceStatus};
+use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
 use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
@@ -40,14 +40,14 @@ fn begun() -> Memory {
 fn an_enclave_that_finds_no_record_signs_nothing_and_makes_none() {
     let (bench, network, memory) = (Bench::new(), network(50), Memory::default());
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
-    member.await_standing(FenceStatus::NoRecord);
+    member.await_standing(StatedStatus::NoRecord);
     let epoch = network.slot_at(now_ms()).0 / SLOTS_PER_EPOCH;
     assert_eq!(member.sign(&vote(epoch - 1, epoch, 1)), Err(Refusal::NotHolder(NotHolder::NoRecord)));
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(*memory.record.lock().unwrap(), None);
     // Once operators have made it, it is claimed.
     *memory.record.lock().unwrap() = Some(first_record());
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     eventually_signs(&member, &network, Duration::from_secs(10));
 }
 
@@ -60,16 +60,16 @@ fn a_store_that_is_away_at_the_start_keeps_everything_from_being_signed() {
     let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
     assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "{refused:?}");
     memory.away.store(false, Ordering::SeqCst);
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
 }
 
 #[test]
 fn one_holds_the_others_stand_by_and_say_until_when() {
     let (bench, network, memory) = (Bench::new(), network(1000), begun());
     let first = Member::start(&bench, &network, Box::new(memory.clone()));
-    first.await_standing(FenceStatus::Holding);
+    first.await_standing(StatedStatus::Holding);
     let second = Member::start(&bench, &network, Box::new(memory.clone()));
-    second.await_standing(FenceStatus::Standby);
+    second.await_standing(StatedStatus::Standby);
     let refused = second.sign(&block(network.slot_at(now_ms()).0, 1));
     assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::Standby { .. }))), "{refused:?}");
     // As it was half a second ago at most.
@@ -86,14 +86,14 @@ fn one_holds_the_others_stand_by_and_say_until_when() {
     assert!(record.slot_ceiling.0 > 0);
     // It stays so while the holder extends.
     std::thread::sleep(Duration::from_secs(4));
-    assert_eq!((first.standing(), second.standing()), (FenceStatus::Holding, FenceStatus::Standby));
+    assert_eq!((first.standing(), second.standing()), (StatedStatus::Holding, StatedStatus::Standby));
 }
 
 #[test]
 fn a_successor_takes_over_once_the_ceilings_have_passed_and_stays_above_them() {
     let (bench, network, memory) = (Bench::new(), network(100), begun());
     let first = Member::start(&bench, &network, Box::new(memory.clone()));
-    first.await_standing(FenceStatus::Holding);
+    first.await_standing(StatedStatus::Holding);
     let mut released = vec![eventually_signs(&first, &network, Duration::from_secs(10))];
     // The highest that it may sign, as late as it may.
     let now = network.slot_at(now_ms()).0;
@@ -103,7 +103,7 @@ fn a_successor_takes_over_once_the_ceilings_have_passed_and_stays_above_them() {
     drop(first);
     let ceilings = memory.record.lock().unwrap().unwrap().ceilings;
     let second = Member::start(&bench, &network, Box::new(memory.clone()));
-    second.await_standing(FenceStatus::Holding);
+    second.await_standing(StatedStatus::Holding);
     assert!(network.slot_at(now_ms()) > ceilings.slot, "claimed before the ceilings had passed");
     let floors = second.statement().fence.floors;
     assert_eq!((floors.slot, floors.target), (Some(ceilings.slot), Some(ceilings.target)));
@@ -121,7 +121,7 @@ fn a_successor_takes_over_once_the_ceilings_have_passed_and_stays_above_them() {
 fn a_new_source_epoch_costs_one_question_for_all_who_wait() {
     let (bench, network, memory) = (Bench::new(), network(2000), begun());
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     std::thread::sleep(Duration::from_millis(300));
     let epoch = network.slot_at(now_ms()).0 / SLOTS_PER_EPOCH;
     let before = memory.asked.load(Ordering::SeqCst);
@@ -146,7 +146,7 @@ fn a_new_source_epoch_costs_one_question_for_all_who_wait() {
 fn without_the_store_it_signs_up_to_its_ceilings_and_not_beyond() {
     let (bench, network, memory) = (Bench::new(), network(100), begun());
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     eventually_signs(&member, &network, Duration::from_secs(10));
     memory.away.store(true, Ordering::SeqCst);
     let Ceilings { slot, .. } = memory.record.lock().unwrap().unwrap().ceilings;
@@ -177,30 +177,30 @@ fn without_the_store_it_signs_up_to_its_ceilings_and_not_beyond() {
 fn a_store_that_shows_an_older_record_ends_the_signing_of_this_boot() {
     let (bench, network, memory) = (Bench::new(), network(50), begun());
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     eventually_signs(&member, &network, Duration::from_secs(10));
     // Somebody restores it.
     *memory.record.lock().unwrap() = Some(first_record());
-    member.await_standing(FenceStatus::RolledBack);
+    member.await_standing(StatedStatus::RolledBack);
     let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
     assert!(matches!(refused, Err(Refusal::NotHolder(NotHolder::RolledBack { found: 1, .. }))), "{refused:?}");
     std::thread::sleep(Duration::from_millis(700));
-    assert_eq!(member.standing(), FenceStatus::RolledBack);
+    assert_eq!(member.standing(), StatedStatus::RolledBack);
     assert_eq!(*memory.record.lock().unwrap(), Some(first_record()), "it does not write there any more");
 }
 
-/// Nobody can claim the last generation. Whoever stands by all the same hears of what is put in its place.
+/// Nobody can claim the last term. Whoever stands by all the same hears of what is put in its place.
 #[test]
-fn a_record_whose_generations_are_used_up_is_looked_at_until_it_is_mended() {
+fn a_record_whose_terms_are_used_up_is_looked_at_until_it_is_mended() {
     let (bench, network, memory) = (Bench::new(), network(50), Memory::default());
     let last = Record { term: MAX_TERM, ..first_record() };
     *memory.record.lock().unwrap() = Some(last);
     let member = Member::start(&bench, &network, Box::new(memory.clone()));
-    member.await_standing(FenceStatus::Standby);
+    member.await_standing(StatedStatus::Standby);
     std::thread::sleep(Duration::from_millis(700));
-    assert_eq!((member.standing(), *memory.record.lock().unwrap()), (FenceStatus::Standby, Some(last)));
+    assert_eq!((member.standing(), *memory.record.lock().unwrap()), (StatedStatus::Standby, Some(last)));
     *memory.record.lock().unwrap() = Some(Record { version: last.version + 1, ..first_record() });
-    member.await_standing(FenceStatus::Holding);
+    member.await_standing(StatedStatus::Holding);
     eventually_signs(&member, &network, Duration::from_secs(10));
 }
 
@@ -241,10 +241,10 @@ fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicti
             memory.away.store(false, Ordering::SeqCst);
         }
     });
-    let generations = memory.record.lock().unwrap().unwrap().term;
-    println!("{} of {} signed, {generations} generations", outcome.released.len(), outcome.asked);
+    let terms = memory.record.lock().unwrap().unwrap().term;
+    println!("{} of {} signed, {terms} terms", outcome.released.len(), outcome.asked);
     assert!(outcome.released.len() > 20, "{} signed", outcome.released.len());
-    assert!(generations > 3, "{generations} generations");
+    assert!(terms > 3, "{terms} terms");
 }
 
 /// A page of what keys have signed, from the first key on.
@@ -261,13 +261,13 @@ fn pasts(member: &Member) -> Result<SignedHistoryPage, Refusal> {
 fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
     let (bench, network, memory) = (Bench::new(), network(200), begun());
     let holder = Member::start(&bench, &network, Box::new(memory.clone()));
-    holder.await_standing(FenceStatus::Holding);
+    holder.await_standing(StatedStatus::Holding);
     assert_eq!(pasts(&holder).unwrap().page.keys.len(), 1);
     // Cut off, it still signs below its ceilings, and cannot know whether somebody else does.
     memory.away.store(true, Ordering::SeqCst);
     let refused = pasts(&holder);
     assert!(matches!(refused, Err(Refusal::StoreAway(_) | Refusal::FenceUnclear(_))), "{refused:?}");
-    assert_eq!(holder.standing(), FenceStatus::Holding);
+    assert_eq!(holder.standing(), StatedStatus::Holding);
     // Another has claimed meanwhile: the very next question finds out, however quiet the store has been.
     let claimed = {
         let mut record = memory.record.lock().unwrap();
@@ -281,7 +281,7 @@ fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
     assert_eq!(memory.record.lock().unwrap().unwrap().term, claimed.term);
     // A standby tells nothing either.
     let standby = Member::start(&bench, &network, Box::new(memory.clone()));
-    standby.await_standing(FenceStatus::Standby);
+    standby.await_standing(StatedStatus::Standby);
     assert!(matches!(pasts(&standby), Err(Refusal::NotHolder(_))));
 }
 

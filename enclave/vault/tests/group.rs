@@ -25,7 +25,7 @@ use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
 use casemate_protocol::past::HistoryPage;
 use casemate_protocol::refusal::{NotHolder, Waiting};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
 use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::custody::Unsealed;
@@ -61,15 +61,9 @@ impl Enclave {
         let custody = bench.start();
         let found = custody.unseal(0).unwrap();
         let digest = found.as_ref().map(|found| found.digest);
-        let Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
+        let Unsealed { state_version, contents, .. } = found.unwrap_or_default();
         let (store, fence_version) = (contents.store.clone(), contents.fence_version);
-        let loaded = Loaded {
-            state_version: generation,
-            loaded_state_digest: digest,
-            store,
-            store_unsealed: false,
-            fence_version,
-        };
+        let loaded = Loaded { state_version, loaded_state_digest: digest, store, store_unsealed: false, fence_version };
         let keys = Keys::unsealed(contents, |_, _, history| history).unwrap();
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
@@ -157,9 +151,9 @@ fn key(n: u8) -> PublicKey {
 /// A group with a record, and the first enclave that holds it.
 fn begun(bench: &Bench, network: &Network, memory: &Memory) -> Enclave {
     let enclave = Enclave::start(bench, network, memory);
-    enclave.member.await_standing(FenceStatus::NoRecord);
+    enclave.member.await_standing(StatedStatus::NoRecord);
     assert_eq!(enclave.record(RecordOrder::New), Ok(Outcome::FenceReady));
-    enclave.member.await_standing(FenceStatus::Holding);
+    enclave.member.await_standing(StatedStatus::Holding);
     enclave
 }
 
@@ -187,19 +181,19 @@ fn a_first_record_names_the_state_that_was_sealed_with_it_and_no_other_is_free_o
     let statement = enclave.statement();
     assert_eq!(statement.fence.floors, casemate_protocol::statement::StatedFloors::default());
     let record = held(&memory);
-    assert!(record.term > 1_700_000_000, "above every generation of an earlier record: {record:?}");
+    assert!(record.term > 1_700_000_000, "above every term of an earlier record: {record:?}");
     assert!(record.min_state_version >= (record.term - 1) << 32);
     drop(enclave);
     // The same number from another state: a parent that withholds the blobs gets an enclave that is too old, not one without floors.
     *memory.record.lock().unwrap() =
         Some(Record { holder: Bytes::ZERO, released_state: Some(Bytes([3; 32])), ..held(&memory) });
     let other = Enclave::start(&bench, &network, &memory);
-    other.member.await_standing(FenceStatus::Holding);
+    other.member.await_standing(StatedStatus::Holding);
     assert_eq!(other.statement().fence.floors.slot, Some(record.ceilings.slot));
     drop(other);
     offer(&bench, &std::collections::BTreeMap::new());
     let empty = Enclave::start(&bench, &network, &memory);
-    empty.member.await_standing(FenceStatus::OldState);
+    empty.member.await_standing(StatedStatus::OldState);
 }
 
 #[test]
@@ -226,13 +220,13 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     offer(&bench, &before);
     let ceilings = held(&memory).ceilings;
     let next = Enclave::start(&bench, &network, &memory);
-    next.member.await_standing(FenceStatus::Standby);
+    next.member.await_standing(StatedStatus::Standby);
     let took = next.order(Action::TakeOver).unwrap();
     assert!(matches!(took, Outcome::TookOver { .. }));
     // It leaves in order, and comes back exactly: without floors of its own.
     assert_eq!(next.order(Action::HandOver), Ok(Outcome::HandedOver));
     let begun = Instant::now();
-    while next.member.standing() != FenceStatus::Holding {
+    while next.member.standing() != StatedStatus::Holding {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -265,7 +259,7 @@ fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain(
     let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
     let holder = begun(&bench, &network, &memory);
     let standby = Enclave::start(&bench, &network, &memory);
-    standby.member.await_standing(FenceStatus::Standby);
+    standby.member.await_standing(StatedStatus::Standby);
     // States without the key are refused from now on; nothing was left behind.
     holder.import(1).unwrap();
     assert_eq!(held(&memory).released_state, None);
@@ -274,14 +268,14 @@ fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain(
         assert!(begun.elapsed() < Duration::from_secs(20), "it stays with the old state");
         std::thread::sleep(Duration::from_millis(20));
     }
-    standby.member.await_standing(FenceStatus::Standby);
+    standby.member.await_standing(StatedStatus::Standby);
     std::thread::sleep(Duration::from_millis(700));
     let lists = bench.world.lists.load(Ordering::SeqCst);
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(bench.world.lists.load(Ordering::SeqCst), lists, "it has what the record asks for");
     // What is left behind is loaded at once, and nothing was signed beyond it.
     assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
-    standby.member.await_standing(FenceStatus::Holding);
+    standby.member.await_standing(StatedStatus::Holding);
     assert_eq!(standby.statement().fence.floors.slot, None);
 }
 
@@ -304,7 +298,7 @@ fn a_lost_record_is_made_anew_from_the_last_state_alone() {
     // The parent offers the state in which the key was there.
     offer(&bench, &yesterday);
     let enclave = Enclave::start(&bench, &network, &memory);
-    enclave.member.await_standing(FenceStatus::RolledBack);
+    enclave.member.await_standing(StatedStatus::RolledBack);
     let refused = enclave.record(RecordOrder::Lost { last });
     let seen = older.state.unwrap().fence_version;
     assert_eq!(refused, Err(Refusal::OtherLastState { keys_root: older.public_keys.root, fence_version: seen }));
@@ -316,11 +310,11 @@ fn a_lost_record_is_made_anew_from_the_last_state_alone() {
     drop(enclave);
     offer(&bench, &today);
     let enclave = Enclave::start(&bench, &network, &memory);
-    enclave.member.await_standing(FenceStatus::RolledBack);
+    enclave.member.await_standing(StatedStatus::RolledBack);
     assert_eq!(enclave.record(RecordOrder::New), Err(Refusal::RecordLost));
     let now = slot(&network);
     assert_eq!(enclave.record(RecordOrder::Lost { last }), Ok(Outcome::FenceReady));
-    enclave.member.await_standing(FenceStatus::Holding);
+    enclave.member.await_standing(StatedStatus::Holding);
     assert_eq!(enclave.listed(), [key(1)]);
     let floors = enclave.statement().fence.floors;
     assert!(floors.slot.unwrap() >= Slot(now + 3), "above all that may be signed somewhere yet: {floors:?}");
@@ -331,7 +325,7 @@ fn a_lost_record_is_made_anew_from_the_last_state_alone() {
     drop(enclave);
     offer(&bench, &yesterday);
     let enclave = Enclave::start(&bench, &network, &memory);
-    enclave.member.await_standing(FenceStatus::OldState);
+    enclave.member.await_standing(StatedStatus::OldState);
 }
 
 #[test]
@@ -343,44 +337,44 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     assert_eq!(sign(&holder.member.vault, &block(now, 1)), Ok(()));
     let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
     assert!(record.released_state.is_some());
-    holder.member.await_standing(FenceStatus::Closed);
+    holder.member.await_standing(StatedStatus::Closed);
     let refused = sign(&holder.member.vault, &block(now + 1, 1));
     assert_eq!(refused, Err(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: record.slot_ceiling })));
     assert_eq!(holder.order(Action::TakeOver), Err(Refusal::FenceClosed));
     // Nobody else claims it either.
     let clone = Enclave::start(&bench, &network, &first);
-    clone.member.await_standing(FenceStatus::Closed);
+    clone.member.await_standing(StatedStatus::Closed);
     assert_eq!(clone.order(Action::TakeOver), Err(Refusal::FenceClosed));
     assert_eq!(clone.record(RecordOrder::New), Err(Refusal::FenceClosed));
     // The very state that was left behind goes on at once, with another store.
     let early = Enclave::start(&bench, &network, &second);
-    early.member.await_standing(FenceStatus::RolledBack);
+    early.member.await_standing(StatedStatus::RolledBack);
     let moved = Enclave::start(&bench, &network, &second);
     // The state has seen a record, and here is none: only operators who know of its end can say so.
-    moved.member.await_standing(FenceStatus::RolledBack);
+    moved.member.await_standing(StatedStatus::RolledBack);
     assert_eq!(moved.record(RecordOrder::New), Err(Refusal::RecordLost));
     assert_eq!(moved.record(RecordOrder::After { closed: record }), Ok(Outcome::FenceReady));
-    moved.member.await_standing(FenceStatus::Holding);
+    moved.member.await_standing(StatedStatus::Holding);
     assert_eq!(moved.statement().fence.floors.slot, None);
     let next = held(&second);
     assert!(next.term > record.term && next.version > record.version, "{next:?}");
     assert!(matches!(sign(&moved.member.vault, &block(now, 2)), Err(Refusal::BlockNotAboveLast { .. })));
     assert_eq!(sign(&moved.member.vault, &block(now, 1)), Ok(()), "what it has signed it signs again");
     // One that came before the record was made stands by, and does not have to start anew.
-    early.member.await_standing(FenceStatus::Standby);
+    early.member.await_standing(StatedStatus::Standby);
     // Closed by a standby, after its holder has died: floors.
     drop((holder, clone, early, moved));
     let standby = Enclave::start(&bench, &network, &second);
-    standby.member.await_standing(FenceStatus::Standby);
+    standby.member.await_standing(StatedStatus::Standby);
     let Ok(Outcome::FenceClosed { record: closed }) = standby.order(Action::FenceClose) else { panic!("not closed") };
     assert_eq!(closed.released_state, None);
     drop(standby);
     // Back to the first store, over the record that has ended there.
     let older = ClosedRecord { term: 1, ..closed };
     let back = Enclave::start(&bench, &network, &first);
-    back.member.await_standing(FenceStatus::Closed);
+    back.member.await_standing(StatedStatus::Closed);
     assert!(back.record(RecordOrder::After { closed }).is_ok(), "{older:?}");
-    back.member.await_standing(FenceStatus::Holding);
+    back.member.await_standing(StatedStatus::Holding);
     assert_eq!(back.statement().fence.floors.slot, Some(closed.slot_ceiling.max(record.slot_ceiling)));
     assert_eq!(back.listed(), [key(1)]);
 }
@@ -394,10 +388,10 @@ fn a_first_record_for_keys_that_were_there_before_it_has_floors() {
     let sealed = SealedKey { public_key: key(1), secret, history, fee_recipient: None };
     bench.start().seal(&Contents { keys: vec![sealed], ..Contents::default() }, 1).unwrap();
     let enclave = Enclave::start(&bench, &network, &memory);
-    enclave.member.await_standing(FenceStatus::NoRecord);
+    enclave.member.await_standing(StatedStatus::NoRecord);
     let now = slot(&network);
     assert_eq!(enclave.record(RecordOrder::New), Ok(Outcome::FenceReady));
-    enclave.member.await_standing(FenceStatus::Holding);
+    enclave.member.await_standing(StatedStatus::Holding);
     let floors = enclave.statement().fence.floors;
     assert!(floors.slot.unwrap() >= Slot(now + 3), "{floors:?}");
 }
@@ -411,9 +405,9 @@ fn the_next_record_has_floors_for_every_state_but_the_one_that_was_left_behind()
     drop(holder);
     let other = ClosedRecord { released_state: Some(Bytes([3; 32])), ..record };
     let moved = Enclave::start(&bench, &network, &second);
-    moved.member.await_standing(FenceStatus::RolledBack);
+    moved.member.await_standing(StatedStatus::RolledBack);
     assert_eq!(moved.record(RecordOrder::After { closed: other }), Ok(Outcome::FenceReady));
-    moved.member.await_standing(FenceStatus::Holding);
+    moved.member.await_standing(StatedStatus::Holding);
     assert_eq!(moved.statement().fence.floors.slot, Some(record.slot_ceiling));
 }
 
@@ -438,10 +432,10 @@ fn a_host_gets_a_hand_over_without_a_signature_once_in_a_while_alone() {
     let holder = begun(&bench, &network, &memory);
     assert_eq!(holder.member.vault.handle(&Request::HandOver), Reply::HandedOver);
     // It comes back by itself; the next one has to wait, and operators' do not.
-    holder.member.await_standing(FenceStatus::Holding);
+    holder.member.await_standing(StatedStatus::Holding);
     let refused = holder.member.vault.handle(&Request::HandOver);
     assert_eq!(refused, Reply::Refused(Refusal::HandOverTooSoon { slots: 8 }));
-    assert_eq!(holder.member.standing(), FenceStatus::Holding);
+    assert_eq!(holder.member.standing(), StatedStatus::Holding);
     assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
 }
 
@@ -466,17 +460,17 @@ fn a_record_that_nobody_can_have_written_is_not_believed_and_silences_nobody_for
         let refused = enclave.order(Action::TakeOver);
         assert!(refused.is_err(), "{refused:?}");
         assert_eq!(held(&memory), bad, "it was not claimed");
-        assert_ne!(enclave.member.standing(), FenceStatus::Holding);
+        assert_ne!(enclave.member.standing(), StatedStatus::Holding);
         drop(enclave);
     }
     // Removed, it is made anew as any lost one.
     *memory.record.lock().unwrap() = None;
     let enclave = Enclave::start(&bench, &network, &memory);
-    enclave.member.await_standing(FenceStatus::RolledBack);
+    enclave.member.await_standing(StatedStatus::RolledBack);
     let (keys_root, state) = (last.public_keys.root, last.state.unwrap());
     let last = LastState { keys_root, fence_version: state.fence_version };
     assert_eq!(enclave.record(RecordOrder::Lost { last }), Ok(Outcome::FenceReady));
-    enclave.member.await_standing(FenceStatus::Holding);
+    enclave.member.await_standing(StatedStatus::Holding);
     let begun = Instant::now();
     while sign(&enclave.member.vault, &block(slot(&network), 1)).is_err() {
         assert!(begun.elapsed() < Duration::from_mins(1), "it stays silent");

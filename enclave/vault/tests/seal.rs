@@ -72,7 +72,7 @@ fn what_is_sealed_opens_to_the_same() {
 }
 
 #[test]
-fn a_blob_of_another_place_or_an_older_generation_is_refused_before_kms_is_asked() {
+fn a_blob_of_another_place_or_an_older_state_version_is_refused_before_kms_is_asked() {
     let blob = sealed();
     let refused = |place: &SealBinding, oldest| {
         let by_header = seal::header(&blob, place, oldest).unwrap_err();
@@ -84,7 +84,7 @@ fn a_blob_of_another_place_or_an_older_generation_is_refused_before_kms_is_asked
     assert!(matches!(other_key, SealError::OtherKey { .. }));
     assert!(matches!(refused(&SealBinding { group: "beta".into(), ..place() }, 6), SealError::OtherGroup { .. }));
     assert!(matches!(refused(&SealBinding { network: Bytes([6; 32]), ..place() }, 6), SealError::OtherNetwork { .. }));
-    assert_eq!(refused(&place(), 7), SealError::OldGeneration { found: 6, oldest: 7 });
+    assert_eq!(refused(&place(), 7), SealError::OldState { found: 6, oldest: 7 });
     assert!(seal::header(&blob, &place(), 5).is_ok());
 }
 
@@ -117,10 +117,10 @@ fn every_field_of_the_header_is_bound() {
         Err(SealError::Decryption)
     );
 
-    // map(6) … 4: generation 6, 5: the wrapped key.
-    let generation = [&[4, 6, 5, 0x4e][..], WRAPPED].concat();
+    // map(6) … 4: version 6, 5: the wrapped key.
+    let state_version = [&[4, 6, 5, 0x4e][..], WRAPPED].concat();
     let newer = [&[4, 7, 5, 0x4e][..], WRAPPED].concat();
-    let changed = replace(&generation, &newer);
+    let changed = replace(&state_version, &newer);
     assert_eq!(seal::header(&changed, &place(), 7).unwrap().state_version, 7);
     assert_eq!(open(&changed, &place()).map(|_| ()), Err(SealError::Decryption));
 

@@ -14,7 +14,7 @@ use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
+use casemate_protocol::statement::{FenceKind, RecordKind, StatedStatus};
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes, Refusal};
 use casemate_vault::SystemClock;
@@ -143,7 +143,7 @@ fn a_record_of_another_cluster_lets_nothing_be_signed() {
     }
     let refused = member.sign(&block(network.slot_at(now_ms()).0, 1));
     assert_eq!(refused, Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::OtherStore))));
-    assert_eq!(member.standing(), FenceStatus::Unknown);
+    assert_eq!(member.standing(), StatedStatus::Unknown);
     // It has asked for the record, and never tried to write one.
     assert!(carrier.asked().iter().all(|request| request.starts_with("POST /v3/kv/range ")));
 }

@@ -99,7 +99,7 @@ fn shown(outcome: &Outcome) -> Value {
         Outcome::CredentialsTaken => json!({ "outcome": "credentials_taken" }),
         Outcome::FenceClosed { record } => json!({ "outcome": "fence_closed", "record": closed(record) }),
         Outcome::HandedOver => json!({ "outcome": "handed_over" }),
-        Outcome::TookOver { term: generation } => json!({ "outcome": "took_over", "generation": generation }),
+        Outcome::TookOver { term } => json!({ "outcome": "took_over", "term": term }),
     }
 }
 
@@ -107,12 +107,12 @@ fn closed(record: &ClosedRecord) -> Value {
     json!({
         "closed": true,
         "version": record.version,
-        "generation": record.term,
+        "term": record.term,
         "slot_ceiling": record.slot_ceiling.0,
         "target_ceiling": record.target_ceiling.0,
         "source_ceiling": record.source_ceiling.0,
-        "sealed_generation": record.min_state_version,
-        "left_state": record.released_state.map(|state| state.to_string()),
+        "min_state_version": record.min_state_version,
+        "released_state": record.released_state.map(|state| state.to_string()),
     })
 }
 

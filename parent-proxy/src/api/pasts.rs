@@ -66,7 +66,7 @@ pub(super) async fn signing_log_head(State(app): State<Arc<App>>, uri: Uri) -> R
             let head = page.head;
             Ok(json_body(&json!({
                 "boot_nonce": head.boot_nonce.to_string(),
-                "generation": head.term.to_string(),
+                "term": head.term.to_string(),
                 "seq": head.number.to_string(),
                 "time_ms": head.time_ms.to_string(),
                 "hash": head.hash.to_string(),

@@ -1,5 +1,5 @@
-//! Sealed blobs in a directory: `DIR/GROUP/GENERATION.sealed`. Written aside, synced, renamed, and the directory synced: a blob
-//! is whole on the disk before it counts as stored. The newest generations are kept, the older ones removed.
+//! Sealed blobs in a directory: `DIR/GROUP/STATE_VERSION.sealed`. Written aside, synced, renamed, and the directory synced: a blob
+//! is whole on the disk before it counts as stored. The newest state_versions are kept, the older ones removed.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -10,22 +10,22 @@ use anyhow::{Context, Result, bail};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::outward::{BlobBytes, MAX_BLOB_LEN};
 
-/// Generations that are kept.
+/// State versions that are kept.
 pub const KEPT: usize = 8;
 const SUFFIX: &str = ".sealed";
 const MAX_GROUP_LEN: usize = 64;
 
 /// Where sealed blobs are kept: a directory, later S3. Its verbs may block; they are called where that disturbs nobody.
 pub trait Blobs: Clone + Send + Sync + 'static {
-    /// The generations of a group, the newest first, at most 1,000.
+    /// The state_versions of a group, the newest first, at most 1,000.
     fn list(&self, group: &str) -> Result<Vec<u64>>;
 
     /// A blob.
-    fn load(&self, group: &str, generation: u64) -> Result<BlobBytes>;
+    fn load(&self, group: &str, state_version: u64) -> Result<BlobBytes>;
 
-    /// Keeps a blob, and returns once it outlives a power cut. What is there already under this generation is never written over:
+    /// Keeps a blob, and returns once it outlives a power cut. What is there already under this version is never written over:
     /// another enclave may have it.
-    fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()>;
+    fn store(&self, group: &str, state_version: u64, blob: &[u8]) -> Result<()>;
 }
 
 /// A directory of blobs.
@@ -49,15 +49,15 @@ impl Blobs for BlobStore {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error).with_context(|| format!("listing {}", folder.display())),
         };
-        let mut generations: Vec<u64> =
-            entries.filter_map(|entry| generation(entry.ok()?.file_name().to_str()?)).collect();
-        generations.sort_unstable_by(|a, b| b.cmp(a));
-        generations.truncate(1000);
-        Ok(generations)
+        let mut state_versions: Vec<u64> =
+            entries.filter_map(|entry| state_version(entry.ok()?.file_name().to_str()?)).collect();
+        state_versions.sort_unstable_by(|a, b| b.cmp(a));
+        state_versions.truncate(1000);
+        Ok(state_versions)
     }
 
-    fn load(&self, group: &str, generation: u64) -> Result<BlobBytes> {
-        let path = self.group(group)?.join(name(generation));
+    fn load(&self, group: &str, state_version: u64) -> Result<BlobBytes> {
+        let path = self.group(group)?.join(name(state_version));
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let mut bytes = Vec::new();
         let limit = u64::try_from(MAX_BLOB_LEN).unwrap_or(u64::MAX).saturating_add(1);
@@ -67,14 +67,14 @@ impl Blobs for BlobStore {
             .with_context(|| format!("{} is {len} bytes long; 1 to {MAX_BLOB_LEN} are allowed", path.display()))
     }
 
-    fn store(&self, group: &str, generation: u64, blob: &[u8]) -> Result<()> {
+    fn store(&self, group: &str, state_version: u64, blob: &[u8]) -> Result<()> {
         let folder = self.group(group)?;
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| said("making", &folder))?;
         let folder = fs::canonicalize(&folder).with_context(|| said("finding", &folder))?;
-        let path = folder.join(name(generation));
+        let path = folder.join(name(state_version));
         // A name that nobody else has; it is gone again whatever happens.
         let mut file = tempfile::Builder::new()
-            .prefix(&name(generation))
+            .prefix(&name(state_version))
             .suffix(".part")
             .permissions(Permissions::from_mode(0o600))
             .tempfile_in(&folder)
@@ -110,13 +110,13 @@ pub(super) fn checked(group: &str) -> Result<&str> {
 }
 
 /// Twenty digits, so that names sort as numbers do.
-fn name(generation: u64) -> String {
-    format!("{generation:020}{SUFFIX}")
+fn name(state_version: u64) -> String {
+    format!("{state_version:020}{SUFFIX}")
 }
 
-fn generation(file: &str) -> Option<u64> {
-    let generation = file.strip_suffix(SUFFIX)?.parse().ok()?;
-    (name(generation) == file).then_some(generation)
+fn state_version(file: &str) -> Option<u64> {
+    let state_version = file.strip_suffix(SUFFIX)?.parse().ok()?;
+    (name(state_version) == file).then_some(state_version)
 }
 
 fn said(doing: &str, path: &Path) -> String {
@@ -128,12 +128,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blobs_are_kept_by_generation_and_never_written_over() -> Result<()> {
+    fn blobs_are_kept_by_state_version_and_never_written_over() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let store = BlobStore::new(folder.path().join("blobs"));
         assert_eq!(store.list("alpha")?, Vec::<u64>::new());
-        for generation in [1, 2, u64::MAX] {
-            store.store("alpha", generation, &generation.to_be_bytes())?;
+        for state_version in [1, 2, u64::MAX] {
+            store.store("alpha", state_version, &state_version.to_be_bytes())?;
         }
         assert_eq!(store.list("alpha")?, [u64::MAX, 2, 1]);
         assert_eq!(store.load("alpha", 2)?.as_ref(), 2_u64.to_be_bytes());
@@ -153,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_generations_are_kept() -> Result<()> {
+    fn the_newest_state_versions_are_kept() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let store = BlobStore::new(folder.path());
         let all = u64::try_from(KEPT)? + 3;
-        for generation in 1..=all {
-            store.store("alpha", generation, b"blob")?;
+        for state_version in 1..=all {
+            store.store("alpha", state_version, b"blob")?;
         }
         assert_eq!(store.list("alpha")?, (4..=all).rev().collect::<Vec<_>>());
         Ok(())

@@ -69,8 +69,8 @@ pub fn judge(world: &World, released: Vec<Released>, probed: &Probed) -> Report 
             );
         }
     }
-    let generation = world.generation();
-    let _ = writeln!(text, "the fence is in generation {}", generation.map_or("?".to_owned(), |g| g.to_string()));
+    let term = world.term();
+    let _ = writeln!(text, "the fence is in term {}", term.map_or("?".to_owned(), |g| g.to_string()));
     let _ = writeln!(text, "slashable pairs: {}; signatures of deleted keys: {}", pairs.len(), deleted.len());
     for (key, a, b) in pairs.iter().take(10) {
         let _ = writeln!(text, "  SLASHABLE, key {key}: {a:?} and {b:?}");

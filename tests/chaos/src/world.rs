@@ -528,9 +528,9 @@ impl World {
         }
     }
 
-    /// The generation that is held at the end.
-    pub fn generation(&self) -> Option<u64> {
-        self.status(None)?["fence"]["record"]["generation"].as_u64()
+    /// The term that is held at the end.
+    pub fn term(&self) -> Option<u64> {
+        self.status(None)?["fence"]["record"]["term"].as_u64()
     }
 
     /// What an enclave says of itself: of this number, or the holder.

@@ -24,7 +24,7 @@ use casemate_nitro_vm::Machine;
 use casemate_protocol::address::Address;
 use casemate_protocol::command::OperatorKey;
 use casemate_protocol::frame::{self, Info, MAX_FRAME_LEN};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Network, Reply, Request, RequestFrame};
 use casemate_vault::{Clock, SystemClock};
 use clap::Parser;
@@ -303,13 +303,13 @@ impl Stack {
         loop {
             match enclave.standing()? {
                 standing if standing.signs() => break,
-                FenceStatus::OldState => bail!(
+                StatedStatus::OldState => bail!(
                     "the sealed states in {} are older than the fence's record allows: the newest is missing",
                     self.data_dir.join("blobs").display()
                 ),
-                FenceStatus::RolledBack => bail!("the fence's record is older than the sealed state has seen it"),
-                FenceStatus::NoRecord => bail!("the fence's record is gone: casemate fence init --record-lost"),
-                FenceStatus::Closed => bail!("the fence's record has ended: casemate fence init --after"),
+                StatedStatus::RolledBack => bail!("the fence's record is older than the sealed state has seen it"),
+                StatedStatus::NoRecord => bail!("the fence's record is gone: casemate fence init --record-lost"),
+                StatedStatus::Closed => bail!("the fence's record has ended: casemate fence init --after"),
                 _ => {}
             }
             if self.stop.asked() {

@@ -153,8 +153,8 @@ fn the_statement_tells_keys_chain_configuration_and_start() {
     let fence = &first["statement"]["fence"];
     assert_eq!((&fence["kind"], &fence["standing"]), (&"file".into(), &"holding".into()));
     // They begin with the time.
-    assert!(fence["generation"].as_u64().is_some_and(|generation| generation > 1_700_000_000), "{fence}");
-    assert_eq!(fence["generation"], fence["record"]["generation"]);
+    assert!(fence["term"].as_u64().is_some_and(|term| term > 1_700_000_000), "{fence}");
+    assert_eq!(fence["term"], fence["record"]["term"]);
     let state = &first["statement"]["state"];
     assert!(state["number"].as_u64().is_some_and(|number| number >= 1_700_000_000 << 32), "{state}");
     assert_eq!(fence["record"]["holder"], first["statement"]["boot_nonce"]);

@@ -46,7 +46,7 @@ fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
     let first = client.sign(&keys[0], &attestation(epoch - 1, epoch, 1)).signature();
     let block_signature = client.sign(&keys[0], &block(slot, 1)).signature();
     let holder = u8::from(bench.standing(&stack, 1) == "holding");
-    let generation = bench.status(&stack, holder)["fence"]["generation"].as_u64().unwrap();
+    let term = bench.status(&stack, holder)["fence"]["term"].as_u64().unwrap();
     // Without a number it is the holder, before and after: the answer is that enclave's own.
     let (exit, text) = bench.casemate(&stack, &["hand-over"], true);
     assert_eq!(exit, Exit::Accepted, "{text}");
@@ -60,7 +60,7 @@ fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
     assert_eq!(client.sign(&keys[0], &block(slot, 1)).signature(), block_signature);
     assert_eq!(client.sign(&keys[0], &block(slot, 2)).status, 412);
     let now = bench.status(&stack, 1 - holder);
-    assert_eq!((&now["fence"]["standing"], &now["fence"]["generation"]), (&"holding".into(), &(generation + 1).into()));
+    assert_eq!((&now["fence"]["standing"], &now["fence"]["term"]), (&"holding".into(), &(term + 1).into()));
     assert_eq!(now["fence"]["floors"]["slot"], Value::Null, "an exact state needs no floors");
     assert_eq!(bench.standing(&stack, holder), "standby");
     // The end of the proxy does the same.

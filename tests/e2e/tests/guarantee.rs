@@ -365,7 +365,7 @@ fn what_solo_has_signed_is_not_forgotten_under_a_first_record() {
     std::fs::rename(bench.blobs().join(old), bench.blobs().join(newest.unwrap())).unwrap();
     match bench.try_start(&[ANY_AGE, "--as-it-is", "--fence", "etcd"]) {
         Ok(_) => panic!("an old state was taken under a new one's name"),
-        Err(log) => assert!(log.contains("generation"), "{log}"),
+        Err(log) => assert!(log.contains("term"), "{log}"),
     }
 }
 
@@ -429,7 +429,7 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
     bench.holder(&stack, 2);
     slots_pass(&bench, 4);
     let (first, record, closed_at) = close(&bench, &stack, &[], "closed-1");
-    assert!(record["left_state"].is_string(), "{record}");
+    assert!(record["released_state"].is_string(), "{record}");
     // One that starts anew is no better.
     for pid in stack.processes("vault") {
         Stack::signal(pid, Signal::KILL);
@@ -466,7 +466,7 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
     let frozen = stack.vaults()[0];
     Stack::signal(frozen, Signal::STOP);
     let (second, record, closed_at) = close(&bench, &stack, &["--enclave", "1"], "closed-2");
-    assert!(record["left_state"].is_null(), "{record}");
+    assert!(record["released_state"].is_null(), "{record}");
     let beside = bench.copied_without("etcd");
     let other = [&etcd[..], &["--etcd-folder", "etcd-2"]].concat();
     let after = as_it_is(&beside, &other);
@@ -597,8 +597,8 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
             ceilings: Ceilings { slot: Slot(u64::MAX - 1), target: Epoch(u64::MAX - 1), source: Epoch(u64::MAX - 1) },
             ..record
         }),
-        ("sealed_generation", |record| Record { min_state_version: u64::MAX - 1, ..record }),
-        ("generation", |record| Record { term: MAX_TERM, ..record }),
+        ("min_state_version", |record| Record { min_state_version: u64::MAX - 1, ..record }),
+        ("term", |record| Record { term: MAX_TERM, ..record }),
     ];
     for (what, fake) in fakes {
         let before = read();

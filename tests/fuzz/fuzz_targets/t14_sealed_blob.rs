@@ -21,7 +21,7 @@ thread_local! {
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(header) = seal::header(bytes, &place(), 3) {
-        assert!(header.generation >= 3 && header.group == "g" && header.key_arn == "arn");
+        assert!(header.state_version >= 3 && header.group == "g" && header.key_arn == "arn");
     }
     assert!(seal::open(bytes, &DATA_KEY, &place(), 3).is_err(), "opened what was not sealed");
     // A good blob with the fuzzer's bytes laid over it.

@@ -43,13 +43,13 @@ fuzz_target!(|bytes: &[u8]| {
     let old = Record {
         version: 1,
         holder: Bytes::ZERO,
-        generation: 1,
+        term: 1,
         ceilings: Ceilings::ZERO,
-        sealed_generation: 0,
+        min_state_version: 0,
         clean: None,
         closed: false,
     };
-    let new = Record { version: 2, generation: 2, ..old };
+    let new = Record { version: 2, term: 2, ..old };
     let (whole, text) = match response(bytes) {
         Ok(Some(response)) => (Some(response), None),
         _ => (None, BoundedBytes::new(bytes.to_vec())),

@@ -60,11 +60,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{FenceStatus, RecordKind};
+use casemate_protocol::statement::{RecordKind, StatedStatus};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, Limits, SlashingHistory, Watermarks, rules};
 use casemate_vault::keys::journal::NullJournal;
-use gate::{FenceParts, Fencing, Gate, View};
+use gate::{FenceParts, FenceGate, Gate, View};
 use keyring::{Keys, current};
 use keys::seal::{Contents, SealedKey, SecretBytes};
 use platform::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -99,7 +99,7 @@ impl fence::store::Store for Nowhere {
 
 /// An enclave, as far as threads meet in it.
 struct Enclave {
-    fencing: Fencing,
+    fencing: FenceGate,
     keys: RwLock<Arc<Keys>>,
     /// What was signed: slot and variant.
     released: Mutex<Vec<(u64, u8)>>,
@@ -153,19 +153,19 @@ impl Enclave {
     }
 
     /// What the keeper does when the record is held.
-    fn holds(&self, limits: Limits, generation: u64) {
+    fn holds(&self, limits: Limits, term: u64) {
         self.fencing.put(|handing_over| {
-            let standing = if handing_over { FenceStatus::HandingOver } else { FenceStatus::Holding };
+            let standing = if handing_over { StatedStatus::HandingOver } else { StatedStatus::Holding };
             let view = View { standing, record: Some(record()), floors: limits.floors };
             let closed = Gate::Closed(NotHolder::HandingOver);
-            (view, if handing_over { closed } else { Gate::Open(limits, generation) })
+            (view, if handing_over { closed } else { Gate::Open(limits, term) })
         });
     }
 
     /// What the keeper does when it is lost.
     fn loses(&self) {
         self.fencing.put(|_| {
-            let view = View { standing: FenceStatus::Standby, record: None, floors: Floors::default() };
+            let view = View { standing: StatedStatus::Standby, record: None, floors: Floors::default() };
             (view, Gate::Closed(NotHolder::Standby { slot_ceiling: Slot(0) }))
         });
     }

@@ -222,11 +222,11 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
         }
     };
     let digest = found.as_ref().map(|found| found.digest);
-    let Unsealed { state_version: generation, contents, .. } = found.unwrap_or_default();
+    let Unsealed { state_version, contents, .. } = found.unwrap_or_default();
     let (opens, fence_version) = (contents.store.clone(), contents.fence_version);
-    say!(world.lock(), "enclave {enclave} starts with state {}", state_words(generation));
+    say!(world.lock(), "enclave {enclave} starts with state {}", state_words(state_version));
     let loaded = Loaded {
-        state_version: generation,
+        state_version,
         loaded_state_digest: digest,
         store: opens.clone(),
         store_unsealed: false,

@@ -8,7 +8,7 @@ use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::statement::{FenceStatus, Statement};
+use casemate_protocol::statement::{StatedStatus, Statement};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Reply, Request, SignRequest, Slot,
@@ -97,8 +97,8 @@ pub enum Whereabouts {
     Gone {
         /// As above.
         history: Option<Past>,
-        /// The generation that has acknowledged it.
-        generation: u64,
+        /// The term that has acknowledged it.
+        term: u64,
     },
 }
 
@@ -116,7 +116,7 @@ pub struct Key {
     pub told: Past,
     /// Where it is.
     pub place: Whereabouts,
-    /// The generation in which its deletion was acknowledged, until it is brought in again.
+    /// The term in which its deletion was acknowledged, until it is brought in again.
     pub deleted: Option<u64>,
 }
 
@@ -161,7 +161,7 @@ pub struct Episode {
     pub(crate) closed: Option<ClosedRecord>,
     /// Version of the newest record that operators know to have ended.
     pub(crate) ended: u64,
-    /// What the last holder has stated of its state, in this generation.
+    /// What the last holder has stated of its state, in this term.
     pub(crate) last_stated: Option<(u64, LastState)>,
     /// Commands that may have changed the keys since.
     pub(crate) is_stale: bool,
@@ -300,7 +300,7 @@ impl Episode {
         for _ in 0..600 {
             self.calm_step()?;
             let number = self.running().first().copied();
-            let holds = number.is_some_and(|number| self.standing(number) == Some(FenceStatus::Holding));
+            let holds = number.is_some_and(|number| self.standing(number) == Some(StatedStatus::Holding));
             let here = self.keys.iter().any(|key| matches!(key.place, Whereabouts::Here { .. }));
             if holds && (keys == 0 || here) {
                 break;
@@ -477,15 +477,15 @@ impl Episode {
         stated(&*self.enclave(number)?.vault()?).map(|(statement, _)| statement)
     }
 
-    pub(crate) fn standing(&self, number: u32) -> Option<FenceStatus> {
+    pub(crate) fn standing(&self, number: u32) -> Option<StatedStatus> {
         match self.enclave(number)?.vault()?.handle(&Request::Info) {
             Reply::Info(info) => Some(info.standing),
             _ => None,
         }
     }
 
-    /// The generation that an enclave has claimed last.
-    fn generation(&self, enclave: &Enclave) -> u64 {
+    /// The term that an enclave has claimed last.
+    fn term(&self, enclave: &Enclave) -> u64 {
         let nonce = enclave.boot.map_or(Bytes::ZERO, |boot| boot.nonce);
         let world = self.world.lock();
         world.stores[enclave.store].claimed.get(&nonce).copied().unwrap_or(0)
@@ -534,7 +534,7 @@ impl Episode {
     pub(crate) fn ask(&mut self, number: u32, key: usize, message: Message) -> Result<bool, Violation> {
         let Some(enclave) = self.enclave(number) else { return Ok(false) };
         let Some(vault) = enclave.vault() else { return Ok(false) };
-        let (generation, store) = (self.generation(enclave), enclave.store);
+        let (term, store) = (self.term(enclave), enclave.store);
         let reply = vault.handle(&Request::Sign(sign_request(self.keys[key].public, message)));
         let given = matches!(reply, Reply::Signature(_));
         {
@@ -545,24 +545,23 @@ impl Episode {
                 return Ok(false);
             }
             world.stats.signatures += 1;
-            world.say(format_args!("enclave {number} signs {message} with key {key} in generation {generation}"));
-            let granted = world.stores[store].granted.get(&generation).copied().unwrap_or(Ceilings::ZERO);
+            world.say(format_args!("enclave {number} signs {message} with key {key} in term {term}"));
+            let granted = world.stores[store].granted.get(&term).copied().unwrap_or(Ceilings::ZERO);
             let within = match message {
                 Message::Block { slot, .. } => slot <= granted.slot.0,
                 Message::Vote { source, target, .. } => source <= granted.source.0 && target <= granted.target.0,
             };
             if !within {
-                let what =
-                    format!("enclave {number} signs {message}, beyond all that generation {generation} was granted");
+                let what = format!("enclave {number} signs {message}, beyond all that term {term} was granted");
                 return Err(Violation(what));
             }
         }
-        let by = format!("enclave {number}, generation {generation}, {} ms", self.time.ms());
+        let by = format!("enclave {number}, term {term}, {} ms", self.time.ms());
         self.release(key, message, by)?;
-        if let Some(deleted) = self.keys[key].deleted.filter(|deleted| generation >= *deleted) {
+        if let Some(deleted) = self.keys[key].deleted.filter(|deleted| term >= *deleted) {
             return Err(Violation(format!(
-                "enclave {number} signs {message} in generation {generation} with key {key}, whose deletion was acknowledged in \
-                 generation {deleted}"
+                "enclave {number} signs {message} in term {term} with key {key}, whose deletion was acknowledged in \
+                 term {deleted}"
             )));
         }
         Ok(true)
@@ -740,7 +739,7 @@ impl Episode {
         self.end_all();
         let number = self.start_enclave(false);
         let world = &mut *self.world.lock();
-        let numbers = world.disk.iter().map(|kept| kept.generation);
+        let numbers = world.disk.iter().map(|kept| kept.term);
         let newest = numbers.clone().max().unwrap_or(0);
         // The state before the change, mostly.
         let before = numbers.filter(|number| *number < newest).max();
@@ -806,13 +805,13 @@ impl Episode {
         if self.enclaves.iter().find(whose).is_some_and(|enclave| enclave.inside.parts().at.is_some()) {
             return;
         }
-        let generation = statement.fence.term;
-        let (FenceStatus::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
-        if self.last_stated.is_some_and(|(last, _)| last > generation) {
+        let term = statement.fence.term;
+        let (StatedStatus::Holding, Some(state)) = (statement.fence.standing, statement.state) else { return };
+        if self.last_stated.is_some_and(|(last, _)| last > term) {
             return;
         }
         let last = LastState { keys_root: statement.public_keys.root, fence_version: state.fence_version };
-        self.last_stated = Some((generation, last));
+        self.last_stated = Some((term, last));
         self.is_stale = false;
     }
 
@@ -861,7 +860,7 @@ impl Episode {
             self.recover();
             let slot = self.slot().0;
             let Some(number) = self.running().first().copied() else { continue };
-            if self.standing(number) != Some(FenceStatus::Holding) {
+            if self.standing(number) != Some(StatedStatus::Holding) {
                 continue;
             }
             for key in 0..ALL_KEYS {
@@ -923,7 +922,7 @@ impl Episode {
             next = now + 200;
             let Some(number) = self.running().first().copied() else { continue };
             looks += 1;
-            holding += u64::from(self.standing(number) == Some(FenceStatus::Holding));
+            holding += u64::from(self.standing(number) == Some(StatedStatus::Holding));
             self.order(number, Request::HandOver);
         }
         if holding * 5 < looks {
@@ -941,11 +940,11 @@ fn show_something(world: &mut World, enclave: u32) {
         world.views.remove(&enclave);
         return;
     }
-    let newest = world.disk.iter().map(|kept| kept.generation).max().unwrap_or(0);
+    let newest = world.disk.iter().map(|kept| kept.term).max().unwrap_or(0);
     // Just before the last one, mostly.
     let back = world.random.pick(&[1, 1, 1, 2, 2, 3, 4, 5]).min(world.disk.len() - 1);
     let some = world.disk.len() - 1 - back;
-    let shown = if world.random.chance(50) { 0 } else { world.disk[some].generation };
+    let shown = if world.random.chance(50) { 0 } else { world.disk[some].term };
     world.views.insert(enclave, shown);
     if shown < newest {
         world.stats.rollbacks += 1;

@@ -1,7 +1,7 @@
 //! Records that no enclave has asked for, and clocks that jump: what happens, what ends it, and what has to be so afterwards.
 
 use casemate_fence::{MAX_TERM, MAX_VERSION_STEP, Record, StoreOp};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
 
@@ -187,7 +187,7 @@ impl Episode {
                 self.recover();
             }
             let Some(number) = self.running().first().copied() else { continue };
-            if self.standing(number) == Some(FenceStatus::Holding) && self.signs(number)? {
+            if self.standing(number) == Some(StatedStatus::Holding) && self.signs(number)? {
                 return Ok(());
             }
         }
@@ -214,14 +214,14 @@ fn far(random: &mut Random) -> i64 {
 fn forged(random: &mut Random, before: Record) -> (Record, bool) {
     let most = u64::MAX - random.below(2);
     let named = random.pick(&[None, before.released_state, Some(Bytes([9; 32]))]);
-    let (version, generation) = (before.version + random.pick(&[1, 1, 100]), before.term);
-    let (holder, generation) = random.pick(&[
-        (before.holder, generation),
-        (Bytes([9; 32]), generation + 1),
+    let (version, term) = (before.version + random.pick(&[1, 1, 100]), before.term);
+    let (holder, term) = random.pick(&[
+        (before.holder, term),
+        (Bytes([9; 32]), term + 1),
         // As one that was just made: whoever sees it may claim it at once.
-        (Bytes::ZERO, generation + 1),
+        (Bytes::ZERO, term + 1),
     ]);
-    let next = Record { version, holder, term: generation, released_state: named, ..before };
+    let next = Record { version, holder, term, released_state: named, ..before };
     match random.below(8) {
         // No record at all.
         0 => (Record { term: random.pick(&[0, MAX_TERM + 1, u64::MAX]), ..next }, false),

@@ -8,7 +8,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::past::SignedHistoryPage;
-use casemate_protocol::statement::{FenceStatus, StatedRecord, Statement};
+use casemate_protocol::statement::{StatedRecord, StatedStatus, Statement};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -139,7 +139,7 @@ impl Episode {
             self.begin(number, task);
             return;
         }
-        let holder = running.iter().copied().find(|one| self.standing(*one) == Some(FenceStatus::Holding));
+        let holder = running.iter().copied().find(|one| self.standing(*one) == Some(StatedStatus::Holding));
         let key = self.random(|random| random.index(KEYS - 1));
         // What operators are about, in this episode.
         let roll = match self.random(|random| random.below(100)) {
@@ -189,7 +189,7 @@ impl Episode {
         }
         self.made |= !self.is_record_missing();
         // That it has ended, and how, its status tells too.
-        if let (None, FenceStatus::Closed, Some(record)) =
+        if let (None, StatedStatus::Closed, Some(record)) =
             (&self.closed, statement.fence.standing, &statement.fence.record)
             && record.closed
             && self.is_current(statement)
@@ -204,20 +204,20 @@ impl Episode {
                 && closed.version > 0
                 && matches!(
                     statement.fence.standing,
-                    FenceStatus::NoRecord | FenceStatus::Closed | FenceStatus::RolledBack | FenceStatus::Unknown
+                    StatedStatus::NoRecord | StatedStatus::Closed | StatedStatus::RolledBack | StatedStatus::Unknown
                 );
             return next.then_some(Task::After);
         }
         match statement.fence.standing {
             // Whoever brings in credentials hears too that there is no record.
-            FenceStatus::NoRecord | FenceStatus::RolledBack | FenceStatus::Unknown
+            StatedStatus::NoRecord | StatedStatus::RolledBack | StatedStatus::Unknown
                 if self.made && self.is_record_missing() =>
             {
                 let last = self.last_stated.filter(|_| !self.is_stale);
                 last.map(|(_, last)| Task::Lost(last))
             }
-            FenceStatus::NoRecord | FenceStatus::Unknown if !self.made => Some(Task::New),
-            FenceStatus::Unknown => self.are_credentials_dead(statement).then_some(Task::Credentials),
+            StatedStatus::NoRecord | StatedStatus::Unknown if !self.made => Some(Task::New),
+            StatedStatus::Unknown => self.are_credentials_dead(statement).then_some(Task::Credentials),
             _ => None,
         }
     }
@@ -260,7 +260,7 @@ impl Episode {
             self.begin(number, task);
             return;
         }
-        if statement.fence.standing != FenceStatus::Holding {
+        if statement.fence.standing != StatedStatus::Holding {
             return;
         }
         // Something must be there to sign with; and what was given before is given again until it is known.
@@ -616,11 +616,11 @@ impl Episode {
             };
             return;
         };
-        let generation = self.claimed(job.enclave);
-        self.keys[key].place = Whereabouts::Gone { history, generation };
+        let term = self.claimed(job.enclave);
+        self.keys[key].place = Whereabouts::Gone { history, term };
         // An import that somebody may still deliver, or that is being carried out, is one of later.
         if *outcome == KeyOutcome::Deleted && !self.is_import_out(key) {
-            self.keys[key].deleted = Some(generation);
+            self.keys[key].deleted = Some(term);
         }
     }
 
@@ -628,7 +628,7 @@ impl Episode {
     fn show_older(&mut self, enclave: u32) {
         self.older += 1;
         let world = &mut *self.world.lock();
-        let mut numbers: Vec<u64> = world.disk.iter().map(|kept| kept.generation).collect();
+        let mut numbers: Vec<u64> = world.disk.iter().map(|kept| kept.term).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let back = self.older % (numbers.len().min(8) + 1);
@@ -704,15 +704,15 @@ impl Episode {
 }
 
 fn closed_record(record: &StatedRecord) -> ClosedRecord {
-    let StatedRecord { version, term: generation, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
-    let StatedRecord { min_state_version: sealed_generation, released_state: clean, .. } = *record;
+    let StatedRecord { version, term, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
+    let StatedRecord { min_state_version, released_state: clean, .. } = *record;
     ClosedRecord {
         version,
-        term: generation,
+        term,
         slot_ceiling,
         target_ceiling,
         source_ceiling,
-        min_state_version: sealed_generation,
+        min_state_version,
         released_state: clean,
     }
 }

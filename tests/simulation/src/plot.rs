@@ -1,7 +1,7 @@
 //! Plots: what somebody who knows the protocol would try, step by step, while everything else goes on at random. Chance alone comes by them
 //! too, but not within a minute.
 
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 
 use crate::episode::{ALL_KEYS, Episode, KEYS, Violation, Whereabouts};
 use crate::judge::Message;
@@ -116,7 +116,7 @@ impl Episode {
     fn current_holder(&self) -> Option<u32> {
         let holds = |number: &u32| {
             let here = self.enclave(*number).is_some_and(|enclave| enclave.store == self.store);
-            here && self.standing(*number) == Some(FenceStatus::Holding)
+            here && self.standing(*number) == Some(StatedStatus::Holding)
         };
         self.running().into_iter().find(holds)
     }

@@ -129,7 +129,7 @@ pub struct World {
     pub deny: Option<u32>,
     /// The last that was denied so.
     pub denied: u64,
-    /// The newest generation that an enclave is shown; everything where there is none.
+    /// The newest term that an enclave is shown; everything where there is none.
     pub views: BTreeMap<u32, u64>,
     /// Enclaves whose questions to the store are not answered until a time; and whether they are carried out.
     pub cuts: BTreeMap<u32, (u64, bool)>,
@@ -142,8 +142,8 @@ pub struct World {
 
 /// A blob on the disk.
 pub struct Kept {
-    /// Its generation.
-    pub generation: u64,
+    /// Its term.
+    pub term: u64,
     /// Its bytes.
     pub bytes: Arc<Vec<u8>>,
 }
@@ -159,9 +159,9 @@ pub struct StoreState {
     pub credentials: BTreeSet<u64>,
     /// Questions that arrive when their asker has long given up.
     pub late: Vec<(u64, StoreOp)>,
-    /// The highest ceilings of each generation.
+    /// The highest ceilings of each term.
     pub granted: BTreeMap<u64, Ceilings>,
-    /// The last generation that each holder has claimed.
+    /// The last term that each holder has claimed.
     pub claimed: BTreeMap<Holder, u64>,
     /// What somebody has put in the place of the record, until it is mended.
     pub forged: Option<Forged>,
@@ -270,7 +270,7 @@ impl World {
     /// What the parent shows of its disk to an enclave.
     fn shown(&self, enclave: u32) -> impl Iterator<Item = &Kept> {
         let newest = self.views.get(&enclave).copied().unwrap_or(u64::MAX);
-        self.disk.iter().filter(move |kept| kept.generation <= newest)
+        self.disk.iter().filter(move |kept| kept.term <= newest)
     }
 
     /// Questions that are late arrive.
@@ -432,25 +432,17 @@ impl Store for SimStore {
 
 /// A record in words.
 pub fn record_words(record: &Record) -> String {
-    let Record {
-        version,
-        term: generation,
-        ceilings,
-        min_state_version: sealed_generation,
-        released_state: clean,
-        closed,
-        ..
-    } = record;
+    let Record { version, term, ceilings, min_state_version, released_state: clean, closed, .. } = record;
     let Ceilings { slot, target, source } = ceilings;
     let left = if clean.is_some() { ", names a state" } else { "" };
     let closed = if *closed { ", closed" } else { "" };
     format!(
-        "version {version}, generation {generation}, up to slot {slot}, target {target}, source {source}, states from {}{left}{closed}",
-        state_words(*sealed_generation)
+        "version {version}, term {term}, up to slot {slot}, target {target}, source {source}, states from {}{left}{closed}",
+        state_words(*min_state_version)
     )
 }
 
-/// A sealed state's number in words: the generation of the fence, and how many in it.
+/// A sealed state's number in words: the term of the fence, and how many in it.
 pub fn state_words(number: u64) -> String {
     format!("{}.{}", number >> 32, number & 0xffff_ffff)
 }
@@ -545,32 +537,32 @@ impl Services for SimServices {
 
     fn list_blobs(&self, _: &str) -> Result<Vec<u64>, ServiceError> {
         self.call()?;
-        Ok(self.world.lock().shown(self.enclave).map(|kept| kept.generation).collect())
+        Ok(self.world.lock().shown(self.enclave).map(|kept| kept.term).collect())
     }
 
-    fn load_blob(&self, _: &str, generation: u64) -> Result<Vec<u8>, ServiceError> {
+    fn load_blob(&self, _: &str, term: u64) -> Result<Vec<u8>, ServiceError> {
         self.call()?;
         let world = self.world.lock();
         // Two enclaves may have sealed under one number before either held the fence: the last one is kept.
-        let found = world.shown(self.enclave).filter(|kept| kept.generation == generation).last();
+        let found = world.shown(self.enclave).filter(|kept| kept.term == term).last();
         found.map(|kept| kept.bytes.as_ref().clone()).ok_or(ServiceError::Refused)
     }
 
-    fn store_blob(&self, _: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError> {
+    fn store_blob(&self, _: &str, term: u64, blob: &[u8]) -> Result<(), ServiceError> {
         self.call()?;
         let world = &mut *self.world.lock();
         let Faults { denied, dropped, .. } = world.faults;
         let denies = world.deny == Some(self.enclave);
         if denies {
-            (world.deny, world.denied) = (None, generation);
+            (world.deny, world.denied) = (None, term);
         }
         let roll = if denies { dropped } else { world.random.below(1000) };
-        let (enclave, number) = (self.enclave, state_words(generation));
+        let (enclave, number) = (self.enclave, state_words(term));
         if roll < dropped {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent loses it, and says so"));
             return Err(ServiceError::Refused);
         }
-        world.disk.push(Kept { generation, bytes: Arc::new(blob.to_vec()) });
+        world.disk.push(Kept { term, bytes: Arc::new(blob.to_vec()) });
         if denies || roll < dropped + denied {
             world.say(format_args!("enclave {enclave} seals state {number}: the parent keeps it, and denies it"));
             return Err(ServiceError::Refused);

@@ -90,7 +90,7 @@ impl From<&Duty> for Message {
 pub struct LogHead {
     /// Of which boot.
     pub boot_nonce: Bytes<32>,
-    /// The generation of the fence that this enclave holds; 0 where it holds none.
+    /// The term of the fence that this enclave holds; 0 where it holds none.
     pub term: u64,
     /// Number of the last record; 0 before the first.
     pub number: u64,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the first | `casemate-signing-log 1`, boot nonce, statement, attestation document |
 //! | a record | `+`, number, Unix milliseconds, key, type, its slot or epochs, signing root or `-`, `signed` or `refused`, code and sentence |
-//! | a head | `=`, number of the last record, fence's generation, Unix milliseconds, hash, signature |
+//! | a head | `=`, number of the last record, fence's term, Unix milliseconds, hash, signature |
 
 use std::fmt::{self, Write as _};
 
@@ -78,8 +78,8 @@ impl fmt::Display for Line {
                     }
                 }
             }
-            Self::Head(LogHead { term: generation, number, time_ms, hash, signature, .. }) => {
-                write!(f, "= {number} {generation} {time_ms} {hash} {signature}")
+            Self::Head(LogHead { term, number, time_ms, hash, signature, .. }) => {
+                write!(f, "= {number} {term} {time_ms} {hash} {signature}")
             }
         }
     }
@@ -208,9 +208,9 @@ fn record<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Line> {
 
 fn head<'a>(words: &mut impl Iterator<Item = &'a str>, boot_nonce: Bytes<32>) -> Option<Line> {
     let mut next = || number(words.next()?);
-    let (number, generation, time_ms) = (next()?, next()?, next()?);
+    let (number, term, time_ms) = (next()?, next()?, next()?);
     let (hash, signature) = (hex(words.next()?)?, hex(words.next()?)?);
-    Some(Line::Head(LogHead { boot_nonce, term: generation, number, time_ms, hash, signature }))
+    Some(Line::Head(LogHead { boot_nonce, term, number, time_ms, hash, signature }))
 }
 
 /// Takes what is written and compares it with what is expected.

@@ -56,7 +56,7 @@ pub struct CommandProcessor {
 /// The sealed state that is in force.
 #[derive(Clone, Default)]
 pub struct Loaded {
-    /// Its generation; 0 where there is none.
+    /// Its term; 0 where there is none.
     pub state_version: u64,
     /// What it is known by.
     pub loaded_state_digest: Option<Root>,
@@ -145,7 +145,7 @@ impl CommandProcessor {
         if self.custody.newest().ok()? <= self.loaded().state_version {
             return None;
         }
-        let Unsealed { state_version: generation, digest, contents } = self.custody.unseal(oldest).ok()??;
+        let Unsealed { state_version, digest, contents } = self.custody.unseal(oldest).ok()??;
         let fence_version = contents.fence_version;
         let at_hand = self.loaded();
         // Those that the store has taken here, and that no state has yet, are newer than any state's.
@@ -155,7 +155,7 @@ impl CommandProcessor {
         // Nobody signs while pasts go from the old keys to the new ones: what was signed in between would be forgotten.
         let _closed = desk.fencing.closed()?;
         let before = desk.keys();
-        // What this enclave has signed itself, in an earlier generation, is not forgotten: neither of keys that the newer state lists,
+        // What this enclave has signed itself, in an earlier term, is not forgotten: neither of keys that the newer state lists,
         // nor of those that it does not.
         let past = |key: &PublicKey, history: SlashingHistory| {
             group::reloaded(before.past(key).map(Key::history), Some(history)).unwrap_or(history)
@@ -172,14 +172,8 @@ impl CommandProcessor {
             }
         }
         desk.publish(&Arc::new(keys));
-        book.tried = book.tried.max(generation);
-        let loaded = Loaded {
-            state_version: generation,
-            loaded_state_digest: Some(digest),
-            store,
-            store_unsealed,
-            fence_version,
-        };
+        book.tried = book.tried.max(state_version);
+        let loaded = Loaded { state_version, loaded_state_digest: Some(digest), store, store_unsealed, fence_version };
         self.is_loaded(|now| *now = loaded.clone());
         Some(loaded)
     }
@@ -195,11 +189,11 @@ impl CommandProcessor {
         if !fencing.has_record() {
             return Err(Refusal::NoFenceRecord(fencing.kind()));
         }
-        let (generation, floors) = fencing.held()?;
+        let (term, floors) = fencing.held()?;
         fencing.close()?;
         let left = self
-            .leave_behind(desk, book, generation, floors)
-            .and_then(|state| fencing.ask_keeper(KeeperRequest::Leave { state, term: generation }));
+            .leave_behind(desk, book, term, floors)
+            .and_then(|state| fencing.ask_keeper(KeeperRequest::Leave { state, term }));
         if left.is_err() {
             fencing.reopen();
         }
@@ -211,14 +205,14 @@ impl CommandProcessor {
         &self,
         desk: &CommandContext<'_>,
         book: &mut CommandState,
-        generation: u64,
+        term: u64,
         floors: Floors,
     ) -> Result<Root, Refusal> {
-        // The state stands for the generations before too, also of keys that came later: the floors have held for them as well.
+        // The state stands for the terms before too, also of keys that came later: the floors have held for them as well.
         desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
         match desk.journal.durable_state_digest() {
             Some(state) => Ok(state),
-            None => self.seal_exact(desk, book, generation),
+            None => self.seal_exact(desk, book, term),
         }
     }
 
@@ -227,15 +221,15 @@ impl CommandProcessor {
         &self,
         desk: &CommandContext<'_>,
         book: &mut CommandState,
-        generation: u64,
+        term: u64,
         floors: Floors,
     ) -> Result<Root, Refusal> {
         desk.keys().raise(&floors, desk.journal).map_err(|_| Refusal::NotSaved)?;
-        self.seal_exact(desk, book, generation)
+        self.seal_exact(desk, book, term)
     }
 
-    fn seal_exact(&self, desk: &CommandContext<'_>, book: &mut CommandState, generation: u64) -> Result<Root, Refusal> {
-        let next = next_state(book, generation)?;
+    fn seal_exact(&self, desk: &CommandContext<'_>, book: &mut CommandState, term: u64) -> Result<Root, Refusal> {
+        let next = next_state(book, term)?;
         let sealed = self.seal_as(desk, book, &desk.keys(), next);
         let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
         Ok(self.set_in_force(&sealed))
@@ -332,17 +326,17 @@ impl CommandProcessor {
     }
 
     fn seal_credentials(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(), Refusal> {
-        let (sealed, generation) = self.seal_now(desk, book)?;
+        let (sealed, term) = self.seal_now(desk, book)?;
         self.is_loaded(|loaded| loaded.store_unsealed = false);
-        desk.enforce(sealed, generation)
+        desk.enforce(sealed, term)
     }
 
     /// Seals what is in force.
     fn seal_now(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(u64, u64), Refusal> {
-        let (generation, _) = desk.fencing.held()?;
-        let next = next_state(book, generation)?;
+        let (term, _) = desk.fencing.held()?;
+        let next = next_state(book, term)?;
         self.seal_in_force(desk, book, &desk.keys(), next)?;
-        Ok((next, generation))
+        Ok((next, term))
     }
 
     /// Seals the state that a record begins with, and has the record made.
@@ -387,12 +381,12 @@ impl CommandProcessor {
             RecordOrder::New => (None, untouched),
             RecordOrder::Lost { .. } | RecordOrder::Keep => (None, false),
         };
-        // Above every generation that there can have been, under whatever record: so are the numbers of the states that are sealed from
-        // now on, and no older state is loaded any more. One generation a second is more than there ever are.
+        // Above every term that there can have been, under whatever record: so are the numbers of the states that are sealed from
+        // now on, and no older state is loaded any more. One term a second is more than there ever are.
         let seconds = desk.clock.unix_ms().ok_or(Refusal::ClockStopped)? / 1000;
         let after = closed.map_or(0, |closed| closed.term.saturating_add(1));
-        let generation = seconds.max(after).max(1);
-        let next = next_state(book, generation)?;
+        let term = seconds.max(after).max(1);
+        let next = next_state(book, term)?;
         let sealed = self.seal_as(desk, book, &keys, next);
         let sealed = sealed.map_err(|error| Refusal::NotSealed(waiting_for(&error)))?;
         let digest = self.set_in_force(&sealed);
@@ -407,7 +401,7 @@ impl CommandProcessor {
                 RecordOrder::Lost { .. } => seconds.saturating_mul(VERSIONS_A_SECOND),
                 RecordOrder::New | RecordOrder::Keep => 0,
             },
-            term: generation,
+            term,
             ceilings,
             min_state_version: next,
             exact: exact.then_some(digest),
@@ -423,11 +417,11 @@ impl CommandProcessor {
             return Err(Refusal::NoFenceRecord(fencing.kind()));
         }
         let done = match fencing.held() {
-            Ok((generation, floors)) => {
+            Ok((term, floors)) => {
                 fencing.close()?;
                 let done = self
-                    .seal_behind(desk, book, generation, floors)
-                    .and_then(|state| fencing.ask_keeper(KeeperRequest::Close(Some((state, generation)))));
+                    .seal_behind(desk, book, term, floors)
+                    .and_then(|state| fencing.ask_keeper(KeeperRequest::Close(Some((state, term)))));
                 if done.is_err() {
                     fencing.reopen();
                 }
@@ -759,9 +753,9 @@ impl CommandProcessor {
         // They sign no more before their past is written down: signatures look up their key behind the gate.
         desk.publish(&changed);
         desk.fencing.settle();
-        let (sealed, generation) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
+        let (sealed, term) = self.seal(desk, book, &changed, &before).inspect_err(|_| desk.publish(&before))?;
         self.set_in_force(&sealed);
-        desk.enforce(sealed.state_version, generation)?;
+        desk.enforce(sealed.state_version, term)?;
         Ok(Outcome::Deleted { keys: outcomes })
     }
 
@@ -801,8 +795,8 @@ impl CommandProcessor {
         changed: &Arc<Keys>,
         before: &Keys,
     ) -> Result<(), Refusal> {
-        let (sealed, generation) = self.seal(desk, book, changed, before)?;
-        desk.enforce(sealed.state_version, generation)?;
+        let (sealed, term) = self.seal(desk, book, changed, before)?;
+        desk.enforce(sealed.state_version, term)?;
         self.set_in_force(&sealed);
         desk.publish(changed);
         Ok(())
@@ -823,7 +817,7 @@ impl CommandProcessor {
         Ok(())
     }
 
-    /// Seals a state; in which generation. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
+    /// Seals a state; in which term. Where it cannot be known whether the parent has kept it, the state before is sealed over it.
     fn seal(
         &self,
         desk: &CommandContext<'_>,
@@ -831,8 +825,8 @@ impl CommandProcessor {
         keys: &Keys,
         before: &Keys,
     ) -> Result<(Sealed, u64), Refusal> {
-        let (generation, _) = desk.fencing.held()?;
-        let next = next_state(book, generation)?;
+        let (term, _) = desk.fencing.held()?;
+        let next = next_state(book, term)?;
         match self.seal_as(desk, book, keys, next) {
             Err(CustodyError::NotStored(error)) => {
                 let waiting = waiting_for(&CustodyError::Service(error));
@@ -842,7 +836,7 @@ impl CommandProcessor {
                 };
                 self.set_in_force(&sealed);
                 // Nothing has changed only once the one that the parent may have kept is refused too.
-                match desk.enforce(over, generation) {
+                match desk.enforce(over, term) {
                     Ok(()) => Err(Refusal::NotSealed(waiting)),
                     Err(_) => Err(Refusal::MaybeSealed(waiting)),
                 }
@@ -852,7 +846,7 @@ impl CommandProcessor {
                 Err(Refusal::OtherState { kept, ours: self.loaded().state_version })
             }
             Err(error) => Err(Refusal::NotSealed(waiting_for(&error))),
-            Ok(sealed) => Ok((sealed, generation)),
+            Ok(sealed) => Ok((sealed, term)),
         }
     }
 
@@ -861,42 +855,42 @@ impl CommandProcessor {
         desk: &CommandContext<'_>,
         book: &mut CommandState,
         keys: &Keys,
-        generation: u64,
+        state_version: u64,
     ) -> Result<Sealed, CustodyError> {
         let at_hand = self.loaded();
         // It never falls: also where the store shows no record any more, the state has seen one.
         let fence_version = at_hand.fence_version.max(desk.fencing.version());
         let store = at_hand.store;
         let contents = Contents { store, fence_version, ..keys.contents() };
-        let sealed = self.custody.seal(&contents, generation);
+        let sealed = self.custody.seal(&contents, state_version);
         if matches!(sealed, Ok(_) | Err(CustodyError::NotStored(_))) {
-            book.tried = generation;
+            book.tried = state_version;
         }
-        sealed.map(|digest| Sealed { state_version: generation, digest, fence_version })
+        sealed.map(|digest| Sealed { state_version, digest, fence_version })
     }
 
     /// What was sealed is in force: it is what this enclave has loaded from now on, and what its statement names.
     fn set_in_force(&self, sealed: &Sealed) -> Root {
-        let Sealed { state_version: generation, digest, fence_version } = *sealed;
+        let Sealed { state_version, digest, fence_version } = *sealed;
         self.is_loaded(|loaded| {
-            loaded.state_version = generation;
+            loaded.state_version = state_version;
             loaded.loaded_state_digest = Some(digest);
             loaded.fence_version = fence_version;
         });
         digest
     }
 
-    /// Has every state refused that was sealed before this generation, or that this enclave has sealed and could not confirm: one of
+    /// Has every state refused that was sealed before this term, or that this enclave has sealed and could not confirm: one of
     /// them may list a key that this enclave does not know. Only then can be told what such a key has signed at most.
-    pub(crate) fn settle_states(&self, desk: &CommandContext<'_>, generation: u64) -> Result<(), Refusal> {
+    pub(crate) fn settle_states(&self, desk: &CommandContext<'_>, term: u64) -> Result<(), Refusal> {
         let mut book = self.book()?;
         let in_force = self.loaded().state_version;
-        let first = group::next_state(0, generation).ok_or(Refusal::MalformedCommand)?;
+        let first = group::next_state(0, term).ok_or(Refusal::MalformedCommand)?;
         if in_force >= first && in_force >= book.tried {
-            return desk.enforce(in_force, generation);
+            return desk.enforce(in_force, term);
         }
-        let (sealed, generation) = self.seal_now(desk, &mut book)?;
-        desk.enforce(sealed, generation)
+        let (sealed, term) = self.seal_now(desk, &mut book)?;
+        desk.enforce(sealed, term)
     }
 }
 
@@ -913,11 +907,11 @@ impl CommandContext<'_> {
     }
 
     /// Has every older state refused, before the change is answered.
-    fn enforce(&self, sealed: u64, generation: u64) -> Result<(), Refusal> {
+    fn enforce(&self, sealed: u64, term: u64) -> Result<(), Refusal> {
         if !self.fencing.has_record() {
             return Ok(());
         }
-        let raised = self.fencing.ask_keeper(KeeperRequest::Raise { sealed, term: generation });
+        let raised = self.fencing.ask_keeper(KeeperRequest::Raise { sealed, term });
         raised.map(drop).map_err(|_| Refusal::MaybeSealed(Waiting::Fence))
     }
 
@@ -947,8 +941,8 @@ fn check_room(held: usize, known: usize, more: usize) -> Result<(), Refusal> {
     fits(held, MAX_GROUP_KEYS)
 }
 
-fn next_state(book: &CommandState, generation: u64) -> Result<u64, Refusal> {
-    group::next_state(book.tried, generation).ok_or(Refusal::MalformedCommand)
+fn next_state(book: &CommandState, term: u64) -> Result<u64, Refusal> {
+    group::next_state(book.tried, term).ok_or(Refusal::MalformedCommand)
 }
 
 /// Whether the state at hand is the last that was sealed under a record that is lost, by what operators say of it.
@@ -962,17 +956,15 @@ fn check_last(desk: &CommandContext<'_>, at_hand: &Loaded, last: LastState) -> R
 }
 
 fn closed_record(record: &Record) -> ClosedRecord {
-    let Record {
-        version, term: generation, ceilings, min_state_version: sealed_generation, released_state: clean, ..
-    } = *record;
+    let Record { version, term, ceilings, min_state_version, released_state: clean, .. } = *record;
     let Ceilings { slot: slot_ceiling, target: target_ceiling, source: source_ceiling } = ceilings;
     ClosedRecord {
         version,
-        term: generation,
+        term,
         slot_ceiling,
         target_ceiling,
         source_ceiling,
-        min_state_version: sealed_generation,
+        min_state_version,
         released_state: clean,
     }
 }

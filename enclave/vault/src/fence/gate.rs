@@ -8,7 +8,7 @@ use std::time::Duration;
 use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{self, FenceKind, FenceStatus, StatedFloors, StatedRecord};
+use casemate_protocol::statement::{self, FenceKind, StatedFloors, StatedRecord, StatedStatus};
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
@@ -40,7 +40,7 @@ pub struct FenceGate {
 
 #[derive(PartialEq, Eq)]
 pub(crate) enum Gate {
-    /// With the generation that is held.
+    /// With the term that is held.
     Open(Limits, u64),
     Closed(NotHolder),
 }
@@ -48,7 +48,7 @@ pub(crate) enum Gate {
 /// For statements.
 #[derive(Clone, Copy)]
 pub(crate) struct View {
-    pub(crate) standing: FenceStatus,
+    pub(crate) standing: StatedStatus,
     pub(crate) record: Option<Record>,
     pub(crate) floors: Floors,
 }
@@ -93,11 +93,11 @@ pub(crate) enum KeeperRequest {
     Create(Beginning),
     /// Ask the store for its record with these credentials, and keep them where it shows the record that is known.
     Credentials(StoreCredentials),
-    /// End the record; with the state that is left behind, where this enclave holds it in this generation.
+    /// End the record; with the state that is left behind, where this enclave holds it in this term.
     Close(Option<(Root, u64)>),
-    /// Have older sealed states refused, in the generation in which this one was sealed.
+    /// Have older sealed states refused, in the term in which this one was sealed.
     Raise { sealed: u64, term: u64 },
-    /// Leave, with this state behind: it stands for what was signed until the gate was closed in this generation, and for no other.
+    /// Leave, with this state behind: it stands for what was signed until the gate was closed in this term, and for no other.
     Leave { state: Root, term: u64 },
     /// Claim without waiting.
     TakeOver,
@@ -114,7 +114,7 @@ pub(crate) enum KeeperReply {
 /// A passed gate. While it is held, the limits stay in force.
 pub(crate) struct Pass<'a> {
     pub(crate) limits: Limits,
-    /// The generation that is held; 0 where the kind has none.
+    /// The term that is held; 0 where the kind has none.
     pub(crate) term: u64,
     _gate: RwLockReadGuard<'a, Gate>,
 }
@@ -132,7 +132,7 @@ pub struct Keeping(pub(crate) Option<Box<dyn Store>>);
 impl FenceParts {
     /// With a record in this store: closed until a `FenceKeeper` has claimed it.
     pub fn with_record(store: Box<dyn Store>) -> Self {
-        let view = View { standing: FenceStatus::Unknown, record: None, floors: Floors::default() };
+        let view = View { standing: StatedStatus::Unknown, record: None, floors: Floors::default() };
         let gate = Gate::Closed(NotHolder::StoreUnknown(StoreTrouble::NotAsked));
         let fencing = FenceGate::new(store.kind().into(), store.identity(), gate, view);
         Self { fencing, keeping: Keeping(Some(store)) }
@@ -156,7 +156,7 @@ impl FenceGate {
     }
 
     fn fixed(kind: FenceKind, limits: Limits) -> Self {
-        let view = View { standing: FenceStatus::NoStore, record: None, floors: limits.floors };
+        let view = View { standing: StatedStatus::NoStore, record: None, floors: limits.floors };
         Self::new(kind, None, Gate::Open(limits, 0), view)
     }
 
@@ -198,20 +198,20 @@ impl FenceGate {
     pub(crate) fn pass(&self) -> Result<Pass<'_>, Refusal> {
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         match *gate {
-            Gate::Open(limits, generation) => Ok(Pass { limits, term: generation, _gate: gate }),
+            Gate::Open(limits, term) => Ok(Pass { limits, term, _gate: gate }),
             Gate::Closed(why) => Err(Refusal::NotHolder(why)),
         }
     }
 
     /// What this enclave is to the fence.
-    pub(crate) fn standing(&self) -> FenceStatus {
+    pub(crate) fn standing(&self) -> StatedStatus {
         self.view().standing
     }
 
     /// For the statement.
     pub(crate) fn stated(&self, time_ms: Option<u64>) -> statement::FenceStatement {
         let View { standing, record, floors } = self.view();
-        let generation = record.filter(|_| standing == FenceStatus::Holding).map_or(0, |record| record.term);
+        let term = record.filter(|_| standing == StatedStatus::Holding).map_or(0, |record| record.term);
         let record = record.map(|record| StatedRecord {
             version: record.version,
             holder: record.holder,
@@ -225,10 +225,10 @@ impl FenceGate {
         });
         let floors = StatedFloors { slot: floors.slot, target: floors.target, source: floors.source };
         let store = self.identity.clone();
-        statement::FenceStatement { kind: self.kind, store, term: generation, standing, record, floors, time_ms }
+        statement::FenceStatement { kind: self.kind, store, term, standing, record, floors, time_ms }
     }
 
-    /// The generation that this enclave holds, and its floors; 0 where the kind has none.
+    /// The term that this enclave holds, and its floors; 0 where the kind has none.
     pub(crate) fn held(&self) -> Result<(u64, Floors), Refusal> {
         let pass = self.pass()?;
         Ok((pass.term, pass.limits.floors))
@@ -273,7 +273,7 @@ impl FenceGate {
     }
 
     /// Closes the gate: what is being signed is signed, and then nothing more. It stays closed until [`Self::reopen`], or until
-    /// another generation is held.
+    /// another term is held.
     pub(crate) fn close(&self) -> Result<(), Refusal> {
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         match *gate {
@@ -283,7 +283,7 @@ impl FenceGate {
         // Under the gate's lock, where the keeper reads it too.
         self.orders().handing_over = true;
         drop(gate);
-        self.view.write().unwrap_or_else(PoisonError::into_inner).standing = FenceStatus::HandingOver;
+        self.view.write().unwrap_or_else(PoisonError::into_inner).standing = StatedStatus::HandingOver;
         Ok(())
     }
 
@@ -358,7 +358,7 @@ impl FenceGate {
         }
     }
 
-    /// A generation is held anew: whatever was to be handed over was of one before.
+    /// A term is held anew: whatever was to be handed over was of one before.
     pub(crate) fn holds_anew(&self) {
         self.orders().handing_over = false;
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use casemate_fence::{Record, StoreOp, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::{FenceKind, FenceStatus, RecordKind};
+use casemate_protocol::statement::{FenceKind, RecordKind, StatedStatus};
 use casemate_protocol::{Bytes, Epoch, Refusal, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
@@ -52,9 +52,9 @@ fn record(version: u64) -> Record {
     Record { version, holder, term: 2, ceilings, min_state_version: 0, released_state: None, closed: false }
 }
 
-fn open(generation: u64) -> (View, Gate) {
-    let view = View { standing: FenceStatus::Holding, record: Some(record(7)), floors: Floors::default() };
-    (view, Gate::Open(Limits::NONE, generation))
+fn open(term: u64) -> (View, Gate) {
+    let view = View { standing: StatedStatus::Holding, record: Some(record(7)), floors: Floors::default() };
+    (view, Gate::Open(Limits::NONE, term))
 }
 
 #[test]
@@ -76,24 +76,24 @@ fn the_record_that_was_seen_last_is_stated_until_another_one_is() {
     assert_eq!((fencing.version(), fencing.changes()), (0, 0));
     fencing.put(|_| open(2));
     assert_eq!(fencing.version(), 7);
-    let apart = View { standing: FenceStatus::Unknown, record: None, floors: Floors::default() };
+    let apart = View { standing: StatedStatus::Unknown, record: None, floors: Floors::default() };
     fencing.put(|_| (apart, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!(fencing.version(), 7, "it is not known to have gone");
     let stated = fencing.stated(None);
-    assert_eq!((stated.standing, stated.record.map(|record| record.version)), (FenceStatus::Unknown, Some(7)));
+    assert_eq!((stated.standing, stated.record.map(|record| record.version)), (StatedStatus::Unknown, Some(7)));
     fencing.put(|_| (View { record: Some(record(9)), ..apart }, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!(fencing.version(), 9);
 }
 
 #[test]
-fn a_generation_is_stated_and_told_while_it_is_held_and_no_longer() {
+fn a_term_is_stated_and_told_while_it_is_held_and_no_longer() {
     let fencing = with_record();
     assert!(fencing.held().is_err());
     let floors = Floors { slot: Some(Slot(3)), target: None, source: None };
     fencing.put(|_| (View { floors, ..open(2).0 }, Gate::Open(Limits { floors, ..Limits::NONE }, 2)));
     assert_eq!((fencing.held(), fencing.stated(None).term), (Ok((2, floors)), 2));
     assert_eq!(fencing.stated(None).floors.slot, Some(Slot(3)));
-    let standby = View { standing: FenceStatus::Standby, ..open(2).0 };
+    let standby = View { standing: StatedStatus::Standby, ..open(2).0 };
     fencing.put(|_| (standby, Gate::Closed(NotHolder::NoRecord)));
     assert_eq!((fencing.held(), fencing.stated(None).term), (Err(Refusal::NotHolder(NotHolder::NoRecord)), 0));
 }
@@ -164,7 +164,7 @@ fn a_gate_that_was_closed_for_a_hand_over_says_so_to_its_keeper_until_it_is_open
     fencing.put(|_| open(2));
     assert_eq!(fencing.close(), Ok(()));
     assert!(fencing.is_handing_over() && fencing.closed().is_some());
-    assert_eq!(fencing.standing(), FenceStatus::HandingOver);
+    assert_eq!(fencing.standing(), StatedStatus::HandingOver);
     fencing.put(|handing_over| {
         assert!(handing_over);
         (open(2).0, Gate::Closed(NotHolder::HandingOver))
@@ -176,7 +176,7 @@ fn a_gate_that_was_closed_for_a_hand_over_says_so_to_its_keeper_until_it_is_open
         open(2)
     });
     assert!(fencing.closed().is_none());
-    // Another generation: what was to be handed over was of the one before.
+    // Another term: what was to be handed over was of the one before.
     assert_eq!(fencing.close(), Ok(()));
     fencing.holds_anew();
     assert!(!fencing.is_handing_over());

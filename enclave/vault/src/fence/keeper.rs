@@ -6,7 +6,7 @@ use casemate_fence::FenceMachine;
 use casemate_fence::{FenceStatus, Holder, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
-use casemate_protocol::statement::FenceStatus;
+use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::Ceilings;
 
@@ -57,7 +57,7 @@ pub struct FenceKeeper<'a> {
     take_over: bool,
     /// Version of the record that was seen last, and since when it is the same.
     steady: Option<(u64, Duration)>,
-    /// The generation whose floors were added to every key's past.
+    /// The term whose floors were added to every key's past.
     floored: u64,
     /// Why the record that was seen cannot be claimed.
     unfit: Option<NotHolder>,
@@ -200,7 +200,7 @@ impl<'a> FenceKeeper<'a> {
                 if leaves.is_some() && !exact && !self.vault.raise(&record.floors()) {
                     return None;
                 }
-                let claim = self.fence.acquire(state, self.vault.sealed_generation(), leaves);
+                let claim = self.fence.acquire(state, self.vault.state_version(), leaves);
                 // One whose numbers have come to their end cannot be claimed: it is looked at all the same, since it may be mended.
                 if claim.is_none() && rested { self.fence.poll() } else { claim }
             }
@@ -274,7 +274,7 @@ impl<'a> FenceKeeper<'a> {
     fn is_ready(&mut self, record: &Record) -> bool {
         self.fence.has_seen(self.vault.fence_version());
         let (state, _) = self.vault.match_released_state(record);
-        let old = self.vault.sealed_generation() < record.min_state_version;
+        let old = self.vault.state_version() < record.min_state_version;
         let other = record.released_state.is_some() && record.released_state != state;
         if (old || other) && self.rested(self.reloaded, STANDBY_POLL) {
             if let Some(loaded) = self.vault.reload(record.min_state_version) {
@@ -285,7 +285,7 @@ impl<'a> FenceKeeper<'a> {
             }
             self.reloaded = Some(self.runtime.now());
         }
-        let found = self.vault.sealed_generation();
+        let found = self.vault.state_version();
         self.unfit = (found < record.min_state_version)
             .then_some(NotHolder::OldState { found, oldest: record.min_state_version });
         self.unfit.is_none()
@@ -298,8 +298,8 @@ impl<'a> FenceKeeper<'a> {
         if let (FenceStatus::Holding(record), Some(limits)) = (standing, limits)
             && record.term != self.floored
         {
-            // Before anything is signed in this generation: every key's past ends no lower than the floors, so that the state
-            // that is sealed next stands for the generations before this one too.
+            // Before anything is signed in this term: every key's past ends no lower than the floors, so that the state
+            // that is sealed next stands for the terms before this one too.
             if !self.vault.raise(&limits.floors) {
                 return;
             }
@@ -312,36 +312,36 @@ impl<'a> FenceKeeper<'a> {
         self.fencing.put(|handing_over| {
             let (stated, record, closed) = match standing {
                 FenceStatus::Unknown | FenceStatus::Creating => {
-                    (FenceStatus::Unknown, None, NotHolder::StoreUnknown(trouble))
+                    (StatedStatus::Unknown, None, NotHolder::StoreUnknown(trouble))
                 }
-                FenceStatus::NoRecord => (FenceStatus::NoRecord, None, NotHolder::NoRecord),
+                FenceStatus::NoRecord => (StatedStatus::NoRecord, None, NotHolder::NoRecord),
                 FenceStatus::Standby(record) => match unfit {
-                    Some(old @ NotHolder::OldState { .. }) => (FenceStatus::OldState, Some(record), old),
-                    Some(other) => (FenceStatus::Standby, Some(record), other),
-                    None => (FenceStatus::Standby, Some(record), standby(record.ceilings.slot)),
+                    Some(old @ NotHolder::OldState { .. }) => (StatedStatus::OldState, Some(record), old),
+                    Some(other) => (StatedStatus::Standby, Some(record), other),
+                    None => (StatedStatus::Standby, Some(record), standby(record.ceilings.slot)),
                 },
                 FenceStatus::Holding(record) if handing_over => {
-                    (FenceStatus::HandingOver, Some(record), NotHolder::HandingOver)
+                    (StatedStatus::HandingOver, Some(record), NotHolder::HandingOver)
                 }
-                FenceStatus::Holding(record) => (FenceStatus::Holding, Some(record), NotHolder::HandingOver),
-                FenceStatus::Releasing => (FenceStatus::HandingOver, None, NotHolder::HandingOver),
+                FenceStatus::Holding(record) => (StatedStatus::Holding, Some(record), NotHolder::HandingOver),
+                FenceStatus::Releasing => (StatedStatus::HandingOver, None, NotHolder::HandingOver),
                 FenceStatus::Acquiring | FenceStatus::Superseded => {
-                    (FenceStatus::Standby, None, NotHolder::StoreUnknown(trouble))
+                    (StatedStatus::Standby, None, NotHolder::StoreUnknown(trouble))
                 }
-                FenceStatus::Released(record) => (FenceStatus::Standby, Some(record), standby(record.ceilings.slot)),
+                FenceStatus::Released(record) => (StatedStatus::Standby, Some(record), standby(record.ceilings.slot)),
                 FenceStatus::RolledBack { seen, found } => {
-                    (FenceStatus::RolledBack, None, NotHolder::RolledBack { seen, found })
+                    (StatedStatus::RolledBack, None, NotHolder::RolledBack { seen, found })
                 }
                 FenceStatus::Closed(record) => {
-                    (FenceStatus::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
+                    (StatedStatus::Closed, Some(record), NotHolder::Closed { slot_ceiling: record.ceilings.slot })
                 }
                 FenceStatus::Implausible { .. } => {
-                    (FenceStatus::Unknown, None, NotHolder::StoreUnknown(StoreTrouble::Record))
+                    (StatedStatus::Unknown, None, NotHolder::StoreUnknown(StoreTrouble::Record))
                 }
             };
             let floors = limits.map(|limits| limits.floors).unwrap_or_default();
             let gate = match limits {
-                Some(limits) if !handing_over => Gate::Open(limits, record.map_or(0, |record| record.generation)),
+                Some(limits) if !handing_over => Gate::Open(limits, record.map_or(0, |record| record.term)),
                 _ => Gate::Closed(closed),
             };
             (View { standing: stated, record, floors }, gate)
@@ -390,29 +390,25 @@ impl<'a> FenceKeeper<'a> {
             }
             KeeperRequest::Credentials(credentials) => self.try_credentials(&credentials),
             KeeperRequest::Close(left) => self.close(left),
-            KeeperRequest::Raise { sealed, term: generation } => self.drive(|keeper| match keeper.fence.status() {
-                FenceStatus::Holding(record) if record.term != generation => Progress::Ended(Err(other_generation())),
+            KeeperRequest::Raise { sealed, term } => self.drive(|keeper| match keeper.fence.status() {
+                FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
                 FenceStatus::Holding(record) if record.min_state_version >= sealed => {
                     Progress::Ended(Ok(KeeperReply::Yes))
                 }
                 FenceStatus::Holding(record) => {
                     keeper.fence.extend(record.ceilings, sealed).map_or(Progress::Wait, Progress::Ask)
                 }
-                _ => Progress::Ended(Err(other_generation())),
+                _ => Progress::Ended(Err(other_term())),
             }),
-            KeeperRequest::Leave { state, term: generation } => {
+            KeeperRequest::Leave { state, term } => {
                 let left = self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record) if record.term != generation => {
-                        Progress::Ended(Err(other_generation()))
-                    }
+                    FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
                     // The state stands for what was signed until the gate was closed: it must be closed still.
-                    FenceStatus::Holding(_) if !keeper.fencing.is_handing_over() => {
-                        Progress::Ended(Err(other_generation()))
-                    }
+                    FenceStatus::Holding(_) if !keeper.fencing.is_handing_over() => Progress::Ended(Err(other_term())),
                     FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
                     FenceStatus::Released(_) => Progress::Ended(Ok(KeeperReply::Yes)),
                     FenceStatus::Releasing => Progress::Wait,
-                    _ => Progress::Ended(Err(other_generation())),
+                    _ => Progress::Ended(Err(other_term())),
                 });
                 self.left = Some(self.runtime.now());
                 left
@@ -446,16 +442,16 @@ impl<'a> FenceKeeper<'a> {
             FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
             FenceStatus::Holding(record) => match left {
                 // The state stands for what was signed until the gate was closed: it must be closed still.
-                Some((state, generation)) if generation == record.term && keeper.fencing.is_handing_over() => {
+                Some((state, term)) if term == record.term && keeper.fencing.is_handing_over() => {
                     keeper.fence.close(Some(state)).map_or(Progress::Wait, Progress::Ask)
                 }
-                _ => Progress::Ended(Err(other_generation())),
+                _ => Progress::Ended(Err(other_term())),
             },
             // The holder has lost it meanwhile: what it left behind is not what the record's end would name.
             FenceStatus::Standby(_) | FenceStatus::Released(_) if left.is_none() => {
                 keeper.fence.close(None).map_or(Progress::Wait, Progress::Ask)
             }
-            FenceStatus::Standby(_) | FenceStatus::Released(_) => Progress::Ended(Err(other_generation())),
+            FenceStatus::Standby(_) | FenceStatus::Released(_) => Progress::Ended(Err(other_term())),
             FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
             FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
             FenceStatus::RolledBack { seen, found } => {
@@ -575,7 +571,7 @@ enum Progress {
 }
 
 /// The fence was lost, or lost and held again, since the state was sealed.
-fn other_generation() -> Refusal {
+fn other_term() -> Refusal {
     Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))
 }
 

@@ -233,7 +233,7 @@ impl World {
         self.script().asked.iter().find_map(change)
     }
 
-    fn standing(&self) -> FenceStatus {
+    fn standing(&self) -> StatedStatus {
         self.vault.fencing().standing()
     }
 
@@ -253,11 +253,11 @@ fn new() -> Record {
     Record { holder: Holder::ZERO, ..others(NOW) }
 }
 
-/// A keeper that has held the record for a while: in generation 4.
+/// A keeper that has held the record for a while: in term 4.
 fn holds(world: &World) -> FenceKeeper<'_> {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 1000);
-    assert_eq!((world.standing(), world.record().term), (FenceStatus::Holding, 4));
+    assert_eq!((world.standing(), world.record().term), (StatedStatus::Holding, 4));
     keeper
 }
 
@@ -292,7 +292,7 @@ fn a_record_is_claimed_in_the_first_slot_above_its_ceilings() {
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 5000);
     assert_eq!(world.claimed(), Some(3000));
-    assert_eq!((world.standing(), world.record().holder), (FenceStatus::Holding, ME));
+    assert_eq!((world.standing(), world.record().holder), (StatedStatus::Holding, ME));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
         keeper.take_over = take_over;
         world.go(&mut keeper, 5000);
         assert_eq!(world.claimed(), Some(at), "{record:?}");
-        assert_eq!(world.standing(), FenceStatus::Holding);
+        assert_eq!(world.standing(), StatedStatus::Holding);
     }
 }
 
@@ -342,7 +342,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
         let left = keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term: 4 });
         assert!(matches!(left, Ok(KeeperReply::Yes)), "{left:?}");
         assert_eq!(world.record().released_state, Some(Bytes([4; 32])));
-        assert_eq!(world.standing(), FenceStatus::Standby);
+        assert_eq!(world.standing(), StatedStatus::Standby);
     };
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
@@ -351,7 +351,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     world.go(&mut keeper, 8000);
     // From then on it has to stay the same for a slot, as any other.
     assert_eq!(world.claimed(), Some(6500));
-    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (StatedStatus::Holding, true));
 
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
@@ -395,7 +395,7 @@ fn one_whose_keys_cannot_be_raised_to_the_floors_signs_nothing_and_keeps_nobody_
     assert_eq!((world.record().holder, world.signs()), (ME, false));
     disk.full.store(false, Ordering::SeqCst);
     world.go(&mut keeper, 6000);
-    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (StatedStatus::Holding, true));
     assert!(changes(&world.script()) > 1);
 }
 
@@ -406,10 +406,10 @@ fn a_gate_that_is_closed_for_a_hand_over_stays_closed_while_the_record_is_held()
     assert!(world.signs());
     world.vault.fencing().close().unwrap();
     world.go(&mut keeper, 3000);
-    assert_eq!((world.standing(), world.signs()), (FenceStatus::HandingOver, false));
+    assert_eq!((world.standing(), world.signs()), (StatedStatus::HandingOver, false));
     world.vault.fencing().reopen();
     world.go(&mut keeper, 3200);
-    assert_eq!((world.standing(), world.signs()), (FenceStatus::Holding, true));
+    assert_eq!((world.standing(), world.signs()), (StatedStatus::Holding, true));
 }
 
 #[test]
@@ -431,9 +431,9 @@ fn looks_say_at_once_what_the_store_shows() {
     assert!(matches!(back, Err(Refusal::NotHolder(NotHolder::RolledBack { seen: 9, found: 5 }))), "{back:?}");
 }
 
-fn beginning(generation: u64) -> Beginning {
+fn beginning(term: u64) -> Beginning {
     let ceilings = others(NOW + 3).ceilings;
-    Beginning { above_version: 10, term: generation, ceilings, min_state_version: 4, exact: None, lost: false }
+    Beginning { above_version: 10, term, ceilings, min_state_version: 4, exact: None, lost: false }
 }
 
 #[test]
@@ -447,7 +447,7 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
         (done, world.record())
     };
     let made = Record { version: 11, holder: Holder::ZERO, term: 8, min_state_version: 4, ..others(NOW + 3) };
-    let ended = |generation| Record { closed: true, term: generation, ..others(NOW) };
+    let ended = |term| Record { closed: true, term, ..others(NOW) };
     for before in [None, Some(ended(3))] {
         let (done, record) = create(before, &[]);
         assert!(matches!(done, Ok(KeeperReply::Yes)), "{done:?}");
@@ -467,7 +467,7 @@ fn a_record_is_made_where_there_is_none_and_where_one_has_ended() {
 }
 
 #[test]
-fn older_states_are_refused_by_the_generation_that_was_told_to() {
+fn older_states_are_refused_by_the_term_that_was_told_to() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
@@ -485,16 +485,15 @@ fn older_states_are_refused_by_the_generation_that_was_told_to() {
 }
 
 #[test]
-fn one_leaves_in_the_generation_that_was_sealed_with_its_gate_closed() {
+fn one_leaves_in_the_term_that_was_sealed_with_its_gate_closed() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     let before = world.record();
-    let leave = |keeper: &mut FenceKeeper<'_>, generation| {
-        keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term: generation })
-    };
+    let leave =
+        |keeper: &mut FenceKeeper<'_>, term| keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term });
     assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "it signs");
     world.vault.fencing().close().unwrap();
-    assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another generation");
+    assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another term");
     assert_eq!((world.record(), world.time.ms()), (before, 1000));
     assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
     assert_eq!(world.record().released_state, Some(Bytes([4; 32])));
@@ -531,7 +530,7 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
     assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 4))))), "it signs");
     assert!(other(keeper.carry_out(KeeperRequest::Close(None))), "it holds, and leaves nothing");
     world.vault.fencing().close().unwrap();
-    assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 3))))), "another generation");
+    assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 3))))), "another term");
     assert_eq!(world.record(), before);
     let closed = keeper.carry_out(KeeperRequest::Close(Some((state, 4))));
     assert!(matches!(closed, Ok(KeeperReply::Record(Some(Record { closed: true, .. })))), "{closed:?}");

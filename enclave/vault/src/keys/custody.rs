@@ -67,14 +67,14 @@ pub trait Services: Send + Sync {
         context: &EncryptionContext,
     ) -> Result<KmsAnswer, ServiceError>;
 
-    /// The generations that the parent keeps for a group, the newest first.
+    /// The state_versions that the parent keeps for a group, the newest first.
     fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError>;
 
     /// One of them.
-    fn load_blob(&self, group: &str, generation: u64) -> Result<Vec<u8>, ServiceError>;
+    fn load_blob(&self, group: &str, state_version: u64) -> Result<Vec<u8>, ServiceError>;
 
     /// Keeps a blob; returns once it is on the disk.
-    fn store_blob(&self, group: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError>;
+    fn store_blob(&self, group: &str, state_version: u64, blob: &[u8]) -> Result<(), ServiceError>;
 }
 
 /// Why keys could not be unsealed or sealed.
@@ -93,7 +93,7 @@ pub enum CustodyError {
     OtherKey { found: String, expected: String },
     #[error("KMS gave a data key of {len} bytes, not {DATA_KEY_LEN}")]
     DataKeyLength { len: usize },
-    #[error("the parent keeps a blob of generation {kept}; generation {asked} would not be newer")]
+    #[error("the parent keeps a blob of version {kept}; version {asked} would not be newer")]
     NotNewer { asked: u64, kept: u64 },
     #[error("it is not known whether the parent has kept the sealed state: {0}")]
     NotStored(ServiceError),
@@ -104,7 +104,7 @@ pub enum CustodyError {
 /// A state that was unsealed.
 #[derive(Default)]
 pub struct Unsealed {
-    /// Its generation; 0 where there was none.
+    /// Its version; 0 where there was none.
     pub state_version: u64,
     /// What it is known by: the SHA-256 of its blob.
     pub digest: Root,
@@ -149,7 +149,7 @@ impl Custody {
         Self { services, nsm, recipient, place }
     }
 
-    /// The newest state that the parent keeps, with its generation; `None` where it keeps none.
+    /// The newest state that the parent keeps, with its version; `None` where it keeps none.
     ///
     /// The parent can withhold the newest and offer an older one: `oldest` is what the fence says is the oldest that may be
     /// loaded. It is always the newest offered that is opened; one that is broken is an error, not a reason to go back.
@@ -165,22 +165,23 @@ impl Custody {
         Ok(Some(Unsealed { state_version: header.state_version, digest: digest_of(&blob), contents }))
     }
 
-    /// The newest generation that the parent offers; 0 where it offers none.
+    /// The newest version that the parent offers; 0 where it offers none.
     pub fn newest(&self) -> Result<u64, CustodyError> {
         Ok(self.services.list_blobs(&self.place.group)?.into_iter().max().unwrap_or(0))
     }
 
     /// Seals a state under a fresh data key and has the parent keep it. When this returns, it is on the disk; what it is known by.
-    pub fn seal(&self, contents: &Contents, generation: u64) -> Result<Root, CustodyError> {
-        if let Some(kept) = self.services.list_blobs(&self.place.group)?.into_iter().max().filter(|k| *k >= generation)
+    pub fn seal(&self, contents: &Contents, state_version: u64) -> Result<Root, CustodyError> {
+        if let Some(kept) =
+            self.services.list_blobs(&self.place.group)?.into_iter().max().filter(|k| *k >= state_version)
         {
-            return Err(CustodyError::NotNewer { asked: generation, kept });
+            return Err(CustodyError::NotNewer { asked: state_version, kept });
         }
         let document = self.document()?;
         let answer = self.services.generate_data_key(&self.place.key_arn, &document, &self.context())?;
         let data_key = self.data_key(&answer)?;
-        let blob = seal::seal(contents, &data_key, answer.wrapped, &self.place, generation)?;
-        self.services.store_blob(&self.place.group, generation, &blob).map_err(CustodyError::NotStored)?;
+        let blob = seal::seal(contents, &data_key, answer.wrapped, &self.place, state_version)?;
+        self.services.store_blob(&self.place.group, state_version, &blob).map_err(CustodyError::NotStored)?;
         Ok(digest_of(&blob))
     }
 

@@ -195,7 +195,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Raises the group's floor, and the past of every key whose past is known, deleted ones too, to the floors of a generation.
+    /// Raises the group's floor, and the past of every key whose past is known, deleted ones too, to the floors of a term.
     pub(crate) fn raise(&self, floors: &Floors, journal: &dyn Journal) -> Result<(), NotSaved> {
         self.raise_floor(GroupFloor::NONE.with_floors(floors), journal)?;
         let past = floors.watermarks();

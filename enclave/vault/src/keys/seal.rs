@@ -1,7 +1,7 @@
 //! Sealed blobs, format version 2: a group's keys and what they have signed, under a data key that KMS hands out to
 //! these PCRs alone (docs/PROTOCOL.md, «Sealed blobs»).
 //!
-//! The parent keeps blobs and is only a disk. The header says under which KMS key, for which group, chain and generation a
+//! The parent keeps blobs and is only a disk. The header says under which KMS key, for which group, chain and version a
 //! blob was sealed, with the wrapped data key; all of it is the additional data of AES-256-GCM, so no part can be
 //! exchanged. What was read is compared with what the measured configuration says before KMS is asked, and every public
 //! key is derived anew.
@@ -83,8 +83,8 @@ pub enum SealError {
     OtherGroup { found: String, expected: String },
     #[error("the sealed blob is for the chain {found}; this enclave serves {expected}")]
     OtherNetwork { found: Root, expected: Root },
-    #[error("the sealed blob is of generation {found}; {oldest} is the oldest that may be loaded")]
-    OldGeneration { found: u64, oldest: u64 },
+    #[error("the sealed blob has version {found}; {oldest} is the oldest that may be loaded")]
+    OldState { found: u64, oldest: u64 },
     #[error("the sealed blob does not open with this data key")]
     Decryption,
     #[error("key number {number} of the sealed blob is not the secret key of the public key beside it")]
@@ -125,9 +125,9 @@ pub struct SealedKey {
 pub struct SecretBytes(pub [u8; 32]);
 
 /// Reads a blob's header and compares it with what must be, before anything is asked of KMS.
-pub fn header(blob: &[u8], place: &SealBinding, oldest_generation: u64) -> Result<Header, SealError> {
+pub fn header(blob: &[u8], place: &SealBinding, min_state_version: u64) -> Result<Header, SealError> {
     let header = parse(blob)?.header;
-    check(&header, place, oldest_generation)?;
+    check(&header, place, min_state_version)?;
     Ok(header)
 }
 
@@ -136,10 +136,10 @@ pub fn open(
     blob: &[u8],
     data_key: &[u8; DATA_KEY_LEN],
     place: &SealBinding,
-    oldest_generation: u64,
+    min_state_version: u64,
 ) -> Result<Contents, SealError> {
     let Blob { header, nonce, sealed } = parse(blob)?;
-    check(&header, place, oldest_generation)?;
+    check(&header, place, min_state_version)?;
     let aad = encode(&header);
     let mut in_place = Zeroizing::new(sealed.into_vec());
     let key = RandomizedNonceKey::new(&AES_256_GCM, data_key).map_err(|_| SealError::Decryption)?;
@@ -158,14 +158,14 @@ pub fn seal(
     data_key: &[u8; DATA_KEY_LEN],
     wrapped_key: Vec<u8>,
     place: &SealBinding,
-    generation: u64,
+    state_version: u64,
 ) -> Result<Vec<u8>, SealError> {
     let header = Header {
         version: VERSION,
         key_arn: place.key_arn.clone(),
         group: place.group.clone(),
         network: place.network,
-        state_version: generation,
+        state_version,
         wrapped_key: BoundedBytes::new(wrapped_key).ok_or(SealError::NotSealed)?,
     };
     if header.key_arn.len() > MAX_TEXT_LEN || header.group.len() > MAX_TEXT_LEN {
@@ -211,7 +211,7 @@ fn check(header: &Header, place: &SealBinding, oldest: u64) -> Result<(), SealEr
         return Err(SealError::OtherNetwork { found: header.network, expected: place.network });
     }
     if header.state_version < oldest {
-        return Err(SealError::OldGeneration { found: header.state_version, oldest });
+        return Err(SealError::OldState { found: header.state_version, oldest });
     }
     Ok(())
 }

@@ -298,19 +298,15 @@ impl Services for BrokerServices {
 
     fn list_blobs(&self, group: &str) -> Result<Vec<u64>, ServiceError> {
         match self.calls.call(&BrokerRequest::ListBlobs { group: group.to_owned() })? {
-            BrokerReply::Blobs { state_versions: generations } => Ok(generations),
+            BrokerReply::Blobs { state_versions } => Ok(state_versions),
             _ => Err(ServiceError::Refused),
         }
     }
 
-    fn load_blob(&self, group: &str, generation: u64) -> Result<Vec<u8>, ServiceError> {
+    fn load_blob(&self, group: &str, state_version: u64) -> Result<Vec<u8>, ServiceError> {
         let mut blob = Vec::new();
         loop {
-            let call = BrokerRequest::LoadBlob {
-                group: group.to_owned(),
-                state_version: generation,
-                offset: offset(blob.len()),
-            };
+            let call = BrokerRequest::LoadBlob { group: group.to_owned(), state_version, offset: offset(blob.len()) };
             let BrokerReply::Part { total, part } = self.calls.call(&call)? else { return Err(ServiceError::Refused) };
             blob.extend_from_slice(part.as_ref());
             let total = usize::try_from(total).ok().filter(|total| *total <= MAX_BLOB_LEN && blob.len() <= *total);
@@ -323,13 +319,13 @@ impl Services for BrokerServices {
         }
     }
 
-    fn store_blob(&self, group: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError> {
+    fn store_blob(&self, group: &str, state_version: u64, blob: &[u8]) -> Result<(), ServiceError> {
         let total = offset(blob.len());
         let mut sent = 0_usize;
         for part in blob.chunks(PART_LEN) {
             let call = BrokerRequest::StoreBlob {
                 group: group.to_owned(),
-                state_version: generation,
+                state_version,
                 offset: offset(sent),
                 total,
                 part: bounded(part)?,

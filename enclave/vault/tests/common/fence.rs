@@ -12,7 +12,7 @@ use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::Window;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::StoreTrouble;
-use casemate_protocol::statement::{FenceStatus, RecordKind, Statement};
+use casemate_protocol::statement::{RecordKind, StatedStatus, Statement};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, SignRequest, Slot,
@@ -184,14 +184,14 @@ impl Member {
         Self { vault, ended, keeper: Some(keeper) }
     }
 
-    pub fn standing(&self) -> FenceStatus {
+    pub fn standing(&self) -> StatedStatus {
         match self.vault.handle(&Request::Info) {
             Reply::Info(info) => info.standing,
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn await_standing(&self, wanted: FenceStatus) {
+    pub fn await_standing(&self, wanted: StatedStatus) {
         let begun = Instant::now();
         while self.standing() != wanted {
             assert!(begun.elapsed() < Duration::from_secs(20), "{:?}, not {wanted:?}", self.standing());

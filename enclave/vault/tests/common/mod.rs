@@ -128,13 +128,13 @@ impl Services for World {
         Ok(self.blobs.lock().unwrap().keys().rev().copied().collect())
     }
 
-    fn load_blob(&self, _group: &str, generation: u64) -> Result<Vec<u8>, ServiceError> {
-        self.blobs.lock().unwrap().get(&generation).cloned().ok_or(ServiceError::Refused)
+    fn load_blob(&self, _group: &str, state_version: u64) -> Result<Vec<u8>, ServiceError> {
+        self.blobs.lock().unwrap().get(&state_version).cloned().ok_or(ServiceError::Refused)
     }
 
-    fn store_blob(&self, _group: &str, generation: u64, blob: &[u8]) -> Result<(), ServiceError> {
+    fn store_blob(&self, _group: &str, state_version: u64, blob: &[u8]) -> Result<(), ServiceError> {
         self.faulty()?;
-        self.blobs.lock().unwrap().insert(generation, blob.to_vec());
+        self.blobs.lock().unwrap().insert(state_version, blob.to_vec());
         let mut denials = self.denials.lock().unwrap();
         if *denials > 0 {
             *denials -= 1;
