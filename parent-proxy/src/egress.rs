@@ -1,7 +1,7 @@
-//! The parent's side of what the enclave's broker asks: a way out to an allow-list, credentials, and a disk for sealed blobs.
+//! The parent's side of what the enclave's broker asks: connections to an allow-list of hosts, credentials, and a disk for sealed blobs.
 //!
 //! Nothing here is trusted by the enclave. The allow-list protects the parent and its network from a broker that was taken over:
-//! there is no way out but to the hosts that the configuration names.
+//! it reaches no hosts but those that the configuration names.
 
 pub mod blobs;
 pub mod credentials;
@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use casemate_protocol::address::Address;
 use casemate_protocol::frame;
-use casemate_protocol::outward::{self, MAX_OUTWARD_LEN, OutwardReply, OutwardRequest};
+use casemate_protocol::host_services::{self, HostReply, HostRequest, MAX_HOST_FRAME_LEN};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::Semaphore;
@@ -142,7 +142,7 @@ pub struct Counters {
 }
 
 /// The parent's services for one enclave.
-pub struct Outward<C, B = BlobStore> {
+pub struct Egress<C, B = BlobStore> {
     allowed: BTreeMap<Target, Target>,
     credentials: C,
     blobs: B,
@@ -152,7 +152,7 @@ pub struct Outward<C, B = BlobStore> {
     pub counters: Arc<Counters>,
 }
 
-impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
+impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
     /// Serves these and nothing else.
     pub fn new<A: Into<Allowed>>(allowed: impl IntoIterator<Item = A>, credentials: C, blobs: B) -> Self {
         let allowed = allowed.into_iter().map(Into::into).map(|Allowed { target, at }| (target, at)).collect();
@@ -184,7 +184,7 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
         if let Some(path) = unix {
             let _ = std::fs::remove_file(&path);
             let listener = UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
-            info!(path = %path.display(), "listening for the enclave's way out");
+            info!(path = %path.display(), "listening for the enclave's egress");
             loop {
                 let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
                 self.spawn(stream, &places);
@@ -193,7 +193,7 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
         let Address::Vsock { port, .. } = listen else { bail!("{listen} cannot be listened on") };
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, *port))
             .with_context(|| format!("listening on {listen}"))?;
-        info!(%listen, "listening for the enclave's way out");
+        info!(%listen, "listening for the enclave's egress");
         loop {
             let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
             self.spawn(stream, &places);
@@ -218,53 +218,53 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
         let mut buffer = BytesMut::new();
         loop {
             let Some(request) = timeout(TIMEOUT, read_request(&mut stream, &mut buffer)).await?? else { return Ok(()) };
-            if let OutwardRequest::Connect { host, port } = request {
+            if let HostRequest::Connect { host, port } = request {
                 return self.relay(stream, &buffer, Target { host: host.to_ascii_lowercase(), port }).await;
             }
             let reply = self.answer(request).await.unwrap_or_else(|error| {
                 warn!(error = format!("{error:#}"), "the enclave's request failed");
-                OutwardReply::Refused { reason: short(&format!("{error:#}")) }
+                HostReply::Refused { reason: short(&format!("{error:#}")) }
             });
             write(&mut stream, &reply).await?;
         }
     }
 
-    async fn answer(&self, request: OutwardRequest) -> Result<OutwardReply> {
+    async fn answer(&self, request: HostRequest) -> Result<HostReply> {
         match request {
-            OutwardRequest::Credentials => {
+            HostRequest::Credentials => {
                 let Credentials { access_key, secret_key, session_token, expires } =
                     timeout(TIMEOUT, self.credentials.credentials()).await.context("credentials took too long")??;
                 self.counters.credentials.fetch_add(1, Ordering::Relaxed);
-                Ok(OutwardReply::Credentials { access_key, secret_key, session_token, expires })
+                Ok(HostReply::Credentials { access_key, secret_key, session_token, expires })
             }
-            OutwardRequest::ListBlobs { group } => {
+            HostRequest::ListBlobs { group } => {
                 let state_versions = self.on_disk(move |blobs| blobs.list(&group)).await?;
-                Ok(OutwardReply::Blobs { state_versions })
+                Ok(HostReply::Blobs { state_versions })
             }
-            OutwardRequest::LoadBlob { group, state_version } => {
+            HostRequest::LoadBlob { group, state_version } => {
                 let blob = self.on_disk(move |blobs| blobs.load(&group, state_version)).await?;
-                Ok(OutwardReply::Blob { blob })
+                Ok(HostReply::Blob { blob })
             }
-            OutwardRequest::StoreBlob { group, state_version, blob } => {
+            HostRequest::StoreBlob { group, state_version, blob } => {
                 let bytes = blob.as_ref().len();
                 let shown = group.clone();
                 self.on_disk(move |blobs| blobs.store(&group, state_version, blob.as_ref())).await?;
                 self.counters.stored.fetch_add(1, Ordering::Relaxed);
                 info!(group = shown, state_version, bytes, "a sealed blob is on the disk");
-                Ok(OutwardReply::Stored)
+                Ok(HostReply::Stored)
             }
-            OutwardRequest::ReadRecord { group } => {
+            HostRequest::ReadRecord { group } => {
                 let records = self.records()?;
                 let record = tokio::task::spawn_blocking(move || records.read(&group)).await.context("the disk")??;
-                Ok(OutwardReply::Record { record })
+                Ok(HostReply::Record { record })
             }
-            OutwardRequest::SwapRecord { group, old, new } => {
+            HostRequest::SwapRecord { group, old, new } => {
                 let records = self.records()?;
                 let swapped = tokio::task::spawn_blocking(move || records.swap(&group, old.as_ref(), &new));
                 let swapped = swapped.await.context("the disk")??;
-                Ok(if swapped { OutwardReply::Swapped } else { OutwardReply::Conflict })
+                Ok(if swapped { HostReply::Swapped } else { HostReply::Conflict })
             }
-            OutwardRequest::Connect { .. } => bail!("a connection is no question"),
+            HostRequest::Connect { .. } => bail!("a connection is no question"),
         }
     }
 
@@ -289,7 +289,7 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
             let shown = short(&target.to_string());
             warn!(target = shown, "refused: the enclave asked for a host that is not on the list");
             let reason = format!("{shown} is not on the parent's list");
-            return write(&mut stream, &OutwardReply::Refused { reason }).await;
+            return write(&mut stream, &HostReply::Refused { reason }).await;
         };
         // A name may have addresses of both families: each is tried.
         let connecting = TcpStream::connect((at.host.as_str(), at.port));
@@ -298,27 +298,23 @@ impl<C: CredentialSource + 'static, B: Blobs> Outward<C, B> {
             Err(error) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
                 warn!(%target, %at, %error, "the enclave's target cannot be reached");
-                return write(&mut stream, &OutwardReply::Refused { reason: short(&format!("{target}: {error}")) })
-                    .await;
+                return write(&mut stream, &HostReply::Refused { reason: short(&format!("{target}: {error}")) }).await;
             }
         };
         let _ = tcp.set_nodelay(true);
         self.counters.connected.fetch_add(1, Ordering::Relaxed);
         debug!(%target, %at, "the enclave is connected");
-        write(&mut stream, &OutwardReply::Connected).await?;
+        write(&mut stream, &HostReply::Connected).await?;
         tcp.write_all(early).await?;
         timeout(MAX_RELAY, copy_bidirectional(&mut stream, &mut tcp)).await??;
         Ok(())
     }
 }
 
-async fn read_request<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    buffer: &mut BytesMut,
-) -> io::Result<Option<OutwardRequest>> {
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<HostRequest>> {
     loop {
-        if let Some((frame, used)) = frame::split(buffer, MAX_OUTWARD_LEN).map_err(invalid)? {
-            let request = outward::decode_request(frame).map_err(invalid)?;
+        if let Some((frame, used)) = frame::split(buffer, MAX_HOST_FRAME_LEN).map_err(invalid)? {
+            let request = host_services::decode_request(frame).map_err(invalid)?;
             let _ = buffer.split_to(used);
             return Ok(Some(request));
         }
@@ -328,9 +324,9 @@ async fn read_request<S: AsyncRead + Unpin>(
     }
 }
 
-async fn write<S: AsyncWrite + Unpin>(stream: &mut S, reply: &OutwardReply) -> io::Result<()> {
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, reply: &HostReply) -> io::Result<()> {
     let mut bytes = Vec::new();
-    outward::encode_reply(reply, &mut bytes);
+    host_services::encode_reply(reply, &mut bytes);
     stream.write_all(&bytes).await?;
     stream.flush().await
 }

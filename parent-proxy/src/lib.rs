@@ -14,14 +14,14 @@
 //! | [`enclave`] | connections to the enclave, re-made when it restarts |
 //! | [`group`] | which of a group's enclaves holds the fence |
 //! | [`signing_log`] | what the enclave has signed and refused, written down |
-//! | [`outward`] | what the enclave asks of the parent: a way out, credentials, a disk for sealed blobs |
+//! | [`egress`] | what the enclave asks of the parent: egress, credentials, a disk for sealed blobs |
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod egress;
 pub mod enclave;
 pub mod group;
 pub mod json;
-pub mod outward;
 pub mod request;
 pub mod server;
 pub mod settings;
@@ -33,7 +33,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use outward::{BlobStore, Outward, RecordFiles, Source};
+use egress::{BlobStore, Egress, RecordFiles, Source};
 use settings::CredentialsFrom;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,16 +58,16 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            let Some(outward) = settings.outward.clone() else { return server::run(&settings, None, shutdown).await };
-            let source = match outward.credentials {
+            let Some(egress) = settings.egress.clone() else { return server::run(&settings, None, shutdown).await };
+            let source = match egress.credentials {
                 CredentialsFrom::Imds => Source::imds(None)?,
                 CredentialsFrom::Environment => Source::environment()?,
             };
-            let services = Outward::new(outward.allowed, source, BlobStore::new(outward.blobs));
-            let services = Arc::new(services.with_records(outward.fence_files.map(RecordFiles::new)));
+            let services = Egress::new(egress.allowed, source, BlobStore::new(egress.blobs));
+            let services = Arc::new(services.with_records(egress.fence_files.map(RecordFiles::new)));
             tokio::select! {
                 ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
-                ended = services.serve(&outward.address) => ended.context("serving the enclave's way out"),
+                ended = services.serve(&egress.address) => ended.context("serving the enclave's egress"),
             }
         },
     )

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::api::{self, Api};
+use crate::egress::Counters;
 use crate::group::Group;
-use crate::outward::Counters;
 use crate::settings::Settings;
 use crate::signing_log::SigningLog;
 use crate::tls::Tls;
@@ -35,11 +35,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves until `shutdown` resolves, then answers what is in flight and ends.
-pub async fn run(
-    settings: &Settings,
-    outward: Option<Arc<Counters>>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
+pub async fn run(settings: &Settings, egress: Option<Arc<Counters>>, shutdown: impl Future<Output = ()>) -> Result<()> {
     let tls = settings.tls.clone().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
     let group = Group::connect(settings);
     let token = settings.key_manager_token_file.as_deref().map(api::Token::of_file).transpose()?;
@@ -48,7 +44,7 @@ pub async fn run(
         .as_deref()
         .map(|folder| SigningLog::start(folder, settings.signing_log_file_bytes, group.clone()))
         .transpose()?;
-    let api = api::api(settings, group.clone(), tls.clone(), outward, token);
+    let api = api::api(settings, group.clone(), tls.clone(), egress, token);
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;

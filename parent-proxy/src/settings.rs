@@ -14,7 +14,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::outward::Allowed;
+use crate::egress::Allowed;
 use crate::tls::TlsFiles;
 
 const LISTEN: &str = "127.0.0.1:9000";
@@ -83,12 +83,12 @@ struct Options {
     tls_client_ca: Option<PathBuf>,
     /// Where the enclave dials out for KMS, credentials and its sealed blobs: vsock:3:PORT, unix:PATH or
     /// hybrid:PATH:PORT. Without it, none of this is served
-    #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_OUTWARD")]
-    outward: Option<String>,
+    #[arg(long, value_name = "ADDRESS", env = "CASEMATE_PROXY_EGRESS")]
+    egress: Option<String>,
     /// Hosts that the enclave may reach through this one, as HOST:PORT, with commas; HOST:PORT=HOST:PORT where one is found at another
     /// address, as an endpoint of a VPC
-    #[arg(long, value_name = "TARGETS", env = "CASEMATE_PROXY_OUTWARD_ALLOW")]
-    outward_allow: Option<String>,
+    #[arg(long, value_name = "TARGETS", env = "CASEMATE_PROXY_EGRESS_ALLOW")]
+    egress_allow: Option<String>,
     /// Folder that keeps the enclave's sealed blobs [default: blobs]
     #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_BLOBS")]
     blobs: Option<PathBuf>,
@@ -153,7 +153,7 @@ pub enum CredentialsFrom {
 /// The services for the enclave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "documented on the flags")]
-pub struct OutwardSettings {
+pub struct EgressSettings {
     pub address: Address,
     pub allowed: Vec<Allowed>,
     pub blobs: PathBuf,
@@ -195,7 +195,7 @@ pub struct Settings {
     pub max_connections: usize,
     pub http_host_allowlist: String,
     pub tls: Option<TlsFiles>,
-    pub outward: Option<OutwardSettings>,
+    pub egress: Option<EgressSettings>,
     pub keep_fence: bool,
     pub signing_log: Option<PathBuf>,
     pub signing_log_file_bytes: u64,
@@ -254,8 +254,8 @@ impl Options {
             tls_certificate: self.tls_certificate.or(other.tls_certificate),
             tls_key: self.tls_key.or(other.tls_key),
             tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
-            outward: self.outward.or(other.outward),
-            outward_allow: self.outward_allow.or(other.outward_allow),
+            egress: self.egress.or(other.egress),
+            egress_allow: self.egress_allow.or(other.egress_allow),
             blobs: self.blobs.or(other.blobs),
             credentials: self.credentials.or(other.credentials),
             fence_files: self.fence_files.or(other.fence_files),
@@ -277,19 +277,15 @@ impl Options {
             (None, None, Some(_)) => bail!("--tls-client-ca needs --tls-certificate and --tls-key"),
             _ => bail!("--tls-certificate and --tls-key go together"),
         };
-        let others = [
-            self.outward_allow.is_some(),
-            self.blobs.is_some(),
-            self.credentials.is_some(),
-            self.fence_files.is_some(),
-        ];
-        let outward = match &self.outward {
+        let others =
+            [self.egress_allow.is_some(), self.blobs.is_some(), self.credentials.is_some(), self.fence_files.is_some()];
+        let egress = match &self.egress {
             Some(address) => {
-                let listed = self.outward_allow.iter().flat_map(|list| list.split(','));
+                let listed = self.egress_allow.iter().flat_map(|list| list.split(','));
                 let allowed =
-                    listed.map(|target| target.trim().parse()).collect::<Result<_>>().context("--outward-allow")?;
-                Some(OutwardSettings {
-                    address: address.parse().context("--outward")?,
+                    listed.map(|target| target.trim().parse()).collect::<Result<_>>().context("--egress-allow")?;
+                Some(EgressSettings {
+                    address: address.parse().context("--egress")?,
                     allowed,
                     blobs: self.blobs.unwrap_or_else(|| BLOBS.into()),
                     credentials: self.credentials.unwrap_or_default(),
@@ -297,7 +293,7 @@ impl Options {
                 })
             }
             None if others.contains(&true) => {
-                bail!("--outward-allow, --blobs, --credentials and --fence-files need --outward")
+                bail!("--egress-allow, --blobs, --credentials and --fence-files need --egress")
             }
             None => None,
         };
@@ -314,7 +310,7 @@ impl Options {
             max_connections: self.max_connections.map_or(MAX_CONNECTIONS, NonZeroUsize::get),
             http_host_allowlist: self.http_host_allowlist.unwrap_or_else(|| HOSTS.into()),
             tls,
-            outward,
+            egress,
             keep_fence: self.keep_fence.unwrap_or_default(),
             signing_log: self.signing_log,
             signing_log_file_bytes: self.signing_log_file_bytes.map_or(SIGNING_LOG_FILE_BYTES, NonZeroU64::get),
@@ -355,10 +351,10 @@ mod tests {
         assert!(parse(&["--tls-client-ca", "ca.pem"]).is_err());
         assert!(parse(&["--enclave", "tcp:1:2"]).is_err());
         assert!(parse(&["--log-level", "a=b=c"]).is_err());
-        assert!(parse(&["--outward-allow", "host:443"]).is_err());
-        assert!(parse(&["--outward", "unix:/x", "--outward-allow", "host"]).is_err());
-        let outward = parse(&["--outward", "vsock:3:7000", "--outward-allow", "a:1, b:2"]).unwrap().outward.unwrap();
-        assert_eq!(outward.allowed, ["a:1=a:1", "b:2"].map(|target| target.parse().unwrap()));
+        assert!(parse(&["--egress-allow", "host:443"]).is_err());
+        assert!(parse(&["--egress", "unix:/x", "--egress-allow", "host"]).is_err());
+        let egress = parse(&["--egress", "vsock:3:7000", "--egress-allow", "a:1, b:2"]).unwrap().egress.unwrap();
+        assert_eq!(egress.allowed, ["a:1=a:1", "b:2"].map(|target| target.parse().unwrap()));
         let elsewhere: Allowed = "kms.example:443=[::1]:4443".parse().unwrap();
         assert_eq!(
             (elsewhere.target.to_string(), elsewhere.at.to_string()),
@@ -367,7 +363,7 @@ mod tests {
         for wrong in ["a:1=", "=a:1", "a:1=b", "a=b:1", "a:1=b:2=c:3"] {
             assert!(wrong.parse::<Allowed>().is_err(), "{wrong}");
         }
-        assert_eq!(outward.credentials, CredentialsFrom::Imds);
+        assert_eq!(egress.credentials, CredentialsFrom::Imds);
     }
 
     #[test]

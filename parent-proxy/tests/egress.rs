@@ -1,4 +1,4 @@
-//! The enclave's way out: to the list and nowhere else.
+//! The enclave's egress: to the list and nowhere else.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::path::PathBuf;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use casemate_protocol::address::Address;
-use casemate_protocol::outward::{self, OutwardReply, OutwardRequest};
+use casemate_protocol::host_services::{self, HostReply, HostRequest};
 use casemate_protocol::{BoundedBytes, frame};
-use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use casemate_proxy::egress::{BlobStore, Credentials, Egress, Static, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 
 struct Bench {
     folder: tempfile::TempDir,
-    outward: Arc<Outward<Static>>,
+    egress: Arc<Egress<Static>>,
     echo: std::net::SocketAddr,
 }
 
@@ -41,9 +41,9 @@ impl Bench {
         let allowed =
             [format!("127.0.0.1:{}", echo.port()), format!("localhost:{}", echo.port()), "127.0.0.1:1".into()];
         let allowed = allowed.map(|target| target.parse::<Target>().unwrap());
-        let outward = Arc::new(Outward::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
-        let bench = Self { folder, outward, echo };
-        let (serving, address) = (Arc::clone(&bench.outward), Address::Unix(bench.path()));
+        let egress = Arc::new(Egress::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
+        let bench = Self { folder, egress, echo };
+        let (serving, address) = (Arc::clone(&bench.egress), Address::Unix(bench.path()));
         tokio::spawn(async move { serving.serve(&address).await });
         bench
     }
@@ -62,32 +62,32 @@ impl Bench {
         panic!("nobody listens")
     }
 
-    async fn ask(&self, request: OutwardRequest) -> (OutwardReply, UnixStream) {
+    async fn ask(&self, request: HostRequest) -> (HostReply, UnixStream) {
         let mut stream = self.connect().await;
         let reply = ask(&mut stream, request).await;
         (reply, stream)
     }
 
-    async fn connect_to(&self, host: &str, port: u16) -> (OutwardReply, UnixStream) {
-        self.ask(OutwardRequest::Connect { host: host.into(), port }).await
+    async fn connect_to(&self, host: &str, port: u16) -> (HostReply, UnixStream) {
+        self.ask(HostRequest::Connect { host: host.into(), port }).await
     }
 }
 
-async fn ask(stream: &mut UnixStream, request: OutwardRequest) -> OutwardReply {
+async fn ask(stream: &mut UnixStream, request: HostRequest) -> HostReply {
     let mut bytes = Vec::new();
-    outward::encode_request(&request, &mut bytes);
+    host_services::encode_request(&request, &mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let mut buffer = bytes::BytesMut::new();
     loop {
-        if let Some((frame, _)) = frame::split(&buffer, outward::MAX_OUTWARD_LEN).unwrap() {
-            return outward::decode_reply(frame).unwrap();
+        if let Some((frame, _)) = frame::split(&buffer, egress::MAX_HOST_FRAME_LEN).unwrap() {
+            return host_services::decode_reply(frame).unwrap();
         }
         assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "closed without an answer");
     }
 }
 
-fn reason(reply: &OutwardReply) -> &str {
-    let OutwardReply::Refused { reason } = reply else { panic!("it was not refused") };
+fn reason(reply: &HostReply) -> &str {
+    let HostReply::Refused { reason } = reply else { panic!("it was not refused") };
     reason
 }
 
@@ -97,13 +97,13 @@ async fn bytes_go_to_the_list_and_nowhere_else() {
     let port = bench.echo.port();
     for host in ["127.0.0.1", "localhost", "LOCALHOST"] {
         let (reply, mut stream) = bench.connect_to(host, port).await;
-        assert!(reply == OutwardReply::Connected, "{host}");
+        assert!(reply == HostReply::Connected, "{host}");
         stream.write_all(b"hello").await.unwrap();
         let mut back = [0; 5];
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(&back, b"hello");
     }
-    assert_eq!(bench.outward.counters.connected.load(Ordering::Relaxed), 3);
+    assert_eq!(bench.egress.counters.connected.load(Ordering::Relaxed), 3);
     // The same machine by another name, another port, another host, what is no host.
     for (host, port) in [
         ("127.0.0.2", port),
@@ -118,10 +118,10 @@ async fn bytes_go_to_the_list_and_nowhere_else() {
         assert!(reason(&reply).contains("not on the parent's list"), "{host:?}");
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "closed");
     }
-    assert_eq!(bench.outward.counters.refused.load(Ordering::Relaxed), 7);
+    assert_eq!(bench.egress.counters.refused.load(Ordering::Relaxed), 7);
     let (reply, _) = bench.connect_to("127.0.0.1", 1).await;
     assert!(reason(&reply).contains("127.0.0.1:1: "), "{}", reason(&reply));
-    assert_eq!(bench.outward.counters.failed.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.egress.counters.failed.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -129,11 +129,14 @@ async fn bytes_that_come_with_the_request_are_not_lost() {
     let bench = Bench::new().await;
     let mut stream = bench.connect().await;
     let mut bytes = Vec::new();
-    outward::encode_request(&OutwardRequest::Connect { host: "127.0.0.1".into(), port: bench.echo.port() }, &mut bytes);
+    host_services::encode_request(
+        &HostRequest::Connect { host: "127.0.0.1".into(), port: bench.echo.port() },
+        &mut bytes,
+    );
     bytes.extend_from_slice(b"early");
     stream.write_all(&bytes).await.unwrap();
     let mut connected = Vec::new();
-    outward::encode_reply(&OutwardReply::Connected, &mut connected);
+    host_services::encode_reply(&HostReply::Connected, &mut connected);
     let mut back = vec![0; connected.len() + 5];
     stream.read_exact(&mut back).await.unwrap();
     assert_eq!(back, [connected.as_slice(), b"early"].concat());
@@ -142,27 +145,27 @@ async fn bytes_that_come_with_the_request_are_not_lost() {
 #[tokio::test]
 async fn credentials_and_blobs_over_one_connection() {
     let bench = Bench::new().await;
-    let (reply, mut stream) = bench.ask(OutwardRequest::Credentials).await;
-    let OutwardReply::Credentials { access_key, expires, .. } = reply else { panic!("no credentials") };
+    let (reply, mut stream) = bench.ask(HostRequest::Credentials).await;
+    let HostReply::Credentials { access_key, expires, .. } = reply else { panic!("no credentials") };
     assert_eq!((access_key.as_str(), expires), ("AKID", Some(7)));
     let group = || "alpha".to_owned();
     assert!(
-        ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
-            == OutwardReply::Blobs { state_versions: vec![] }
+        ask(&mut stream, HostRequest::ListBlobs { group: group() }).await
+            == HostReply::Blobs { state_versions: vec![] }
     );
     let blob = BoundedBytes::new(vec![9; 3_000_000]).unwrap();
-    let store = OutwardRequest::StoreBlob { group: group(), state_version: 4, blob: blob.clone() };
-    assert!(ask(&mut stream, store.clone()).await == OutwardReply::Stored);
+    let store = HostRequest::StoreBlob { group: group(), state_version: 4, blob: blob.clone() };
+    assert!(ask(&mut stream, store.clone()).await == HostReply::Stored);
     assert!(
-        ask(&mut stream, OutwardRequest::ListBlobs { group: group() }).await
-            == OutwardReply::Blobs { state_versions: vec![4] }
+        ask(&mut stream, HostRequest::ListBlobs { group: group() }).await
+            == HostReply::Blobs { state_versions: vec![4] }
     );
-    let load = |state_version| OutwardRequest::LoadBlob { group: group(), state_version };
-    assert!(ask(&mut stream, load(4)).await == OutwardReply::Blob { blob });
-    assert!(matches!(ask(&mut stream, load(5)).await, OutwardReply::Refused { .. }));
-    assert!(matches!(ask(&mut stream, store).await, OutwardReply::Refused { .. }), "never written over");
-    let outside = OutwardRequest::LoadBlob { group: "../alpha".into(), state_version: 4 };
-    assert!(matches!(ask(&mut stream, outside).await, OutwardReply::Refused { .. }));
+    let load = |state_version| HostRequest::LoadBlob { group: group(), state_version };
+    assert!(ask(&mut stream, load(4)).await == HostReply::Blob { blob });
+    assert!(matches!(ask(&mut stream, load(5)).await, HostReply::Refused { .. }));
+    assert!(matches!(ask(&mut stream, store).await, HostReply::Refused { .. }), "never written over");
+    let outside = HostRequest::LoadBlob { group: "../alpha".into(), state_version: 4 };
+    assert!(matches!(ask(&mut stream, outside).await, HostReply::Refused { .. }));
 }
 
 #[tokio::test]
@@ -176,7 +179,7 @@ async fn frames_that_are_none_end_their_connection() {
         let _ = stream.read_to_end(&mut rest).await;
         assert!(rest.is_empty(), "{bytes:02x?}");
     }
-    assert!(matches!(bench.ask(OutwardRequest::Credentials).await.0, OutwardReply::Credentials { .. }));
+    assert!(matches!(bench.ask(HostRequest::Credentials).await.0, HostReply::Credentials { .. }));
 }
 
 #[test]
@@ -232,7 +235,7 @@ async fn imds(with_role: bool) -> String {
 #[cfg(feature = "imds")]
 #[tokio::test]
 async fn the_instances_role_gives_credentials_that_end() {
-    use casemate_proxy::outward::{CredentialSource, Source};
+    use casemate_proxy::egress::{CredentialSource, Source};
 
     let source = Source::imds(Some(&imds(true).await)).unwrap();
     let given = source.credentials().await.unwrap();
@@ -246,7 +249,7 @@ async fn the_instances_role_gives_credentials_that_end() {
     assert!(nobody.credentials().await.is_err());
 }
 
-/// The program serves the way out when it is told to, and ends with it.
+/// The program serves egress when it is told to, and ends with it.
 #[test]
 fn the_program_serves_the_enclaves_way_out() {
     use std::io::{Read as _, Write as _};
@@ -255,8 +258,8 @@ fn the_program_serves_the_enclaves_way_out() {
     let path = folder.path().join("out.sock");
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-proxy"))
         .args(["--listen", "127.0.0.1:0", "--enclave", "unix:/nowhere", "--log-level", "error"])
-        .args(["--outward", &format!("unix:{}", path.display()), "--credentials", "environment"])
-        .args(["--outward-allow", "kms.eu-central-1.amazonaws.com:443"])
+        .args(["--egress", &format!("unix:{}", path.display()), "--credentials", "environment"])
+        .args(["--egress-allow", "kms.eu-central-1.amazonaws.com:443"])
         .env("AWS_ACCESS_KEY_ID", "AKID")
         .env("AWS_SECRET_ACCESS_KEY", "secret")
         .env_remove("AWS_SESSION_TOKEN")
@@ -269,13 +272,13 @@ fn the_program_serves_the_enclaves_way_out() {
         })
         .expect("nobody listens");
     let mut bytes = Vec::new();
-    outward::encode_request(&OutwardRequest::Credentials, &mut bytes);
+    host_services::encode_request(&HostRequest::Credentials, &mut bytes);
     stream.write_all(&bytes).unwrap();
     let mut len = [0; 4];
     stream.read_exact(&mut len).unwrap();
     let mut reply = vec![0; usize::try_from(u32::from_be_bytes(len)).unwrap()];
     stream.read_exact(&mut reply).unwrap();
-    let OutwardReply::Credentials { access_key, session_token, .. } = outward::decode_reply(&reply).unwrap() else {
+    let HostReply::Credentials { access_key, session_token, .. } = host_services::decode_reply(&reply).unwrap() else {
         panic!("no credentials")
     };
     assert_eq!((access_key.as_str(), session_token), ("AKID", None));

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use casemate_protocol::outward::MAX_BLOB_LEN;
+use casemate_protocol::host_services::MAX_BLOB_LEN;
 use casemate_protocol::statement::{FenceKind, StatedState};
 use casemate_protocol::{Root, Statement};
 

@@ -29,11 +29,11 @@ use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
-use casemate_protocol::outward::{OutwardReply, OutwardRequest};
+use casemate_protocol::host_services::{HostReply, HostRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, mpsc};
 
-use crate::outward::{Parent, ParentError};
+use crate::parent::{Parent, ParentError};
 
 /// KMS answers in milliseconds: whoever waits longer waits for a way that is broken.
 const ATTEMPTS: u32 = 3;
@@ -226,8 +226,8 @@ impl ProvideCredentials for ParentsCredentials {
     {
         future::ProvideCredentials::new(async {
             let failed = |error: ParentError| CredentialsError::provider_error(format!("{NO_CREDENTIALS}: {error}"));
-            match self.parent.ask(&OutwardRequest::Credentials).await.map_err(failed)? {
-                OutwardReply::Credentials { access_key, secret_key, session_token, expires } => {
+            match self.parent.ask(&HostRequest::Credentials).await.map_err(failed)? {
+                HostReply::Credentials { access_key, secret_key, session_token, expires } => {
                     let expires = expires.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
                     Ok(Credentials::new(access_key, secret_key, session_token, expires, "parent"))
                 }
@@ -266,7 +266,7 @@ impl Conversation {
     }
 
     /// Carries bytes both ways until the vault hangs up, or is gone.
-    pub async fn relay(&self, mut stream: crate::outward::Stream) -> io::Result<()> {
+    pub async fn relay(&self, mut stream: crate::parent::Stream) -> io::Result<()> {
         let mut from_vault = self.from_vault.lock().await;
         let mut buffer = vec![0; PART_LEN];
         let mut open = true;
@@ -351,7 +351,7 @@ impl VaultTlsConnector {
     async fn carry(
         &self,
         attempt: u64,
-        mut stream: crate::outward::Stream,
+        mut stream: crate::parent::Stream,
     ) -> io::Result<Result<(u16, Vec<u8>), NoResponse>> {
         let mut from_vault = self.conversation.from_vault.lock().await;
         let mut buffer = vec![0; PART_LEN];

@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod kms;
-pub mod outward;
+pub mod parent;
 pub mod services;
 
 use std::collections::HashMap;

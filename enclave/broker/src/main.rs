@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use casemate_broker::kms::{Kms, KmsSettings};
-use casemate_broker::outward::Parent;
+use casemate_broker::parent::Parent;
 use casemate_broker::services::Services;
 use casemate_protocol::address::Address;
 use casemate_sandbox::Family;
@@ -25,9 +25,9 @@ struct Options {
     /// Where to accept the parent's connections: vsock:CID:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS", default_value = "vsock:4294967295:5005")]
     listen: Address,
-    /// Where the parent serves the way out: vsock:CID:PORT or unix:PATH
+    /// Where the parent serves egress: vsock:CID:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS", default_value = "vsock:3:5006")]
-    outward: Address,
+    egress: Address,
     /// Region of the KMS key
     #[arg(long, value_name = "NAME")]
     kms_region: String,
@@ -45,13 +45,13 @@ fn main() -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?.block_on(
         async {
             let listener = casemate_broker::Listener::bind(&options.listen)?;
-            let family = match options.outward {
+            let family = match options.egress {
                 Address::Unix(_) => Family::Unix,
                 _ => Family::Vsock,
             };
             // From here on nothing new can be opened but sockets to the parent.
             casemate_sandbox::enter_broker(family)?;
-            let parent = Parent::new(options.outward);
+            let parent = Parent::new(options.egress);
             let kms = Kms::new(parent.clone(), KmsSettings::aws(&options.kms_region));
             let services = Arc::new(Services::new(kms, parent));
             casemate_broker::run(listener, UnixStream::from(vault), Some(services)).await

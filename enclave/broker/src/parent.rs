@@ -1,4 +1,4 @@
-//! The broker's way to the parent's services: one connection for each question, and for each way out.
+//! The broker's way to the parent's services: one connection for each question, and for each connection to a host.
 
 use std::io;
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use casemate_protocol::address::Address;
 use casemate_protocol::frame;
-use casemate_protocol::outward::{self, MAX_OUTWARD_LEN, OutwardReply, OutwardRequest};
+use casemate_protocol::host_services::{self, HostReply, HostRequest, MAX_HOST_FRAME_LEN};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -44,24 +44,24 @@ impl Parent {
     }
 
     /// Asks for something.
-    pub async fn ask(&self, request: &OutwardRequest) -> Result<OutwardReply, ParentError> {
+    pub async fn ask(&self, request: &HostRequest) -> Result<HostReply, ParentError> {
         self.exchange(request).await.map(|(reply, _)| reply)
     }
 
     /// Opens TCP to a host on the parent's list.
     pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ParentError> {
-        let request = OutwardRequest::Connect { host: host.to_owned(), port };
+        let request = HostRequest::Connect { host: host.to_owned(), port };
         match self.exchange(&request).await? {
-            (OutwardReply::Connected, stream) => Ok(stream),
+            (HostReply::Connected, stream) => Ok(stream),
             _ => Err(ParentError::Unexpected),
         }
     }
 
-    async fn exchange(&self, request: &OutwardRequest) -> Result<(OutwardReply, Stream), ParentError> {
+    async fn exchange(&self, request: &HostRequest) -> Result<(HostReply, Stream), ParentError> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let (reply, stream) = timeout(TIMEOUT, self.exchange_untimed(request)).await.map_err(late)??;
         match reply {
-            OutwardReply::Refused { reason } => {
+            HostReply::Refused { reason } => {
                 // It goes into a log.
                 Err(ParentError::Refused(reason.chars().filter(|c| !c.is_control()).take(200).collect()))
             }
@@ -69,7 +69,7 @@ impl Parent {
         }
     }
 
-    async fn exchange_untimed(&self, request: &OutwardRequest) -> io::Result<(OutwardReply, Stream)> {
+    async fn exchange_untimed(&self, request: &HostRequest) -> io::Result<(HostReply, Stream)> {
         let mut stream = match &self.address {
             Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
             Address::Vsock { cid, port } => Stream::Vsock(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
@@ -78,16 +78,16 @@ impl Parent {
             }
         };
         let mut bytes = Vec::new();
-        outward::encode_request(request, &mut bytes);
+        host_services::encode_request(request, &mut bytes);
         stream.write_all(&bytes).await?;
         let mut buffer = BytesMut::new();
         loop {
-            if let Some((frame, used)) = frame::split(&buffer, MAX_OUTWARD_LEN).map_err(invalid)? {
+            if let Some((frame, used)) = frame::split(&buffer, MAX_HOST_FRAME_LEN).map_err(invalid)? {
                 // Nobody has asked for anything yet: there can be nothing behind the answer.
                 if used != buffer.len() {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
-                return Ok((outward::decode_reply(frame).map_err(invalid)?, stream));
+                return Ok((host_services::decode_reply(frame).map_err(invalid)?, stream));
             }
             if stream.read_buf(&mut buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

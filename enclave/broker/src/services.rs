@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_protocol::calls::{BrokerReply, BrokerRequest, Failure, PART_LEN};
-use casemate_protocol::outward::MAX_BLOB_LEN;
-use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest, Root};
+use casemate_protocol::host_services::MAX_BLOB_LEN;
+use casemate_protocol::{BoundedBytes, HostReply, HostRequest, Root};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::kms::{Conversation, EncryptionContext, Kms, KmsError};
-use crate::outward::{Parent, ParentError};
+use crate::parent::{Parent, ParentError};
 
 /// Longest conversation with the fence's store: the vault waits for four seconds.
 const MAX_DIAL: Duration = Duration::from_secs(10);
@@ -63,21 +63,19 @@ impl Services {
             | BrokerRequest::NoResponse { .. }
             | BrokerRequest::Close => Err(CallError::Part),
             BrokerRequest::Connect { host, port } => self.dial(conversation, &host, port).await,
-            BrokerRequest::ReadRecord { group } => {
-                match self.parent.ask(&OutwardRequest::ReadRecord { group }).await? {
-                    OutwardReply::Record { record } => Ok(BrokerReply::Record { record }),
-                    _ => Err(ParentError::Unexpected.into()),
-                }
-            }
+            BrokerRequest::ReadRecord { group } => match self.parent.ask(&HostRequest::ReadRecord { group }).await? {
+                HostReply::Record { record } => Ok(BrokerReply::Record { record }),
+                _ => Err(ParentError::Unexpected.into()),
+            },
             BrokerRequest::SwapRecord { group, old, new } => {
-                match self.parent.ask(&OutwardRequest::SwapRecord { group, old, new }).await? {
-                    OutwardReply::Swapped => Ok(BrokerReply::Swapped),
-                    OutwardReply::Conflict => Ok(BrokerReply::Conflict),
+                match self.parent.ask(&HostRequest::SwapRecord { group, old, new }).await? {
+                    HostReply::Swapped => Ok(BrokerReply::Swapped),
+                    HostReply::Conflict => Ok(BrokerReply::Conflict),
                     _ => Err(ParentError::Unexpected.into()),
                 }
             }
-            BrokerRequest::ListBlobs { group } => match self.parent.ask(&OutwardRequest::ListBlobs { group }).await? {
-                OutwardReply::Blobs { mut state_versions } => {
+            BrokerRequest::ListBlobs { group } => match self.parent.ask(&HostRequest::ListBlobs { group }).await? {
+                HostReply::Blobs { mut state_versions } => {
                     state_versions.truncate(1000);
                     Ok(BrokerReply::Blobs { state_versions })
                 }
@@ -103,8 +101,8 @@ impl Services {
         let blob = if let Some((_, blob)) = cached.filter(|(loaded, _)| offset > 0 && *loaded == name) {
             blob
         } else {
-            let request = OutwardRequest::LoadBlob { group: name.0.clone(), state_version: name.1 };
-            let OutwardReply::Blob { blob } = self.parent.ask(&request).await? else {
+            let request = HostRequest::LoadBlob { group: name.0.clone(), state_version: name.1 };
+            let HostReply::Blob { blob } = self.parent.ask(&request).await? else {
                 return Err(ParentError::Unexpected.into());
             };
             let blob = Arc::new(blob.into_vec());
@@ -144,9 +142,9 @@ impl Services {
         };
         let (group, state_version) = name;
         let blob = BoundedBytes::new(whole).ok_or(CallError::Part)?;
-        let request = OutwardRequest::StoreBlob { group: group.clone(), state_version, blob };
+        let request = HostRequest::StoreBlob { group: group.clone(), state_version, blob };
         match self.parent.ask(&request).await? {
-            OutwardReply::Stored => {
+            HostReply::Stored => {
                 info!(group, state_version, bytes = total, "the vault's state is sealed and stored");
                 Ok(BrokerReply::Stored)
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use casemate_broker::kms::{Kms, KmsSettings};
-use casemate_broker::outward::Parent;
+use casemate_broker::parent::Parent;
 use casemate_broker::services::Services;
 use casemate_document::{Anchor, Timestamp};
 use casemate_local_kms::api;
@@ -20,7 +20,7 @@ use casemate_nsm::{Authority, Pcrs, Request as NsmRequest, Response as NsmRespon
 use casemate_protocol::address::Address;
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Bytes, Refusal, Reply, Request, RequestFrame, frame};
-use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use casemate_proxy::egress::{BlobStore, Credentials, Egress, Static, Target};
 use casemate_slashing::{SlashingHistory, Watermarks};
 use casemate_vault::Nsm;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _, Unsealed};
@@ -99,9 +99,9 @@ impl Bench {
         let (access_key, secret_key) = ("AKID".into(), "secret".into());
         let credentials = Credentials { access_key, secret_key, session_token: None, expires: None };
         let target = format!("localhost:{}", self.settings.port).parse::<Target>().unwrap();
-        let outward = Arc::new(Outward::new([target], Static(credentials), BlobStore::new(self.path("blobs"))));
+        let egress = Arc::new(Egress::new([target], Static(credentials), BlobStore::new(self.path("blobs"))));
         let address = Address::Unix(self.path("out.sock"));
-        self.runtime.spawn(async move { outward.serve(&address).await });
+        self.runtime.spawn(async move { egress.serve(&address).await });
         wait_for(&self.path("out.sock"));
     }
 

@@ -1,4 +1,4 @@
-//! The broker's KMS client, through the parent's way out and over the vault's TLS, against the local KMS; the vault's key opens
+//! The broker's KMS client, through the parent's egress and over the vault's TLS, against the local KMS; the vault's key opens
 //! what comes back.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -11,14 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_broker::kms::{Kms, KmsError, KmsSettings};
-use casemate_broker::outward::Parent;
+use casemate_broker::parent::Parent;
 use casemate_document::{Anchor, Timestamp};
 use casemate_local_kms::api;
 use casemate_local_kms::server::{Access, Server, Tls};
 use casemate_local_kms::state::State;
 use casemate_nsm::{Authority, Pcrs, Request, Response, SoftwareNsm, root_params};
 use casemate_protocol::address::Address;
-use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use casemate_proxy::egress::{BlobStore, Credentials, Egress, Static, Target};
 use casemate_vault::keys::cms::RecipientKey;
 use casemate_vault::link::kms::{Endpoint, amazon_roots};
 use common::{Question, conversation};
@@ -82,9 +82,9 @@ impl Bench {
         let credentials =
             Credentials { access_key: "AKID".into(), secret_key: secret.into(), session_token: None, expires: None };
         let allowed = listed.then(|| format!("localhost:{port}").parse::<Target>().unwrap());
-        let outward = Arc::new(Outward::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
+        let egress = Arc::new(Egress::new(allowed, Static(credentials), BlobStore::new(folder.path().join("blobs"))));
         let address = Address::Unix(folder.path().join("out.sock"));
-        tokio::spawn(async move { outward.serve(&address).await });
+        tokio::spawn(async move { egress.serve(&address).await });
         while !folder.path().join("out.sock").exists() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_broker::kms::{Kms, KmsError, KmsSettings};
-use casemate_broker::outward::Parent;
+use casemate_broker::parent::Parent;
 use casemate_protocol::Bytes;
 use casemate_protocol::address::Address;
-use casemate_proxy::outward::{BlobStore, Credentials, Outward, Static, Target};
+use casemate_proxy::egress::{BlobStore, Credentials, Egress, Static, Target};
 use casemate_vault::link::kms::{Endpoint, KmsRequest};
 use common::{Question, conversation};
 use rustls::RootCertStore;
@@ -36,9 +36,9 @@ async fn motos_kms_understands_the_brokers_client() {
     let credentials =
         Credentials { access_key: "AKID".into(), secret_key: "any".into(), session_token: None, expires: None };
     let target = format!("localhost:{port}").parse::<Target>().unwrap();
-    let outward = Arc::new(Outward::new([target], Static(credentials), BlobStore::new(folder.path().join("blobs"))));
+    let egress = Arc::new(Egress::new([target], Static(credentials), BlobStore::new(folder.path().join("blobs"))));
     let address = Address::Unix(folder.path().join("out.sock"));
-    tokio::spawn(async move { outward.serve(&address).await });
+    tokio::spawn(async move { egress.serve(&address).await });
     while !folder.path().join("out.sock").exists() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

@@ -12,7 +12,7 @@ use crate::Root;
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::frame::{self, FrameError, MAX_DOCUMENT_LEN};
-use crate::outward::RecordBytes;
+use crate::host_services::RecordBytes;
 use crate::refusal::MalformedFrame;
 
 /// The one version.

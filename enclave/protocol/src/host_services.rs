@@ -1,6 +1,6 @@
-//! What the enclave's broker asks of the parent, over a connection of its own: a way out, credentials, and a disk.
+//! What the enclave's broker asks of the parent, over a connection of its own: connections to hosts, credentials, and a disk.
 //!
-//! The parent is trusted with none of it: TLS begins behind [`OutwardRequest::Connect`] and ends inside the enclave, credentials
+//! The parent is trusted with none of it: TLS begins behind [`HostRequest::Connect`] and ends inside the enclave, credentials
 //! that do not work refuse service, and blobs are sealed. One frame asks, one answers; after `Connected` the connection
 //! carries bytes.
 
@@ -14,7 +14,7 @@ use crate::refusal::MalformedFrame;
 /// The one version.
 pub const VERSION: u64 = 1;
 /// Longest frame, in bytes: a sealed blob and its envelope.
-pub const MAX_OUTWARD_LEN: usize = MAX_BLOB_LEN + 4096;
+pub const MAX_HOST_FRAME_LEN: usize = MAX_BLOB_LEN + 4096;
 /// Longest sealed blob, in bytes.
 pub const MAX_BLOB_LEN: usize = 64 * 1024 * 1024;
 /// Longest request but for a blob to store: what is read before it is known what is asked.
@@ -29,7 +29,7 @@ pub type RecordBytes = BoundedBytes<1, 1024>;
 /// What the broker asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub enum OutwardRequest {
+pub enum HostRequest {
     /// Open TCP to a host that is on the parent's list, and carry bytes from then on.
     Connect {
         /// A DNS name, resolved on the parent.
@@ -79,10 +79,10 @@ pub enum OutwardRequest {
 /// What the parent answers.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub enum OutwardReply {
+pub enum HostReply {
     /// Bytes from here on.
     Connected,
-    /// To [`OutwardRequest::Credentials`].
+    /// To [`HostRequest::Credentials`].
     Credentials {
         /// Access key id.
         access_key: String,
@@ -98,21 +98,21 @@ pub enum OutwardReply {
         /// At most 1,000.
         state_versions: Vec<u64>,
     },
-    /// To [`OutwardRequest::LoadBlob`].
+    /// To [`HostRequest::LoadBlob`].
     Blob {
         /// The blob.
         blob: BlobBytes,
     },
-    /// To [`OutwardRequest::StoreBlob`].
+    /// To [`HostRequest::StoreBlob`].
     Stored,
-    /// To [`OutwardRequest::ReadRecord`]; nothing where there is no file.
+    /// To [`HostRequest::ReadRecord`]; nothing where there is no file.
     Record {
         /// The record.
         record: Option<RecordBytes>,
     },
-    /// To [`OutwardRequest::SwapRecord`]: the new record is on the disk.
+    /// To [`HostRequest::SwapRecord`]: the new record is on the disk.
     Swapped,
-    /// To [`OutwardRequest::SwapRecord`]: something else is there, and nothing was changed.
+    /// To [`HostRequest::SwapRecord`]: something else is there, and nothing was changed.
     Conflict,
     /// No; with a sentence for the log.
     Refused {
@@ -129,22 +129,22 @@ struct Frame<T> {
 }
 
 /// Appends a request with its length.
-pub fn encode_request(request: &OutwardRequest, out: &mut Vec<u8>) {
+pub fn encode_request(request: &HostRequest, out: &mut Vec<u8>) {
     frame::encode(&Frame { version: VERSION, content: request }, None, out);
 }
 
 /// Appends a reply with its length.
-pub fn encode_reply(reply: &OutwardReply, out: &mut Vec<u8>) {
+pub fn encode_reply(reply: &HostReply, out: &mut Vec<u8>) {
     frame::encode(&Frame { version: VERSION, content: reply }, None, out);
 }
 
 /// Reads the one request in `frame` (without its length).
-pub fn decode_request(frame: &[u8]) -> Result<OutwardRequest, FrameError> {
+pub fn decode_request(frame: &[u8]) -> Result<HostRequest, FrameError> {
     decode(frame)
 }
 
 /// Reads the one reply in `frame` (without its length).
-pub fn decode_reply(frame: &[u8]) -> Result<OutwardReply, FrameError> {
+pub fn decode_reply(frame: &[u8]) -> Result<HostReply, FrameError> {
     decode(frame)
 }
 

@@ -248,7 +248,7 @@ pub enum StoreTrouble {
     NotAsked,
     #[error("no credentials for its store are sealed; operators bring them with `casemate fence init`")]
     NoCredentials,
-    #[error("its store cannot be reached: the parent's way out, the network, or the store itself")]
+    #[error("its store cannot be reached: check the proxy's egress list (--egress-allow), the network, then the store")]
     Away,
     #[error("whoever answers for its store is not the store under the configured root, or wants other credentials")]
     Tls,

@@ -1,44 +1,44 @@
 //! Frames between broker and parent: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_protocol::outward::{decode_reply, decode_request, encode_reply, encode_request};
-use casemate_protocol::{BoundedBytes, OutwardReply, OutwardRequest};
+use casemate_protocol::host_services::{decode_reply, decode_request, encode_reply, encode_request};
+use casemate_protocol::{BoundedBytes, HostReply, HostRequest};
 use proptest::prelude::*;
 
-fn requests() -> Vec<OutwardRequest> {
+fn requests() -> Vec<HostRequest> {
     let blob = BoundedBytes::new(vec![7; 300]).unwrap();
     vec![
-        OutwardRequest::Connect { host: "kms.eu-central-1.amazonaws.com".into(), port: 443 },
-        OutwardRequest::Credentials,
-        OutwardRequest::ListBlobs { group: "alpha".into() },
-        OutwardRequest::LoadBlob { group: "alpha".into(), state_version: 7 },
-        OutwardRequest::StoreBlob { group: "alpha".into(), state_version: u64::MAX, blob },
+        HostRequest::Connect { host: "kms.eu-central-1.amazonaws.com".into(), port: 443 },
+        HostRequest::Credentials,
+        HostRequest::ListBlobs { group: "alpha".into() },
+        HostRequest::LoadBlob { group: "alpha".into(), state_version: 7 },
+        HostRequest::StoreBlob { group: "alpha".into(), state_version: u64::MAX, blob },
     ]
 }
 
-fn replies() -> Vec<OutwardReply> {
+fn replies() -> Vec<HostReply> {
     vec![
-        OutwardReply::Connected,
-        OutwardReply::Credentials {
+        HostReply::Connected,
+        HostReply::Credentials {
             access_key: "AKID".into(),
             secret_key: "secret".into(),
             session_token: Some("token".into()),
             expires: Some(1_790_000_000),
         },
-        OutwardReply::Blobs { state_versions: vec![3, 2, 1] },
-        OutwardReply::Blob { blob: BoundedBytes::new(vec![1]).unwrap() },
-        OutwardReply::Stored,
-        OutwardReply::Refused { reason: "no".into() },
+        HostReply::Blobs { state_versions: vec![3, 2, 1] },
+        HostReply::Blob { blob: BoundedBytes::new(vec![1]).unwrap() },
+        HostReply::Stored,
+        HostReply::Refused { reason: "no".into() },
     ]
 }
 
 fn frames() -> Vec<Vec<u8>> {
-    let request = |r: &OutwardRequest| {
+    let request = |r: &HostRequest| {
         let mut out = Vec::new();
         encode_request(r, &mut out);
         out
     };
-    let reply = |r: &OutwardReply| {
+    let reply = |r: &HostReply| {
         let mut out = Vec::new();
         encode_reply(r, &mut out);
         out

@@ -70,21 +70,21 @@ impl Collector for Collected {
         if let Some(keys) = keys {
             one("casemate_enclave_keys", "Keys that sign", &ConstGauge::new(i64::from(*keys)))?;
         }
-        let Some(outward) = &app.outward else { return Ok(()) };
+        let Some(egress) = &app.egress else { return Ok(()) };
         for (name, help, count) in [
             (
-                "casemate_outward_connections",
+                "casemate_egress_connections",
                 "Connections that the enclave has made through this host",
-                &outward.connected,
+                &egress.connected,
             ),
             (
-                "casemate_outward_refused",
+                "casemate_egress_refused",
                 "Connections that the enclave asked for to hosts that are not on the list",
-                &outward.refused,
+                &egress.refused,
             ),
-            ("casemate_outward_failed", "Hosts on the list that could not be reached", &outward.failed),
-            ("casemate_outward_credentials", "Credentials handed to the enclave", &outward.credentials),
-            ("casemate_outward_blobs_stored", "Sealed blobs written to the disk", &outward.stored),
+            ("casemate_egress_failed", "Hosts on the list that could not be reached", &egress.failed),
+            ("casemate_egress_credentials", "Credentials handed to the enclave", &egress.credentials),
+            ("casemate_egress_blobs_stored", "Sealed blobs written to the disk", &egress.stored),
         ] {
             one(name, help, &ConstCounter::new(count.load(Ordering::Relaxed)))?;
         }

@@ -34,8 +34,8 @@ pub use answer::{Failure, wants_json};
 pub use keystores::Token;
 pub use reload::Reload;
 
+use crate::egress;
 use crate::group::Group;
-use crate::outward;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
@@ -58,7 +58,7 @@ pub struct App {
     telling: tokio::sync::Mutex<()>,
     reload: Reload,
     attestations: attestation::Turns,
-    outward: Option<Arc<outward::Counters>>,
+    egress: Option<Arc<egress::Counters>>,
     ids: AtomicU64,
     /// Of the key manager API; nothing where it is not served.
     token: Option<Token>,
@@ -81,7 +81,7 @@ pub fn api(
     settings: &Settings,
     enclave: Group,
     tls: Option<Arc<Tls>>,
-    outward: Option<Arc<outward::Counters>>,
+    egress: Option<Arc<egress::Counters>>,
     token: Option<Token>,
 ) -> Api {
     let app = Arc::new(App {
@@ -93,7 +93,7 @@ pub fn api(
         telling: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
         attestations: attestation::Turns::new(),
-        outward,
+        egress,
         // Ids of one process differ; where two start at once, the time tells them apart.
         ids: AtomicU64::new(start_of_ids()),
         token,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::BoundedBytes;
-use casemate_protocol::outward::{BlobBytes, MAX_BLOB_LEN};
+use casemate_protocol::host_services::{BlobBytes, MAX_BLOB_LEN};
 
 /// State versions that are kept.
 pub const KEPT: usize = 8;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use casemate_protocol::BoundedBytes;
-use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::host_services::RecordBytes;
 
 use super::blobs::checked;
 

@@ -63,13 +63,13 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// The broker's process; with a way out and KMS's port where keys are sealed.
+/// The broker's process; with egress and KMS's port where keys are sealed.
 fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     use std::os::fd::AsFd;
 
     use anyhow::Context;
     use casemate_broker::kms::{Kms, KmsSettings};
-    use casemate_broker::outward::Parent;
+    use casemate_broker::parent::Parent;
     use casemate_broker::services::Services;
 
     part_of_a_stack()?;
@@ -80,10 +80,10 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
     let vault = std::io::stdin().as_fd().try_clone_to_owned().context("the vault's socket")?;
-    let (listen, outward) = match arguments.as_slice() {
+    let (listen, egress) = match arguments.as_slice() {
         [listen] => (listen, None),
         [listen, bare] if bare == BARE => (listen, None),
-        [listen, outward, port] => (listen, Some((outward, port))),
+        [listen, egress, port] => (listen, Some((egress, port))),
         _ => anyhow::bail!("this is a part of casemate-dev"),
     };
     let listen = listen.parse()?;
@@ -93,9 +93,9 @@ fn broker(arguments: impl Iterator<Item = OsString>) -> Result<()> {
         if arguments.get(1).is_none_or(|word| word != BARE) {
             casemate_sandbox::enter_broker(casemate_sandbox::Family::Unix)?;
         }
-        let services = match outward {
-            Some((outward, port)) => {
-                let parent = Parent::new(outward.parse()?);
+        let services = match egress {
+            Some((egress, port)) => {
+                let parent = Parent::new(egress.parse()?);
                 let (region, host) = (kms::REGION.to_owned(), kms::HOST.to_owned());
                 let settings = KmsSettings { region, host, port: port.parse()? };
                 Some(Arc::new(Services::new(Kms::new(parent.clone(), settings), parent)))

@@ -32,13 +32,13 @@ impl Machines {
         Ok(Self { tools, image })
     }
 
-    /// Boots one of the group's enclaves; its way out ends at `outward`.
-    pub fn boot(&self, folder: &Path, number: u8, nsm: &BootNsm, outward: &Path) -> Result<Machine> {
+    /// Boots one of the group's enclaves; its egress ends at `egress`.
+    pub fn boot(&self, folder: &Path, number: u8, nsm: &BootNsm, egress: &Path) -> Result<Machine> {
         let root = Authority::read_root(&nsm.root, &nsm.root_key.0)?;
         let machine = Machine::boot(&self.tools, &self.image, folder, number, &Nsm::Signed(&root))?;
         // The proxy listens once for all enclaves, as on a parent.
-        let dialled = Machine::outward(folder);
-        symlink(outward, &dialled).with_context(|| format!("making {}", dialled.display()))?;
+        let dialled = Machine::egress(folder);
+        symlink(egress, &dialled).with_context(|| format!("making {}", dialled.display()))?;
         Ok(machine)
     }
 }

@@ -154,8 +154,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         }
     };
     let sockets = (0..options.enclaves).map(place).collect();
-    let outward = run_dir.path().join("outward.sock");
-    let mut stack = Stack { executable, sockets, outward, boot, options, stop, custody, data_dir, etcd, machines };
+    let egress = run_dir.path().join("egress.sock");
+    let mut stack = Stack { executable, sockets, egress, boot, options, stop, custody, data_dir, etcd, machines };
     stack.run(&network)
 }
 
@@ -163,7 +163,7 @@ struct Stack {
     executable: PathBuf,
     /// Of each enclave.
     sockets: Vec<Address>,
-    outward: PathBuf,
+    egress: PathBuf,
     boot: Boot,
     options: Options,
     stop: Stop,
@@ -359,7 +359,7 @@ impl Stack {
         let socket = match (self.sockets.get(usize::from(number)).context("no such enclave")?, &self.machines) {
             (Address::Hybrid { path, .. }, Some(machines)) => {
                 let folder = path.parent().context("the machine's folder")?;
-                let machine = machines.boot(folder, number, &self.boot.nsm, &self.outward)?;
+                let machine = machines.boot(folder, number, &self.boot.nsm, &self.egress)?;
                 return Ok(started(Body::Machine(Box::new(machine))));
             }
             (Address::Unix(path), _) => path,
@@ -373,17 +373,19 @@ impl Stack {
             .spawn()
             .context("starting the vault")?;
         let _ = fs::remove_file(socket);
-        let broker =
-            self.part("casemate-broker", BROKER)
-                .arg(self.socket(number)?)
-                .args(self.custody.iter().flat_map(|custody| {
-                    [format!("unix:{}", self.outward.display()), custody.kms.boot.port.to_string()]
-                }))
-                .args(matches!(self.boot.keys, BootKeys::Plain { bare: true, .. }).then_some(BARE))
-                .stdin(OwnedFd::from(broker_end))
-                .stdout(Stdio::null())
-                .spawn()
-                .context("starting the broker")?;
+        let broker = self
+            .part("casemate-broker", BROKER)
+            .arg(self.socket(number)?)
+            .args(
+                self.custody
+                    .iter()
+                    .flat_map(|custody| [format!("unix:{}", self.egress.display()), custody.kms.boot.port.to_string()]),
+            )
+            .args(matches!(self.boot.keys, BootKeys::Plain { bare: true, .. }).then_some(BARE))
+            .stdin(OwnedFd::from(broker_end))
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting the broker")?;
         if let Some(pipe) = vault.stdin.take() {
             let boot = Boot { number, ..self.boot.clone() };
             let written = serde_json::to_writer(std::io::BufWriter::new(pipe), &boot);
@@ -436,9 +438,9 @@ impl Stack {
         let mut command = self.part("casemate-proxy", PROXY);
         if let Some(custody) = &self.custody {
             command
-                .arg("--outward")
-                .arg(format!("unix:{}", self.outward.display()))
-                .args(["--outward-allow", &self.allowed(custody)])
+                .arg("--egress")
+                .arg(format!("unix:{}", self.egress.display()))
+                .args(["--egress-allow", &self.allowed(custody)])
                 .arg("--fence-files")
                 .arg(self.data_dir.join("fence"))
                 .arg("--blobs")

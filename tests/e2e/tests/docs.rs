@@ -309,8 +309,8 @@ fn the_example_of_the_proxys_unit_starts_the_proxy() {
     // The proxy's own parser: an option that it does not have, or a value that is none, is an error.
     let settings = casemate_proxy::settings::Settings::from_arguments(words.into_iter().map(Into::into)).unwrap();
     assert!(settings.tls.is_some_and(|tls| tls.client_ca.is_some()));
-    let outward = settings.outward.unwrap();
-    let targets: Vec<String> = outward.allowed.iter().map(|allowed| allowed.target.to_string()).collect();
+    let egress = settings.egress.unwrap();
+    let targets: Vec<String> = egress.allowed.iter().map(|allowed| allowed.target.to_string()).collect();
     // What the example of the configuration needs: KMS and the table, in its region.
     assert_eq!(targets, ["kms", "dynamodb"].map(|service| format!("{service}.eu-central-1.amazonaws.com:443")));
     assert!(settings.signing_log.is_some());

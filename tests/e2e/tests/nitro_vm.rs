@@ -174,10 +174,9 @@ fn the_production_image_boots_attests_and_trusts_no_kms_of_this_machine() {
         image.metadata().unwrap().len()
     );
     let kms = local_kms(folder.path());
-    let (outward, blobs) = (format!("hybrid:{}:5006", path("vm/vm.vsock").display()), path("blobs"));
+    let (egress, blobs) = (format!("hybrid:{}:5006", path("vm/vm.vsock").display()), path("blobs"));
     let allow = format!("{KMS_HOST}:443=127.0.0.1:{kms}");
-    let more =
-        ["--outward", &outward, "--outward-allow", &allow, "--blobs", text(&blobs), "--credentials", "environment"];
+    let more = ["--egress", &egress, "--egress-allow", &allow, "--blobs", text(&blobs), "--credentials", "environment"];
     let proxy = Proxy::start(&machine.address(), &more);
     let url = proxy.url();
     let pins = ["--root", text(&root_file), "--measurements", text(&measurements)];
@@ -226,8 +225,8 @@ fn documents_that_nobody_signed_are_refused_and_a_parent_without_a_heartbeat_get
     Authority::keep_root(&path("nsm")).unwrap();
     let mut machine = Machine::boot(&tools, &image, &path("vm"), 0, &Nsm::Unsigned).unwrap();
     machine.await_heartbeat(BOOT).unwrap();
-    let outward = format!("hybrid:{}:5006", path("vm/vm.vsock").display());
-    let proxy = Proxy::start(&machine.address(), &["--outward", &outward, "--blobs", text(&path("blobs"))]);
+    let egress = format!("hybrid:{}:5006", path("vm/vm.vsock").display());
+    let proxy = Proxy::start(&machine.address(), &["--egress", &egress, "--blobs", text(&path("blobs"))]);
     let told = until("an answer", BOOT, || {
         let root = path("nsm/root.pem");
         let pins = ["--root", text(&root), "--measurements", text(&measurements)];
@@ -386,9 +385,9 @@ fn one_byte_of_configuration_more(tools: &Tools, bench: &Bench, stack: &Stack) {
 
     let root = Authority::keep_root(&chain.join("nsm")).unwrap();
     let mut machine = Machine::boot(tools, &eif, &changed.join("vm"), 7, &Nsm::Signed(&root)).unwrap();
-    // The stack's proxy serves its way out too: the same disk, the same credentials, the same KMS.
-    let outward = uds.parent().and_then(Path::parent).unwrap().join("outward.sock");
-    std::os::unix::fs::symlink(outward, Machine::outward(&changed.join("vm"))).unwrap();
+    // The stack's proxy serves its egress too: the same disk, the same credentials, the same KMS.
+    let egress = uds.parent().and_then(Path::parent).unwrap().join("egress.sock");
+    std::os::unix::fs::symlink(egress, Machine::egress(&changed.join("vm"))).unwrap();
     let mut last = None;
     let begun = Instant::now();
     while last != Some(Reply::Refused(Refusal::Starting(Waiting::Denied))) {

@@ -64,7 +64,7 @@ use casemate_protocol::statement::{RecordKind, StatedStatus};
 use casemate_protocol::{Bytes, PublicKey, Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, GroupFloor, Limits, SlashingHistory, Watermarks, rules};
 use casemate_vault::keys::journal::NullJournal;
-use gate::{FenceParts, FenceGate, Gate, View};
+use gate::{FenceGate, FenceParts, Gate, View};
 use keyring::{Keys, current};
 use keys::seal::{Contents, SealedKey, SecretBytes};
 use platform::sync::{Arc, Mutex, PoisonError, RwLock};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, Failure, NoResponse, PART_LEN};
-use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::host_services::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
 

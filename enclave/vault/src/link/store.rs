@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::host_services::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 
 use crate::keys::custody::ServiceError;

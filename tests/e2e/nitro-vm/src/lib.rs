@@ -24,7 +24,7 @@ pub use images::Images;
 /// Where the image's broker listens, and where it dials out.
 pub const PORT: u32 = 5005;
 /// Where it dials out.
-pub const OUTWARD_PORT: u32 = 5006;
+pub const EGRESS_PORT: u32 = 5006;
 const HEARTBEAT_PORT: u32 = 9000;
 const HEARTBEAT: u8 = 0xb7;
 /// Each machine of this host needs one of its own towards vhost-device-vsock.
@@ -139,9 +139,9 @@ impl Machine {
         format!("hybrid:{}:{PORT}", self.folder.join("vm.vsock").display())
     }
 
-    /// Where the enclave's way out arrives, once somebody listens.
-    pub fn outward(folder: &Path) -> PathBuf {
-        folder.join(format!("vm.vsock_{OUTWARD_PORT}"))
+    /// Where the enclave's egress arrives, once somebody listens.
+    pub fn egress(folder: &Path) -> PathBuf {
+        folder.join(format!("vm.vsock_{EGRESS_PORT}"))
     }
 
     /// A connection to a port of the guest.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::BoundedBytes;
 use casemate_protocol::command::StoreCredentials;
-use casemate_protocol::outward::RecordBytes;
+use casemate_protocol::host_services::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 

@@ -1,7 +1,7 @@
 //! Frames between broker and parent: whatever decodes is the one encoding of what it decoded to.
 #![no_main]
 
-use casemate_protocol::outward::{MAX_OUTWARD_LEN, decode_reply, decode_request, encode_reply, encode_request};
+use casemate_protocol::host_services::{MAX_HOST_FRAME_LEN, decode_reply, decode_request, encode_reply, encode_request};
 use casemate_protocol::frame;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         encode_reply(&reply, &mut out);
         assert_eq!(&out[4..], bytes);
     }
-    if let Ok(Some((inner, used))) = frame::split(bytes, MAX_OUTWARD_LEN) {
+    if let Ok(Some((inner, used))) = frame::split(bytes, MAX_HOST_FRAME_LEN) {
         assert_eq!(inner.len() + 4, used);
     }
 });
