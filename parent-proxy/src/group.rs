@@ -20,7 +20,7 @@ use crate::settings::Settings;
 /// How often each enclave is asked what it is to the fence.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Longest wait for a holder: handing over in order takes less.
-const HAND_OVER: Duration = Duration::from_secs(4);
+const HANDOVER: Duration = Duration::from_secs(4);
 
 /// The enclaves. Cheap to clone.
 #[derive(Clone)]
@@ -142,7 +142,7 @@ impl Group {
             }
             match &mut waiting {
                 // What has changed since the answer is seen at once, in another turn.
-                None => waiting = Some((Instant::now() + HAND_OVER, self.standings.subscribe())),
+                None => waiting = Some((Instant::now() + HANDOVER, self.standings.subscribe())),
                 Some((until, changes)) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if !matches!(timeout(left, changes.changed()).await, Ok(Ok(()))) {
@@ -190,7 +190,7 @@ impl Group {
     }
 
     /// Has every enclave that holds the fence hand it over, because this proxy ends.
-    pub async fn hand_over(&self) {
+    pub async fn handover(&self) {
         for (number, enclave) in self.enclaves.iter().enumerate() {
             // As it is now, not as it was a quarter of a second ago; one that is too busy to say is asked all the same.
             match enclave.call(Request::Info).await {
@@ -198,7 +198,7 @@ impl Group {
                 Ok(Reply::Refused(_)) | Err(Unavailable::Away) => continue,
                 _ => {}
             }
-            match enclave.call_exclusive(Request::HandOver).await {
+            match enclave.call_exclusive(Request::Handover).await {
                 Ok(Reply::HandedOver) => info!(enclave = number, "the fence was handed over in order"),
                 Ok(Reply::Refused(refusal)) => warn!(enclave = number, %refusal, "the fence was not handed over"),
                 other => warn!(enclave = number, ?other, "the fence was not handed over"),

@@ -91,7 +91,7 @@ pub async fn run(settings: &Settings, egress: Option<Arc<Counters>>, shutdown: i
     }
     // Nothing comes through here any more: a successor may sign at once.
     if !settings.keep_fence {
-        group.hand_over().await;
+        group.handover().await;
     }
     Ok(())
 }

@@ -79,7 +79,7 @@ async fn ask(stream: &mut UnixStream, request: HostRequest) -> HostReply {
     stream.write_all(&bytes).await.unwrap();
     let mut buffer = bytes::BytesMut::new();
     loop {
-        if let Some((frame, _)) = frame::split(&buffer, egress::MAX_HOST_FRAME_LEN).unwrap() {
+        if let Some((frame, _)) = frame::split(&buffer, host_services::MAX_HOST_FRAME_LEN).unwrap() {
             return host_services::decode_reply(frame).unwrap();
         }
         assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "closed without an answer");

@@ -59,10 +59,10 @@ pub enum Command {
     Backup(Backup),
     /// Have the holder of the fence leave in order: it signs no more, and a standby goes on without a gap
     #[command(after_help = COMMAND_EXIT_CODES)]
-    HandOver(Box<Order>),
+    Handover(Box<Order>),
     /// Have a standby claim the fence at once, without waiting for the holder's ceilings to pass
     #[command(after_help = COMMAND_EXIT_CODES)]
-    TakeOver(Box<Order>),
+    Takeover(Box<Order>),
     /// Show who holds the fence, its ceilings and floors, and when this enclave may sign, as its document proves it
     #[command(after_help = COMMAND_EXIT_CODES)]
     Status(Status),

@@ -368,7 +368,7 @@ impl Report {
                     self.line(&format!("{key}  {line}"));
                 }
             }
-            (Action::RaisePasts { keys }, Outcome::PastsRaised { keys: outcomes }) => {
+            (Action::RaiseHistory { keys }, Outcome::HistoryRaised { keys: outcomes }) => {
                 for (key, outcome) in keys.iter().zip(outcomes) {
                     let line = match outcome {
                         KeyOutcome::Changed => format!("stands at {} or above now", past_of(&key.past)),
@@ -377,12 +377,12 @@ impl Report {
                     self.line(&format!("{}  {line}", key.public_key));
                 }
             }
-            (Action::HandOver, Outcome::HandedOver) => {
+            (Action::Handover, Outcome::HandedOver) => {
                 self.line(
                     "handed over: this enclave signs no more, and its exact state is on the disk for a successor",
                 );
             }
-            (Action::TakeOver, Outcome::TookOver { term }) => {
+            (Action::Takeover, Outcome::TookOver { term }) => {
                 self.line(&format!("this enclave holds the fence, in term {term}"));
             }
             _ => {
@@ -552,14 +552,14 @@ fn summary(commands: &[Command]) -> Result<String> {
                     let _ = writeln!(out, "  {key}");
                 }
             }
-            Action::RaisePasts { keys } => {
+            Action::RaiseHistory { keys } => {
                 let _ = writeln!(out, "RAISE what {} have signed:", plural(keys.len(), "key"));
                 for key in keys {
                     let _ = writeln!(out, "  {}  {}", key.public_key, past_of(&key.past));
                 }
             }
-            Action::HandOver => out.push_str("HAND OVER: sign no more, and leave the exact state for a successor\n"),
-            Action::TakeOver => out.push_str("TAKE OVER: claim the fence at once, from whoever holds it\n"),
+            Action::Handover => out.push_str("HAND OVER: sign no more, and leave the exact state for a successor\n"),
+            Action::Takeover => out.push_str("TAKE OVER: claim the fence at once, from whoever holds it\n"),
             Action::Delete { keys } => {
                 let _ = writeln!(out, "DELETE {}:", plural(keys.len(), "key"));
                 for key in keys {

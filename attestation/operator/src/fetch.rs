@@ -118,7 +118,7 @@ impl Proxy {
         }
 
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
-        let path = format!("/pasts?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
+        let path = format!("/slashing-protection?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
         let answer: Answer = self.json(&path)?;
         let page = const_hex::decode(&answer.page).context("a page of pasts is not hex")?;
         Ok((page, hex(&answer.signature, "a signature")?))

@@ -68,7 +68,7 @@ pub enum ReportedOutcome {
     /// One word for each key.
     FeeRecipientsSet { keys: Vec<String> },
     /// One word for each key.
-    PastsRaised { keys: Vec<String> },
+    HistoryRaised { keys: Vec<String> },
 }
 
 /// A record that has ended.
@@ -248,7 +248,7 @@ impl ReportedOutcome {
             Self::HandedOver => Outcome::HandedOver,
             Self::TookOver { term } => Outcome::TookOver { term: *term },
             Self::FeeRecipientsSet { keys } => Outcome::FeeRecipientsSet { keys: words(keys)? },
-            Self::PastsRaised { keys } => Outcome::PastsRaised { keys: words(keys)? },
+            Self::HistoryRaised { keys } => Outcome::HistoryRaised { keys: words(keys)? },
             Self::ExitsSigned { exits } => {
                 let one = |exit: &ToldExit| {
                     Some(SignedExit {

@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::PublicKey;
 use casemate_protocol::command::{Action, KeyHistory};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::{HistoryEntry, HistoryPage};
+use casemate_protocol::history_page::{HistoryEntry, HistoryPage};
 use casemate_protocol::statement::FenceKind;
 use casemate_slashing::interchange::{self, Histories};
 
@@ -157,7 +157,7 @@ fn bring(options: SlashingImport) -> Result<Answer> {
         .map(|(public_key, watermarks)| KeyHistory { public_key, past: Past::from(watermarks) })
         .collect();
     let commands = portions(&keys)
-        .map(|(number, keys)| session.command(number, Action::RaisePasts { keys: keys.to_vec() }))
+        .map(|(number, keys)| session.command(number, Action::RaiseHistory { keys: keys.to_vec() }))
         .collect::<Result<Vec<_>>>()?;
     command::give(&mut session, &commands, &options.signing, None)
 }

@@ -91,7 +91,7 @@ enum Broken {
     /// A key that comes back starts from what it brings.
     ReturningKeyForgetsItsPast,
     /// What an enclave knew is gone with the next state that it loads.
-    ReloadForgetsPasts,
+    ReloadForgetsHistory,
     /// A new record is free of floors for whoever has a state of its number.
     FirstByNumber,
     /// A lost record is made anew from any state.
@@ -513,7 +513,7 @@ impl World {
         enclave.body = loaded.body;
         (enclave.number, enclave.digest) = (loaded.number, digest(loaded));
         enclave.fence.has_seen(loaded.seen);
-        if self.broken == Broken::ReloadForgetsPasts {
+        if self.broken == Broken::ReloadForgetsHistory {
             return;
         }
         for key in 0..2 {
@@ -1374,7 +1374,7 @@ fn second_lines_of_defence_are_not_the_only_ones() {
         Broken::FloorNotRaisedAtLeave,
         Broken::InForceBeforeEnforced,
         Broken::ClaimKeepsOldStates,
-        Broken::ReloadForgetsPasts,
+        Broken::ReloadForgetsHistory,
     ] {
         explore(World { broken, foreign: true, ..world(Kind::Blocks, 3, 5, 2) });
         explore(World { broken, foreign: true, ..world(Kind::Votes, 2, 5, 2) });

@@ -103,11 +103,13 @@ pub enum Action {
         credentials_id: Option<CredentialsId>,
     },
     /// Leave in order: sign no more, and leave the exact state for a successor.
-    HandOver,
+    #[serde(rename = "hand_over")]
+    Handover,
     /// End the fence's record for good: nobody claims or extends it any more, so that the next one can be made in another store.
     FenceClose,
     /// Claim the fence at once, without waiting for the holder's ceilings to pass.
-    TakeOver,
+    #[serde(rename = "take_over")]
+    Takeover,
     /// Sign voluntary exits, and let validator clients have them signed too.
     Exit {
         /// Who leaves.
@@ -123,7 +125,8 @@ pub enum Action {
         fee_recipient: Option<ExecutionAddress>,
     },
     /// Add to what keys have signed.
-    RaisePasts {
+    #[serde(rename = "raise_history")]
+    RaiseHistory {
         /// The keys.
         keys: Vec<KeyHistory>,
     },
@@ -387,13 +390,13 @@ impl Command {
             Action::Generate { count, .. } => usize::try_from(*count).unwrap_or(usize::MAX),
             Action::Deposit { keys, .. } | Action::Delete { keys } | Action::FeeRecipient { keys, .. } => keys.len(),
             Action::Exit { exits, .. } => exits.len(),
-            Action::RaisePasts { keys } => keys.len(),
-            Action::FenceInit { .. } | Action::FenceClose | Action::HandOver | Action::TakeOver => 0,
+            Action::RaiseHistory { keys } => keys.len(),
+            Action::FenceInit { .. } | Action::FenceClose | Action::Handover | Action::Takeover => 0,
         }
     }
 
     fn is_about_keys(&self) -> bool {
-        !matches!(self.action, Action::FenceInit { .. } | Action::FenceClose | Action::HandOver | Action::TakeOver)
+        !matches!(self.action, Action::FenceInit { .. } | Action::FenceClose | Action::Handover | Action::Takeover)
     }
 
     fn check(&self) -> Result<(), CommandError> {
@@ -508,7 +511,8 @@ pub enum Outcome {
         keys: Vec<KeyOutcome>,
     },
     /// Of each key, in order. It is sealed and on the disk.
-    PastsRaised {
+    #[serde(rename = "pasts_raised")]
+    HistoryRaised {
         /// One for each.
         keys: Vec<KeyOutcome>,
     },
@@ -673,15 +677,15 @@ mod tests {
             },
             Action::FenceClose,
             Action::FenceInit { record: RecordOrder::New, credentials: None, credentials_id: None },
-            Action::HandOver,
-            Action::TakeOver,
+            Action::Handover,
+            Action::Takeover,
             Action::Exit {
                 exits: vec![ExitOrder { public_key: Bytes([9; 48]), validator_index: u64::MAX }],
                 last_epoch: Epoch(7),
             },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: Some(Bytes([1; 20])) },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: None },
-            Action::RaisePasts { keys: vec![KeyHistory { public_key: Bytes([9; 48]), past: Past::default() }] },
+            Action::RaiseHistory { keys: vec![KeyHistory { public_key: Bytes([9; 48]), past: Past::default() }] },
         ] {
             let written = command(action).encode().unwrap();
             let bytes = written.as_ref();

@@ -9,9 +9,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
+use crate::history_page::SignedHistoryPage;
 use crate::log::LogPage;
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
-use crate::past::SignedHistoryPage;
 use crate::refusal::MalformedFrame;
 use crate::statement::{MAX_STATEMENT_LEN, StatedStatus};
 use crate::{Duty, Epoch, ForkInfo, Network, PublicKey, Refusal, Root, Signature, Slot};
@@ -79,7 +79,7 @@ pub enum Request {
         envelope: Envelope,
     },
     /// Hand over in order, because the parent is about to end this enclave. Who ends it can ask for that too.
-    HandOver,
+    Handover,
     /// One page of what the group's keys have signed, those that were deleted too.
     SlashingProtection {
         /// Comes back under the signature, so that the page cannot be an old one.
@@ -190,7 +190,7 @@ pub enum Reply {
     },
     /// To [`Request::Command`], and to what stands for one.
     Command(Outcome),
-    /// To [`Request::HandOver`]: whatever was signed is in the state that was left behind.
+    /// To [`Request::Handover`]: whatever was signed is in the state that was left behind.
     HandedOver,
     /// To [`Request::HistoryPage`].
     SlashingProtection(SignedHistoryPage),

@@ -169,7 +169,7 @@ pub enum Refusal {
     #[error(
         "the host asked for a hand-over without an operator's signature, and there was one less than {slots} slots ago; operators order it with `casemate hand-over`"
     )]
-    HandOverTooSoon { slots: u64 },
+    HandoverTooSoon { slots: u64 },
     #[error(
         "the state of this enclave is not the one that the command names: its keys have the root {keys_root}, and it has seen version {fence_version} of the fence's record. With an older state deleted keys would come back: bring the newest blobs to the parent"
     )]
@@ -347,7 +347,7 @@ impl Refusal {
             | Self::Starting(_)
             | Self::NotSealed(_)
             | Self::MaybeSealed(_) => Kind::Unavailable,
-            Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy | Self::HandOverTooSoon { .. } => {
+            Self::TooManyAttestations { .. } | Self::NsmBusy | Self::CommandBusy | Self::HandoverTooSoon { .. } => {
                 Kind::TooMany
             }
             Self::NoOperators

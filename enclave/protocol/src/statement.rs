@@ -41,7 +41,7 @@ pub struct Statement {
     pub window: Window,
     /// Drawn from the NSM's entropy when this enclave started: two starts never share it.
     pub boot_nonce: Bytes<32>,
-    /// Ed25519: signs the heads of the log and the pages of pasts. Made anew at every start.
+    /// Ed25519: signs the heads of the log and the pages of history. Made anew at every start.
     pub record_key: Bytes<32>,
     /// The last operators' command of this boot, and what became of it.
     pub last_command: Option<StatedCommand>,

@@ -7,9 +7,9 @@ use casemate_protocol::frame::{
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
+use casemate_protocol::history_page::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::network::NetworkFields;
-use casemate_protocol::past::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::{
@@ -125,7 +125,7 @@ fn log_page() -> impl Strategy<Value = LogPage> {
     )
 }
 
-fn pasts_page() -> impl Strategy<Value = SignedHistoryPage> {
+fn history_page() -> impl Strategy<Value = SignedHistoryPage> {
     (any::<u32>(), vec((bytes(), any::<bool>()), 0..4), bytes()).prop_map(|(start, keys, signature)| {
         let one = |(public_key, held)| HistoryEntry { public_key, held, highest: Some(Past::default()) };
         let keys = keys.into_iter().map(one).collect();
@@ -156,7 +156,7 @@ fn request() -> impl Strategy<Value = RequestFrame> {
             Request::ImportKeystores { keys: keys.into_iter().map(one).collect() }
         }),
         Just(Request::HighWatermark),
-        Just(Request::HandOver),
+        Just(Request::Handover),
         (bytes(), ".{0,40}", ".{0,40}").prop_map(|(public_key, platform, timestamp)| Request::ProofOfValidation {
             public_key,
             platform,
@@ -208,7 +208,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
         refusal.prop_map(Reply::Refused),
         Just(Reply::HandedOver),
         log_page().prop_map(Reply::Log),
-        pasts_page().prop_map(Reply::SlashingProtection),
+        history_page().prop_map(Reply::SlashingProtection),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -594,7 +594,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     }));
     requests.push(Request::Attestation { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap() });
     requests.push(Request::Command { envelope: BoundedBytes::new(vec![0xcd; 4]).unwrap() });
-    requests.push(Request::HandOver);
+    requests.push(Request::Handover);
     requests.push(Request::SlashingProtection { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 });
     requests.push(Request::Log { after: 17, nonce: None });
     requests.push(Request::Log { after: u64::MAX, nonce: BoundedBytes::new(vec![0xcc; 16]) });
@@ -704,7 +704,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         exits: vec![SignedExit { public_key, epoch: e, validator_index: 5, signature: Bytes([0xbb; 96]) }],
     }));
     replies.push(Reply::Command(Outcome::FeeRecipientsSet { keys: vec![KeyOutcome::Changed, KeyOutcome::NotFound] }));
-    replies.push(Reply::Command(Outcome::PastsRaised { keys: vec![KeyOutcome::Changed] }));
+    replies.push(Reply::Command(Outcome::HistoryRaised { keys: vec![KeyOutcome::Changed] }));
     replies.push(Reply::Command(Outcome::CredentialsTaken));
     replies.push(Reply::Command(Outcome::FenceClosed {
         record: ClosedRecord {

@@ -43,7 +43,7 @@ enum Step {
     /// Export, forget, import: what a restart through a file does.
     Restart,
     /// Another enclave took over: everything signed so far is below its floors.
-    TakeOver {
+    Takeover {
         ceiling_slots: u64,
         ceiling_epochs: u64,
     },
@@ -63,7 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..4usize).prop_map(Step::Repeat),
         1 => (prop::collection::vec(message(), 0..4), any::<bool>()).prop_map(|(m, roots)| Step::Import(m, roots)),
         1 => Just(Step::Restart),
-        1 => (0..12u64, 0..6u64).prop_map(|(ceiling_slots, ceiling_epochs)| Step::TakeOver { ceiling_slots, ceiling_epochs }),
+        1 => (0..12u64, 0..6u64).prop_map(|(ceiling_slots, ceiling_epochs)| Step::Takeover { ceiling_slots, ceiling_epochs }),
     ]
 }
 
@@ -218,7 +218,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     signer.history = SlashingHistory::Missing.with(read[&KEY]);
                 }
             }
-            Step::TakeOver { ceiling_slots, ceiling_epochs } => {
+            Step::Takeover { ceiling_slots, ceiling_epochs } => {
                 // The successor knows nothing of the past but the ceilings of its predecessor, and starts from these.
                 let top_slot = past
                     .iter()

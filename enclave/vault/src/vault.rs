@@ -5,8 +5,8 @@ use std::sync::{Arc, RwLock};
 use casemate_fence::{Holder, Record};
 use casemate_protocol::command::{Envelope, Outcome, StoreCredentials};
 use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce};
+use casemate_protocol::history_page::{HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::log::{LogRecord, Message};
-use casemate_protocol::past::{HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
@@ -135,9 +135,9 @@ impl Vault {
                 attested.unwrap_or_else(Reply::Refused)
             }
             Request::Command { envelope } => self.command(envelope).map_or_else(Reply::Refused, Reply::Command),
-            Request::HandOver => self.hand_over().map_or_else(Reply::Refused, |()| Reply::HandedOver),
+            Request::Handover => self.handover().map_or_else(Reply::Refused, |()| Reply::HandedOver),
             Request::SlashingProtection { nonce, start } => {
-                self.pasts(nonce, *start).map_or_else(Reply::Refused, Reply::SlashingProtection)
+                self.history_page(nonce, *start).map_or_else(Reply::Refused, Reply::SlashingProtection)
             }
             Request::Log { after, nonce } => self.signing_log(*after, nonce.as_ref()),
             Request::ImportKeystores { keys } => {
@@ -166,7 +166,7 @@ impl Vault {
     }
 
     /// What the keys have signed, and stay above besides.
-    fn pasts(&self, nonce: &Nonce, start: u32) -> Result<SignedHistoryPage, Refusal> {
+    fn history_page(&self, nonce: &Nonce, start: u32) -> Result<SignedHistoryPage, Refusal> {
         let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
         // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
         // elsewhere must stay above them too.
@@ -300,11 +300,11 @@ impl Vault {
     }
 
     /// Asked for by the host, when it is about to end this enclave; or to keep it from signing, so not too often.
-    fn hand_over(&self) -> Result<(), Refusal> {
+    fn handover(&self) -> Result<(), Refusal> {
         let (desk, office) = self.desk()?;
         self.fencing.held()?;
-        self.fencing.may_hand_over_unsigned(desk.now)?;
-        office.hand_over(&desk)
+        self.fencing.may_handover_unsigned(desk.now)?;
+        office.handover(&desk)
     }
 
     /// It waits for KMS and the disk: the server carries commands out on a thread of their own.

@@ -714,7 +714,7 @@ fn what_operators_have_signed_is_in_the_log_as_what_clients_have() {
 }
 
 #[test]
-fn pasts_are_only_raised_sealed_and_all_or_none() {
+fn histories_are_only_raised_sealed_and_all_or_none() {
     let bench = Bench::new();
     let enclave = Enclave::start(&bench);
     let keys = [key(1, past(500)), key(2, new())];
@@ -722,7 +722,7 @@ fn pasts_are_only_raised_sealed_and_all_or_none() {
     let (first, other) = (keys[0].0.public_key, keys[1].0.public_key);
     let order = |counter, keys: &[(PublicKey, Option<Past>)]| {
         let keys = keys.iter().map(|(public_key, past)| KeyHistory { public_key: *public_key, past: past.unwrap() });
-        enclave.command(counter, Action::RaisePasts { keys: keys.collect() })
+        enclave.command(counter, Action::RaiseHistory { keys: keys.collect() })
     };
     // One that cannot be true: nothing of it is taken.
     let future = enclave.send(&order(2, &[(first, past(800)), (other, past(1002))]), &[1, 2]);
@@ -731,7 +731,7 @@ fn pasts_are_only_raised_sealed_and_all_or_none() {
     let absent = key(9, None).0.public_key;
     let done = enclave.send(&order(3, &[(first, past(600)), (other, past(700)), (absent, past(1))]), &[1, 2]);
     let outcomes = vec![KeyOutcome::Changed, KeyOutcome::Changed, KeyOutcome::NotFound];
-    assert_eq!(done, Ok(Outcome::PastsRaised { keys: outcomes }));
+    assert_eq!(done, Ok(Outcome::HistoryRaised { keys: outcomes }));
     // Lower ones change nothing; that of a deleted key counts when it comes back.
     enclave.send(&order(4, &[(first, past(10))]), &[1, 2]).unwrap();
     enclave.send(&enclave.command(5, Action::Delete { keys: vec![other] }), &[1, 2]).unwrap();
@@ -748,7 +748,7 @@ fn pasts_are_only_raised_sealed_and_all_or_none() {
 }
 
 #[test]
-fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
+fn histories_are_told_under_a_signature_of_this_boot_and_nonce() {
     let bench = Bench::new();
     let enclave = Enclave::start(&bench);
     let keys = [key(1, past(500)), key(2, new())];
@@ -765,7 +765,7 @@ fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
         panic!()
     };
     let statement = enclave.attested().1;
-    let verify = |boot_nonce, nonce: &_, page: &casemate_protocol::past::HistoryPage| {
+    let verify = |boot_nonce, nonce: &_, page: &casemate_protocol::history_page::HistoryPage| {
         UnparsedPublicKey::new(&ED25519, statement.record_key.0)
             .verify(&page.signed_bytes(&boot_nonce, nonce), &told.signature.0)
             .is_ok()
@@ -773,7 +773,7 @@ fn pasts_are_told_under_a_signature_of_this_boot_and_nonce() {
     assert!(verify(statement.boot_nonce, &nonce, &told.page));
     assert!(!verify(Bytes([1; 32]), &nonce, &told.page));
     assert!(!verify(statement.boot_nonce, &BoundedBytes::new(vec![9; 16]).unwrap(), &told.page));
-    let other = casemate_protocol::past::HistoryPage { start: 1, ..told.page.clone() };
+    let other = casemate_protocol::history_page::HistoryPage { start: 1, ..told.page.clone() };
     assert!(!verify(statement.boot_nonce, &nonce, &other));
     let page = told.page.clone();
     assert_eq!((page.start, page.total, page.time_ms), (0, 2, Some(1000 * 12_000)));

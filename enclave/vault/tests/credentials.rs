@@ -201,7 +201,7 @@ fn one_that_does_not_hold_the_fence_takes_credentials_and_seals_them_once_it_hol
     standby.member.vault.settle();
     assert_eq!(sealed(&bench), Some(1), "of two that seal one would lose the other's changes");
     // The holder's next state comes in between, and does not undo it.
-    assert_eq!(order(&holder, 2, Action::HandOver), Ok(Outcome::HandedOver));
+    assert_eq!(order(&holder, 2, Action::Handover), Ok(Outcome::HandedOver));
     standby.member.await_standing(StatedStatus::Holding);
     assert_eq!(sealed(&bench), Some(1));
     standby.member.vault.settle();

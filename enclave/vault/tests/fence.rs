@@ -16,7 +16,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use casemate_fence::{MAX_TERM, Record};
-use casemate_protocol::past::SignedHistoryPage;
+use casemate_protocol::history_page::SignedHistoryPage;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request};
@@ -248,7 +248,7 @@ fn clones_that_die_and_come_back_with_a_state_of_yesterday_sign_no_two_conflicti
 }
 
 /// A page of what keys have signed, from the first key on.
-fn pasts(member: &Member) -> Result<SignedHistoryPage, Refusal> {
+fn history_page(member: &Member) -> Result<SignedHistoryPage, Refusal> {
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
     match member.vault.handle(&Request::SlashingProtection { nonce, start: 0 }) {
         Reply::SlashingProtection(page) => Ok(page),
@@ -258,14 +258,14 @@ fn pasts(member: &Member) -> Result<SignedHistoryPage, Refusal> {
 }
 
 #[test]
-fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
+fn histories_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
     let (bench, network, memory) = (Bench::new(), network(200), begun());
     let holder = Member::start(&bench, &network, Box::new(memory.clone()));
     holder.await_standing(StatedStatus::Holding);
-    assert_eq!(pasts(&holder).unwrap().page.keys.len(), 1);
+    assert_eq!(history_page(&holder).unwrap().page.keys.len(), 1);
     // Cut off, it still signs below its ceilings, and cannot know whether somebody else does.
     memory.away.store(true, Ordering::SeqCst);
-    let refused = pasts(&holder);
+    let refused = history_page(&holder);
     assert!(matches!(refused, Err(Refusal::StoreAway(_) | Refusal::FenceUnclear(_))), "{refused:?}");
     assert_eq!(holder.standing(), StatedStatus::Holding);
     // Another has claimed meanwhile: the very next question finds out, however quiet the store has been.
@@ -276,13 +276,13 @@ fn pasts_are_told_only_by_whom_the_store_knows_as_the_holder_now() {
         record.unwrap()
     };
     memory.away.store(false, Ordering::SeqCst);
-    let refused = pasts(&holder);
+    let refused = history_page(&holder);
     assert!(matches!(refused, Err(Refusal::NotHolder(_))), "{refused:?}");
     assert_eq!(memory.record.lock().unwrap().unwrap().term, claimed.term);
     // A standby tells nothing either.
     let standby = Member::start(&bench, &network, Box::new(memory.clone()));
     standby.await_standing(StatedStatus::Standby);
-    assert!(matches!(pasts(&standby), Err(Refusal::NotHolder(_))));
+    assert!(matches!(history_page(&standby), Err(Refusal::NotHolder(_))));
 }
 
 /// Time that passes as fast as somebody waits.

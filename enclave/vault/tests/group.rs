@@ -23,7 +23,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::HistoryPage;
+use casemate_protocol::history_page::HistoryPage;
 use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
@@ -221,10 +221,10 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     let ceilings = held(&memory).ceilings;
     let next = Enclave::start(&bench, &network, &memory);
     next.member.await_standing(StatedStatus::Standby);
-    let took = next.order(Action::TakeOver).unwrap();
+    let took = next.order(Action::Takeover).unwrap();
     assert!(matches!(took, Outcome::TookOver { .. }));
     // It leaves in order, and comes back exactly: without floors of its own.
-    assert_eq!(next.order(Action::HandOver), Ok(Outcome::HandedOver));
+    assert_eq!(next.order(Action::Handover), Ok(Outcome::HandedOver));
     let begun = Instant::now();
     while next.member.standing() != StatedStatus::Holding {
         assert!(begun.elapsed() < Duration::from_secs(30));
@@ -274,7 +274,7 @@ fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain(
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(bench.world.lists.load(Ordering::SeqCst), lists, "it has what the record asks for");
     // What is left behind is loaded at once, and nothing was signed beyond it.
-    assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
+    assert_eq!(holder.order(Action::Handover), Ok(Outcome::HandedOver));
     standby.member.await_standing(StatedStatus::Holding);
     assert_eq!(standby.statement().fence.floors.slot, None);
 }
@@ -340,11 +340,11 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     holder.member.await_standing(StatedStatus::Closed);
     let refused = sign(&holder.member.vault, &block(now + 1, 1));
     assert_eq!(refused, Err(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: record.slot_ceiling })));
-    assert_eq!(holder.order(Action::TakeOver), Err(Refusal::FenceClosed));
+    assert_eq!(holder.order(Action::Takeover), Err(Refusal::FenceClosed));
     // Nobody else claims it either.
     let clone = Enclave::start(&bench, &network, &first);
     clone.member.await_standing(StatedStatus::Closed);
-    assert_eq!(clone.order(Action::TakeOver), Err(Refusal::FenceClosed));
+    assert_eq!(clone.order(Action::Takeover), Err(Refusal::FenceClosed));
     assert_eq!(clone.record(RecordOrder::New), Err(Refusal::FenceClosed));
     // The very state that was left behind goes on at once, with another store.
     let early = Enclave::start(&bench, &network, &second);
@@ -427,16 +427,16 @@ fn an_older_state_does_not_follow_on_a_record_that_has_ended() {
 }
 
 #[test]
-fn a_host_gets_a_hand_over_without_a_signature_once_in_a_while_alone() {
+fn a_host_gets_a_handover_without_a_signature_once_in_a_while_alone() {
     let (bench, network, memory) = (Bench::new(), network(2000), Memory::default());
     let holder = begun(&bench, &network, &memory);
-    assert_eq!(holder.member.vault.handle(&Request::HandOver), Reply::HandedOver);
+    assert_eq!(holder.member.vault.handle(&Request::Handover), Reply::HandedOver);
     // It comes back by itself; the next one has to wait, and operators' do not.
     holder.member.await_standing(StatedStatus::Holding);
-    let refused = holder.member.vault.handle(&Request::HandOver);
-    assert_eq!(refused, Reply::Refused(Refusal::HandOverTooSoon { slots: 8 }));
+    let refused = holder.member.vault.handle(&Request::Handover);
+    assert_eq!(refused, Reply::Refused(Refusal::HandoverTooSoon { slots: 8 }));
     assert_eq!(holder.member.standing(), StatedStatus::Holding);
-    assert_eq!(holder.order(Action::HandOver), Ok(Outcome::HandedOver));
+    assert_eq!(holder.order(Action::Handover), Ok(Outcome::HandedOver));
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn a_record_that_nobody_can_have_written_is_not_believed_and_silences_nobody_for
     ] {
         *memory.record.lock().unwrap() = Some(bad);
         let enclave = Enclave::start(&bench, &network, &memory);
-        let refused = enclave.order(Action::TakeOver);
+        let refused = enclave.order(Action::Takeover);
         assert!(refused.is_err(), "{refused:?}");
         assert_eq!(held(&memory), bad, "it was not claimed");
         assert_ne!(enclave.member.standing(), StatedStatus::Holding);

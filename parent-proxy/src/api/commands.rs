@@ -74,7 +74,7 @@ fn count(outcome: &Outcome) -> usize {
         Outcome::Imported { keys }
         | Outcome::Deleted { keys }
         | Outcome::FeeRecipientsSet { keys }
-        | Outcome::PastsRaised { keys } => keys.len(),
+        | Outcome::HistoryRaised { keys } => keys.len(),
         Outcome::ExitsSigned { exits } => exits.len(),
         Outcome::Generated { keys } | Outcome::Deposited { keys } => keys.len(),
         Outcome::FenceReady
@@ -91,7 +91,7 @@ fn shown(outcome: &Outcome) -> Value {
         Outcome::Imported { keys } => json!({ "outcome": "imported", "keys": names(keys) }),
         Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
         Outcome::FeeRecipientsSet { keys } => json!({ "outcome": "fee_recipients_set", "keys": names(keys) }),
-        Outcome::PastsRaised { keys } => json!({ "outcome": "pasts_raised", "keys": names(keys) }),
+        Outcome::HistoryRaised { keys } => json!({ "outcome": "history_raised", "keys": names(keys) }),
         Outcome::ExitsSigned { exits } => json!({ "outcome": "exits_signed", "exits": signed_exits(exits) }),
         Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
         Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),

@@ -26,7 +26,7 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORES, Nonce, Password};
 use casemate_protocol::history::Past;
-use casemate_protocol::past::HistoryEntry;
+use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
 use casemate_slashing::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
@@ -344,8 +344,8 @@ impl App {
         if keys.is_empty() {
             return Ok((Vec::new(), written(&Histories::new(), root)?));
         }
-        // They sign no more: now their pasts are told.
-        let known = self.all_pasts(number).await?;
+        // They sign no more: now their history are told.
+        let known = self.whole_history(number).await?;
         let mut histories = Histories::new();
         for (place, key) in keys.iter().enumerate() {
             let told = known.get(key);
@@ -375,7 +375,7 @@ impl App {
         Ok((outcomes, written(&histories, root)?))
     }
 
-    async fn all_pasts(&self, number: Option<usize>) -> Result<BTreeMap<PublicKey, HistoryEntry>, Failure> {
+    async fn whole_history(&self, number: Option<usize>) -> Result<BTreeMap<PublicKey, HistoryEntry>, Failure> {
         let mut nonce = [0; 32];
         rand::fill(&mut nonce).map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no entropy"))?;
         let nonce = Nonce::new(nonce.to_vec()).ok_or_else(Failure::unexpected_reply)?;
@@ -383,7 +383,7 @@ impl App {
         let mut start = 0_u32;
         loop {
             let _alone = self.telling.lock().await;
-            let page = self.pasts(number, nonce.clone(), start).await?.page;
+            let page = self.history_page(number, nonce.clone(), start).await?.page;
             start = start.saturating_add(u32::try_from(page.keys.len()).unwrap_or(u32::MAX));
             let ended = page.keys.is_empty() || start >= page.total;
             all.extend(page.keys.into_iter().map(|told| (told.public_key, told)));

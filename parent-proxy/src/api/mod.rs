@@ -4,10 +4,10 @@ mod answer;
 mod attestation;
 mod commands;
 mod ext;
+mod history;
 mod keys;
 pub mod keystores;
 mod metrics;
-mod pasts;
 mod reload;
 mod sign;
 mod status;
@@ -54,7 +54,7 @@ pub struct App {
     large_bodies: Arc<Semaphore>,
     /// Held while the keys are listed: pages are the largest replies there are, and one listing at a time is quick.
     listing: tokio::sync::Mutex<()>,
-    /// Held while a page of pasts is asked for: that takes a round trip to the fence's store.
+    /// Held while a page of history is asked for: that takes a round trip to the fence's store.
     telling: tokio::sync::Mutex<()>,
     reload: Reload,
     attestations: attestation::Turns,
@@ -107,8 +107,8 @@ pub fn api(
         // A document for HEAD would be made and thrown away.
         .route("/attestation", get(attestation::attestation).head(status::no_head))
         .route("/commands", post(commands::command))
-        .route("/pasts", get(pasts::pasts))
-        .route("/signing-log/head", get(pasts::signing_log_head))
+        .route("/slashing-protection", get(history::page))
+        .route("/signing-log/head", get(history::signing_log_head))
         .route("/eth/v1/keystores", get(keystores::list).post(keystores::import).delete(keystores::delete))
         .route("/openapi.json", get(status::openapi))
         .route("/metrics", get(metrics::metrics))

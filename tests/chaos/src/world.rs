@@ -191,9 +191,9 @@ impl World {
             "SIGSTOP of a vault beyond its ceilings" => self.freeze("vault", self.chain.slot_ms * 6),
             "store away" => self.store_away(),
             "older sealed state restored" => self.restore(),
-            "hand-over" => self.hand_over(),
-            "take-over" => self.take_over(),
-            "unsigned hand-over" => self.unsigned_hand_over(),
+            "hand-over" => self.handover(),
+            "take-over" => self.takeover(),
+            "unsigned hand-over" => self.unsigned_handover(),
             "only older sealed states for all" => self.older_for_all(),
             "import cut from the store and rolled back" => self.import_cut_and_rolled_back(),
             "record lost, and an older state offered" => self.lose_the_record(),
@@ -308,11 +308,11 @@ impl World {
     }
 
     /// The parent asks each enclave for a hand-over, as often as it can.
-    fn unsigned_hand_over(&mut self) {
+    fn unsigned_handover(&mut self) {
         for socket in &self.sockets {
-            let outcome = match ask_one(&mut None, socket, Request::HandOver) {
+            let outcome = match ask_one(&mut None, socket, Request::Handover) {
                 Some(Reply::HandedOver) => "unsigned hand-overs granted",
-                Some(Reply::Refused(Refusal::HandOverTooSoon { .. })) => "unsigned hand-overs refused as too soon",
+                Some(Reply::Refused(Refusal::HandoverTooSoon { .. })) => "unsigned hand-overs refused as too soon",
                 _ => continue,
             };
             *self.outcomes.entry(outcome).or_default() += 1;
@@ -336,14 +336,14 @@ impl World {
         casemate::run(&arguments, &mut std::io::sink(), &mut std::io::sink()) == casemate::Exit::Accepted
     }
 
-    fn hand_over(&mut self) {
+    fn handover(&mut self) {
         let begun = Instant::now();
         if self.casemate(&["hand-over"], true) {
             self.marks.push(Mark { name: "a hand-over in order", at: begun });
         }
     }
 
-    fn take_over(&mut self) {
+    fn takeover(&mut self) {
         let number = self.random.below(u64::from(self.enclaves)).to_string();
         self.casemate(&["take-over", "--enclave", &number], true);
     }
@@ -418,7 +418,7 @@ impl World {
         if !newer.is_empty() && self.until_somebody_holds() {
             *self.outcomes.entry("imports rolled back before they were confirmed").or_default() += 1;
         }
-        self.hand_over();
+        self.handover();
         self.until_somebody_holds();
         self.import_key(key, |_| ());
         show(&newer);

@@ -1,4 +1,4 @@
-//! What operators and their tools have besides duties: the key manager API, the signing log, pasts in and out, exits, fee recipients,
+//! What operators and their tools have besides duties: the key manager API, the signing log, history in and out, exits, fee recipients,
 //! and the description of it all.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -541,10 +541,10 @@ fn what_is_too_old_or_too_early_is_refused_in_words() {
     client.sign(&key, &randao(epoch)).signature();
 }
 
-// Pasts, exits, fee recipients.
+// History, exits, fee recipients.
 
 #[test]
-fn pasts_go_out_and_come_in_and_only_rise() {
+fn histories_go_out_and_come_in_and_only_rise() {
     let bench = bench();
     let stack = bench.start(&["--interop-keys", "300"]);
     let all = keys(&stack);

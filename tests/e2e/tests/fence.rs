@@ -32,7 +32,7 @@ fn has_etcd() -> bool {
 }
 
 #[test]
-fn a_hand_over_in_order_misses_no_duty_and_forgets_none() {
+fn a_handover_in_order_misses_no_duty_and_forgets_none() {
     let bench = bench();
     let stack = bench.start(&["--any-age", "--interop-keys", "2", "--enclaves", "2"]);
     let keys = keys(&stack);

@@ -541,19 +541,19 @@ fn not_forgotten(stack: &Stack, keys: &[PublicKey], released: &[Released]) {
 }
 
 #[test]
-fn the_parent_alone_gets_one_hand_over_in_eight_slots_and_operators_as_many_as_they_like() {
+fn the_parent_alone_gets_one_handover_in_eight_slots_and_operators_as_many_as_they_like() {
     let bench = Bench::new(PROGRAM, 2500, SLOTS_PER_EPOCH);
     let stack = bench.start(&[ANY_AGE, "--interop-keys", "1"]);
     let key = keys(&stack).remove(0);
     let socket: PathBuf = stack.socket.clone();
-    let unsigned = || ask_one(&mut None, &socket, Request::HandOver).expect("an answer");
+    let unsigned = || ask_one(&mut None, &socket, Request::Handover).expect("an answer");
     bench.await_standing(&stack, 0, "holding");
     let (slot, _) = bench.now();
     assert_eq!(unsigned(), Reply::HandedOver);
     bench.await_standing(&stack, 0, "holding");
     let again = unsigned();
     assert!(bench.now().0 < slot + 8, "the machine is too slow for this test's slots");
-    assert_eq!(again, Reply::Refused(Refusal::HandOverTooSoon { slots: 8 }));
+    assert_eq!(again, Reply::Refused(Refusal::HandoverTooSoon { slots: 8 }));
     let now = bench.now().0;
     stack.client().sign(&key, &block(now, 1)).signature();
     bench.order(&stack, &["hand-over"]);

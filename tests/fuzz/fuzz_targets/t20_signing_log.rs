@@ -3,7 +3,7 @@
 
 use casemate_protocol::Bytes;
 use casemate_protocol::log::text::parse;
-use casemate_protocol::past::HistoryPage;
+use casemate_protocol::history_page::HistoryPage;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -256,7 +256,7 @@ fn checked_in_one_step_and_written_down_in_another_two_are_signed() {
 }
 
 /// What is left behind, and what was signed by then and after.
-fn hand_over(closes: bool) -> impl Fn() + Send + Sync + Clone {
+fn handover(closes: bool) -> impl Fn() + Send + Sync + Clone {
     move || {
         let enclave = Arc::new(Enclave::new());
         let signers: Vec<_> = (0..2)
@@ -283,12 +283,12 @@ fn hand_over(closes: bool) -> impl Fn() + Send + Sync + Clone {
 
 #[test]
 fn whoever_leaves_leaves_everything_behind_that_was_signed() {
-    holds_always(hand_over(true));
+    holds_always(handover(true));
 }
 
 #[test]
 fn without_the_gate_something_is_signed_that_is_not_left_behind() {
-    is_found(hand_over(false));
+    is_found(handover(false));
 }
 
 /// A key that is deleted: its past is read once nobody signs with it any more.

@@ -622,7 +622,7 @@ impl Episode {
                 return;
             }
             let number = self.random(|random| random.pick(&running));
-            if self.order(number, Request::HandOver).is_some() {
+            if self.order(number, Request::Handover).is_some() {
                 say!(self.world.lock(), "the parent asks enclave {number} to hand over");
             }
             return;
@@ -923,7 +923,7 @@ impl Episode {
             let Some(number) = self.running().first().copied() else { continue };
             looks += 1;
             holding += u64::from(self.standing(number) == Some(StatedStatus::Holding));
-            self.order(number, Request::HandOver);
+            self.order(number, Request::Handover);
         }
         if holding * 5 < looks {
             let what =

@@ -7,7 +7,7 @@ use casemate_protocol::command::{
     KeyOutcome, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
 use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
-use casemate_protocol::past::SignedHistoryPage;
+use casemate_protocol::history_page::SignedHistoryPage;
 use casemate_protocol::statement::{StatedRecord, StatedStatus, Statement};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -41,9 +41,9 @@ pub enum Task {
     /// Learn what a deleted key has signed, and let it sign elsewhere.
     MoveAway(usize),
     /// The holder leaves in order.
-    HandOver,
+    Handover,
     /// Another one claims at once.
-    TakeOver,
+    Takeover,
     /// The first record.
     New,
     /// The record anew.
@@ -81,7 +81,7 @@ impl Job {
 enum Told {
     /// Exit 0, or 1 for a key.
     Done(Outcome),
-    /// A page of pasts, which is no command.
+    /// A page of history, which is no command.
     SlashingProtection(Box<SignedHistoryPage>),
     /// Exit 1: refused, nothing has changed.
     Refused(Refusal),
@@ -167,8 +167,8 @@ impl Episode {
                 Whereabouts::Gone { .. } => self.begin(at, Task::MoveAway(key)),
                 Whereabouts::Here { .. } => {}
             },
-            50..66 => self.begin(at, Task::HandOver),
-            66..78 => self.begin(number, Task::TakeOver),
+            50..66 => self.begin(at, Task::Handover),
+            66..78 => self.begin(number, Task::Takeover),
             78..82 => self.begin(number, Task::Credentials),
             // Of the store that they are in, not of one that they have left.
             82..86 if self.closed.is_none() && self.made && self.is_current(&statement) => {
@@ -424,11 +424,11 @@ impl Episode {
                 let attestation =
                     Some(HighestAttestation { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
                 let past = Past { block, attestation };
-                Action::RaisePasts { keys: vec![KeyHistory { public_key: self.keys[key].public, past }] }
+                Action::RaiseHistory { keys: vec![KeyHistory { public_key: self.keys[key].public, past }] }
             }
             // To move away is no command: it was asked for before.
-            Task::HandOver | Task::MoveAway(_) => Action::HandOver,
-            Task::TakeOver => Action::TakeOver,
+            Task::Handover | Task::MoveAway(_) => Action::Handover,
+            Task::Takeover => Action::Takeover,
             Task::New => init(RecordOrder::New),
             Task::Lost(last) => init(RecordOrder::Lost { last }),
             Task::Credentials => init(RecordOrder::Keep),
@@ -543,8 +543,8 @@ impl Episode {
                 }
             }
             Task::Credentials
-            | Task::HandOver
-            | Task::TakeOver
+            | Task::Handover
+            | Task::Takeover
             | Task::FeeRecipient(_)
             | Task::Exit(_)
             | Task::Raise(_) => {}
@@ -727,7 +727,7 @@ fn short(reply: &Reply) -> String {
         Reply::Command(Outcome::Deleted { keys }) => format!("deleted, {keys:?}"),
         Reply::Command(Outcome::FenceClosed { record }) => format!("closed, version {}", record.version),
         Reply::Command(_) => "done".into(),
-        Reply::SlashingProtection(_) => "pasts".into(),
+        Reply::SlashingProtection(_) => "history".into(),
         Reply::HandedOver => "handed over".into(),
         _ => "something else".into(),
     }

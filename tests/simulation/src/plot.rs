@@ -190,7 +190,7 @@ impl Episode {
                     if self.random(|random| random.chance(800)) {
                         self.end(plot.holder, "is killed");
                     }
-                    self.begin(holder, Task::HandOver);
+                    self.begin(holder, Task::Handover);
                     return Ok(Some(Stage::Exact));
                 }
                 let task = match plot.kind {

@@ -152,7 +152,7 @@ impl CommandProcessor {
         let unsealed = at_hand.store.filter(|_| at_hand.store_unsealed);
         let store_unsealed = unsealed.is_some();
         let store = unsealed.or_else(|| contents.store.clone());
-        // Nobody signs while pasts go from the old keys to the new ones: what was signed in between would be forgotten.
+        // Nobody signs while histories go from the old keys to the new ones: what was signed in between would be forgotten.
         let _closed = desk.fencing.closed()?;
         let before = desk.keys();
         // What this enclave has signed itself, in an earlier term, is not forgotten: neither of keys that the newer state lists,
@@ -163,7 +163,7 @@ impl CommandProcessor {
         let keys = Keys::unsealed(contents, |_, key, history| past(key, history)).ok()?;
         let keys = keys.remembering(&before, MAX_KNOWN_KEYS, desk.journal).ok()?;
         // A journal must know each key, and may know more of it.
-        let signing: Vec<_> = keys.pasts().collect();
+        let signing: Vec<_> = keys.histories().collect();
         let starts = desk.journal.reserve(&signing).ok()?;
         for ((public_key, _), start) in signing.iter().zip(starts) {
             if let Some(key) = keys.past(public_key) {
@@ -179,12 +179,12 @@ impl CommandProcessor {
     }
 
     /// Leaves in order: signs no more, seals what was signed, and says so in the record.
-    pub(crate) fn hand_over(&self, desk: &CommandContext<'_>) -> Result<(), Refusal> {
+    pub(crate) fn handover(&self, desk: &CommandContext<'_>) -> Result<(), Refusal> {
         let mut book = self.book()?;
-        self.hand_over_in(desk, &mut book)
+        self.handover_in(desk, &mut book)
     }
 
-    fn hand_over_in(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(), Refusal> {
+    fn handover_in(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<(), Refusal> {
         let fencing = desk.fencing;
         if !fencing.has_record() {
             return Err(Refusal::NoFenceRecord(fencing.kind()));
@@ -435,7 +435,7 @@ impl CommandProcessor {
         }
     }
 
-    fn take_over(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<Outcome, Refusal> {
+    fn takeover(&self, desk: &CommandContext<'_>, book: &mut CommandState) -> Result<Outcome, Refusal> {
         // One that holds the fence no longer learns it now, and closes its gate.
         let KeeperReply::Record(found) = desk.fencing.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::StoreAway(StoreTrouble::NotAsked));
@@ -444,7 +444,7 @@ impl CommandProcessor {
         if found.min_state_version > self.loaded().state_version {
             self.reload_in(desk, book, found.min_state_version);
         }
-        match desk.fencing.ask_keeper(KeeperRequest::TakeOver)? {
+        match desk.fencing.ask_keeper(KeeperRequest::Takeover)? {
             KeeperReply::Record(Some(record)) => Ok(Outcome::TookOver { term: record.term }),
             _ => Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))),
         }
@@ -504,11 +504,11 @@ impl CommandProcessor {
                 self.fence_init(desk, book, record, credentials.as_ref(), credentials_id.as_ref())
             }
             Action::FenceClose => self.fence_close(desk, book),
-            Action::HandOver => self.hand_over_in(desk, book).map(|()| Outcome::HandedOver),
-            Action::TakeOver => self.take_over(desk, book),
+            Action::Handover => self.handover_in(desk, book).map(|()| Outcome::HandedOver),
+            Action::Takeover => self.takeover(desk, book),
             Action::Exit { exits, last_epoch } => exit(desk, &exits, last_epoch),
             Action::FeeRecipient { keys, fee_recipient } => self.fee_recipient(desk, book, &keys, fee_recipient),
-            Action::RaisePasts { keys } => self.raise_pasts(desk, book, &keys),
+            Action::RaiseHistory { keys } => self.raise_history(desk, book, &keys),
         }
     }
 
@@ -528,7 +528,7 @@ impl CommandProcessor {
     }
 
     /// Adds to what keys have signed, of deleted ones too. Nothing where one of them cannot be true.
-    fn raise_pasts(
+    fn raise_history(
         &self,
         desk: &CommandContext<'_>,
         book: &mut CommandState,
@@ -557,7 +557,7 @@ impl CommandProcessor {
         let changed = Arc::new(before.again().map_err(|_| Refusal::MalformedCommand)?);
         // What was raised stays raised whatever comes of this; it is on the disk before it is answered.
         self.put_in_force(desk, book, &changed, &before)?;
-        Ok(Outcome::PastsRaised { keys: outcomes })
+        Ok(Outcome::HistoryRaised { keys: outcomes })
     }
 
     /// What the key manager API brings, where the measured policy allows it: the parent has seen these keys.

@@ -13,7 +13,7 @@ use casemate_protocol::{Refusal, Root, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits};
 
 use crate::fence::store::Store;
-use crate::platform::margins::HAND_OVER_REST;
+use crate::platform::margins::HANDOVER_REST;
 use crate::platform::runtime::{Bell, Kernel, Runtime};
 use crate::platform::sync::atomic::{AtomicU64, Ordering};
 use crate::platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -63,7 +63,7 @@ struct Orders {
     /// No keeper will come any more.
     closed: bool,
     /// When the host was last granted a hand-over that no operator has signed.
-    unsigned_hand_over: Option<Slot>,
+    unsigned_handover: Option<Slot>,
 }
 
 /// Where the keeper puts what came of an errand.
@@ -100,7 +100,7 @@ pub(crate) enum KeeperRequest {
     /// Leave, with this state behind: it stands for what was signed until the gate was closed in this term, and for no other.
     Leave { state: Root, term: u64 },
     /// Claim without waiting.
-    TakeOver,
+    Takeover,
 }
 
 /// What the keeper came back with.
@@ -259,14 +259,14 @@ impl FenceGate {
     }
 
     /// Whether the host may have a hand-over now that no operator has signed: it costs seconds without a signature each time.
-    pub(crate) fn may_hand_over_unsigned(&self, now: Slot) -> Result<(), Refusal> {
+    pub(crate) fn may_handover_unsigned(&self, now: Slot) -> Result<(), Refusal> {
         let mut orders = self.orders();
-        match orders.unsigned_hand_over {
-            Some(last) if now < last.saturating_add(HAND_OVER_REST) => {
-                Err(Refusal::HandOverTooSoon { slots: HAND_OVER_REST })
+        match orders.unsigned_handover {
+            Some(last) if now < last.saturating_add(HANDOVER_REST) => {
+                Err(Refusal::HandoverTooSoon { slots: HANDOVER_REST })
             }
             _ => {
-                orders.unsigned_hand_over = Some(now);
+                orders.unsigned_handover = Some(now);
                 Ok(())
             }
         }

@@ -15,7 +15,7 @@ use casemate_slashing::{Ceilings, Floors, Limits};
 
 use super::gate::{FenceGate, FenceParts, Gate, KeeperRequest, View};
 use crate::fence::store::Store;
-use crate::platform::margins::HAND_OVER_REST;
+use crate::platform::margins::HANDOVER_REST;
 use crate::platform::runtime::{Bell, Kernel, Runtime};
 
 /// A store that nobody asks.
@@ -58,16 +58,16 @@ fn open(term: u64) -> (View, Gate) {
 }
 
 #[test]
-fn the_host_waits_for_its_next_hand_over_to_the_slot() {
+fn the_host_waits_for_its_next_handover_to_the_slot() {
     let fencing = with_record();
     let last = 1000;
-    assert_eq!(fencing.may_hand_over_unsigned(Slot(last)), Ok(()));
-    for slot in [last, last + 1, last + HAND_OVER_REST - 1] {
-        let refused = fencing.may_hand_over_unsigned(Slot(slot));
-        assert_eq!(refused, Err(Refusal::HandOverTooSoon { slots: HAND_OVER_REST }), "{slot}");
+    assert_eq!(fencing.may_handover_unsigned(Slot(last)), Ok(()));
+    for slot in [last, last + 1, last + HANDOVER_REST - 1] {
+        let refused = fencing.may_handover_unsigned(Slot(slot));
+        assert_eq!(refused, Err(Refusal::HandoverTooSoon { slots: HANDOVER_REST }), "{slot}");
     }
-    assert_eq!(fencing.may_hand_over_unsigned(Slot(last + HAND_OVER_REST)), Ok(()));
-    assert!(fencing.may_hand_over_unsigned(Slot(last + HAND_OVER_REST + 1)).is_err(), "it counts from the last one");
+    assert_eq!(fencing.may_handover_unsigned(Slot(last + HANDOVER_REST)), Ok(()));
+    assert!(fencing.may_handover_unsigned(Slot(last + HANDOVER_REST + 1)).is_err(), "it counts from the last one");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_has_settled_has_no_signature_under_way() {
 }
 
 #[test]
-fn a_gate_that_was_closed_for_a_hand_over_says_so_to_its_keeper_until_it_is_opened_again() {
+fn a_gate_that_was_closed_for_a_handover_says_so_to_its_keeper_until_it_is_opened_again() {
     let fencing = with_record();
     assert_eq!(fencing.close(), Err(Refusal::NotHolder(NotHolder::StoreUnknown(StoreTrouble::NotAsked))));
     assert!(!fencing.is_handing_over(), "it was not open");

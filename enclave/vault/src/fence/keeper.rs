@@ -54,7 +54,7 @@ pub struct FenceKeeper<'a> {
     looked: Option<Duration>,
     reloaded: Option<Duration>,
     left: Option<Duration>,
-    take_over: bool,
+    takeover: bool,
     /// Version of the record that was seen last, and since when it is the same.
     steady: Option<(u64, Duration)>,
     /// The term whose floors were added to every key's past.
@@ -92,7 +92,7 @@ impl<'a> FenceKeeper<'a> {
             looked: None,
             reloaded: None,
             left: None,
-            take_over: false,
+            takeover: false,
             steady: None,
             floored: 0,
             unfit: None,
@@ -249,7 +249,7 @@ impl<'a> FenceKeeper<'a> {
             self.unfit = Some(NotHolder::FromFuture { slot_ceiling: record.ceilings.slot, now });
             return false;
         }
-        if !self.rested(self.left, RECLAIM_DELAY) && !self.take_over {
+        if !self.rested(self.left, RECLAIM_DELAY) && !self.takeover {
             return false;
         }
         let exact = self.vault.match_released_state(record).0;
@@ -267,7 +267,7 @@ impl<'a> FenceKeeper<'a> {
         let steady = self.since(since) >= STABLE_BEFORE_CLAIM.min(slot);
         // A record that was just made: nobody holds it. Floors hold for whoever claims it, as for any other.
         let first = record.holder == Holder::ZERO;
-        self.take_over || first || left_behind || (passed && steady)
+        self.takeover || first || left_behind || (passed && steady)
     }
 
     /// Loads the newest state that the parent offers, where the one at hand is too old, or another was left in order.
@@ -304,7 +304,7 @@ impl<'a> FenceKeeper<'a> {
                 return;
             }
             self.floored = record.term;
-            self.take_over = false;
+            self.takeover = false;
             self.left = None;
             self.fencing.holds_anew();
         }
@@ -413,8 +413,8 @@ impl<'a> FenceKeeper<'a> {
                 self.left = Some(self.runtime.now());
                 left
             }
-            KeeperRequest::TakeOver => {
-                self.take_over = true;
+            KeeperRequest::Takeover => {
+                self.takeover = true;
                 self.look_again();
                 let claimed = self.drive(|keeper| match keeper.fence.status() {
                     FenceStatus::Holding(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
@@ -429,7 +429,7 @@ impl<'a> FenceKeeper<'a> {
                     }
                     _ => keeper.next().map_or(Progress::Wait, Progress::Ask),
                 });
-                self.take_over = false;
+                self.takeover = false;
                 claimed
             }
         }

@@ -317,7 +317,7 @@ fn a_record_whose_ceilings_have_passed_is_claimed_once_it_has_stayed_the_same() 
 fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() {
     let (state, unpassed) = (Bytes([4; 32]), others(NOW + 2));
     let trusted = Disk { leaves: Some(state), ..Disk::default() };
-    for (record, disk, take_over, at) in [
+    for (record, disk, takeover, at) in [
         (Record { holder: Holder::ZERO, ..unpassed }, Disk::default(), false, 100),
         (Record { released_state: Some(state), ..unpassed }, trusted.clone(), false, 100),
         (unpassed, Disk::default(), true, 100),
@@ -328,7 +328,7 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
     ] {
         let world = World::on(1000, Some(record), &disk);
         let mut keeper = world.keeper(0);
-        keeper.take_over = take_over;
+        keeper.takeover = takeover;
         world.go(&mut keeper, 5000);
         assert_eq!(world.claimed(), Some(at), "{record:?}");
         assert_eq!(world.standing(), StatedStatus::Holding);
@@ -356,7 +356,7 @@ fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     let world = World::new(500, Some(new()));
     let mut keeper = holds(&world);
     leave(&world, &mut keeper);
-    let took = keeper.carry_out(KeeperRequest::TakeOver);
+    let took = keeper.carry_out(KeeperRequest::Takeover);
     assert!(matches!(took, Ok(KeeperReply::Record(Some(Record { term: 5, holder: ME, .. })))), "{took:?}");
     assert_eq!((world.time.ms(), world.signs()), (1000, true));
 }
@@ -400,7 +400,7 @@ fn one_whose_keys_cannot_be_raised_to_the_floors_signs_nothing_and_keeps_nobody_
 }
 
 #[test]
-fn a_gate_that_is_closed_for_a_hand_over_stays_closed_while_the_record_is_held() {
+fn a_gate_that_is_closed_for_a_handover_stays_closed_while_the_record_is_held() {
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     assert!(world.signs());
@@ -503,20 +503,20 @@ fn one_leaves_in_the_term_that_was_sealed_with_its_gate_closed() {
 
 #[test]
 fn what_cannot_be_taken_over_is_said_at_once() {
-    let take_over = |record, seen| {
+    let takeover = |record, seen| {
         let world = World::new(1000, record);
         let mut keeper = world.keeper(seen);
-        let done = keeper.carry_out(KeeperRequest::TakeOver);
-        assert!(world.time.ms() <= 100 && !keeper.take_over, "{}", world.time.ms());
+        let done = keeper.carry_out(KeeperRequest::Takeover);
+        assert!(world.time.ms() <= 100 && !keeper.takeover, "{}", world.time.ms());
         done.map(|_| world.record().term)
     };
-    assert_eq!(take_over(None, 0), Err(Refusal::NotHolder(NotHolder::NoRecord)));
-    assert_eq!(take_over(Some(others(NOW + 2)), 0), Ok(4));
-    assert_eq!(take_over(Some(Record { closed: true, ..others(NOW) }), 0), Err(Refusal::FenceClosed));
+    assert_eq!(takeover(None, 0), Err(Refusal::NotHolder(NotHolder::NoRecord)));
+    assert_eq!(takeover(Some(others(NOW + 2)), 0), Ok(4));
+    assert_eq!(takeover(Some(Record { closed: true, ..others(NOW) }), 0), Err(Refusal::FenceClosed));
     let back = NotHolder::RolledBack { seen: 9, found: 5 };
-    assert_eq!(take_over(Some(others(NOW)), 9), Err(Refusal::NotHolder(back)));
+    assert_eq!(takeover(Some(others(NOW)), 9), Err(Refusal::NotHolder(back)));
     let far = NotHolder::FromFuture { slot_ceiling: Slot(NOW + 500), now: Slot(NOW) };
-    assert_eq!(take_over(Some(others(NOW + 500)), 0), Err(Refusal::NotHolder(far)));
+    assert_eq!(takeover(Some(others(NOW + 500)), 0), Err(Refusal::NotHolder(far)));
 }
 
 #[test]
@@ -590,7 +590,7 @@ fn an_order_that_gets_no_answer_is_given_up_and_asked_no_more_often_than_needed(
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 100);
     world.script().closed = true;
-    let away = keeper.carry_out(KeeperRequest::TakeOver);
+    let away = keeper.carry_out(KeeperRequest::Takeover);
     assert!(matches!(away, Err(Refusal::StoreAway(StoreTrouble::NoCredentials))), "{away:?}");
 }
 

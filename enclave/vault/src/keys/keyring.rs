@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use casemate_protocol::past::HistoryEntry;
+use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::{ExecutionAddress, PublicKey, Refusal};
 use casemate_slashing::{Floors, GroupFloor, SlashingHistory, Watermarks, group};
 
@@ -177,7 +177,7 @@ impl Keys {
         Ok(())
     }
 
-    /// These keys, and the deleted ones' like pasts of those that only `before` knows: what was signed is not forgotten because a
+    /// These keys, and the deleted ones' like the histories of those that only `before` knows: what was signed is not forgotten because a
     /// newer state does not list it. Nothing of `before` is held.
     pub(crate) fn remembering(self, before: &Self, most: usize, journal: &dyn Journal) -> Result<Self, KeyError> {
         let Self { mut all, floor, by_public_key, .. } = self;
@@ -215,7 +215,7 @@ impl Keys {
     }
 
     /// The keys that sign, each with its past.
-    pub(crate) fn pasts(&self) -> impl Iterator<Item = (PublicKey, Watermarks)> {
+    pub(crate) fn histories(&self) -> impl Iterator<Item = (PublicKey, Watermarks)> {
         let signing = self.all.iter().filter(|key| key.secret.is_some());
         signing.filter_map(|key| Some((key.public, key.history().watermarks().ok()?)))
     }

@@ -171,7 +171,7 @@ fn what_is_sealed_is_everything_and_comes_back_as_it_was() {
     let back = Keys::unsealed(contents, |_, _, history| history).unwrap();
     assert_eq!((sealed(&back.contents()), back.floor()), (expected.to_vec(), all.floor()));
     assert_eq!(back.again().unwrap().contents().keys.len(), 3);
-    let signing: Vec<_> = back.pasts().collect();
+    let signing: Vec<_> = back.histories().collect();
     assert_eq!(signing, [(public(1), marks(10, 1, 9))]);
 }
 

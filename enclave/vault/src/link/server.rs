@@ -369,7 +369,7 @@ fn answer(
     let handle = |asked: RequestFrame| match asked.request {
         // They wait for KMS, the disk or the fence's store.
         Asked::Command { .. }
-        | Asked::HandOver
+        | Asked::Handover
         | Asked::ImportKeystores { .. }
         | Asked::DeleteKeys { .. }
         | Asked::SlashingProtection { .. } => match commands.try_send((request.channel, asked)) {

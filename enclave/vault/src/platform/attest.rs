@@ -38,7 +38,7 @@ pub struct Attestor {
     nsm: Arc<dyn Nsm>,
     /// Opens what operators encrypt to this enclave. Made anew at every start, never stored.
     hpke: HpkeKey,
-    /// Signs the log and what is told of the keys' pasts. Made anew at every start, never stored.
+    /// Signs the log and what is told of the keys' history. Made anew at every start, never stored.
     record_key: Ed25519KeyPair,
     identity: Identity,
     network: StatedNetwork,

@@ -1,4 +1,4 @@
-//! `GET /pasts` and `GET /signing-log/head`: what the vault signs of its keys' pasts and of its log, for `casemate`.
+//! `GET /slashing-protection` and `GET /signing-log/head`: what the vault signs of its keys' history and of its log, for `casemate`.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::frame::Nonce;
-use casemate_protocol::past::SignedHistoryPage;
+use casemate_protocol::history_page::SignedHistoryPage;
 use casemate_protocol::{Refusal, Reply, Request};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use super::keys::json_body;
 use super::{App, Failure};
 use crate::enclave::Unavailable;
 
-pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
     let query = uri.query().unwrap_or_default();
     let nonce = nonce(query)?;
     let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("start="));
@@ -29,7 +29,7 @@ pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
     })?;
     // One at a time, and nobody waits for it: whoever asks without end keeps no operator from anything else.
     let _alone = app.telling.try_lock().map_err(|_| Failure::from(Refusal::CommandBusy))?;
-    let page = app.pasts(app.number(uri.query())?, nonce, start).await?;
+    let page = app.history_page(app.number(uri.query())?, nonce, start).await?;
     Ok(json_body(&json!({
         "page": const_hex::encode_prefixed(page.page.encode()),
         "signature": page.signature.to_string(),
@@ -37,8 +37,8 @@ pub(super) async fn pasts(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
 }
 
 impl App {
-    /// One page of the keys' pasts. Each asks the fence's store, on the vault's thread of commands: only whoever holds `telling` may.
-    pub(super) async fn pasts(
+    /// One page of the keys' history. Each asks the fence's store, on the vault's thread of commands: only whoever holds `telling` may.
+    pub(super) async fn history_page(
         &self,
         number: Option<usize>,
         nonce: Nonce,
