@@ -12,8 +12,8 @@ use casemate_protocol::command::{
     Action, Command, CredentialsId, GeneratedKey, KeyOutcome, MAX_OPERATORS, MIN_DEPOSIT, OperatorSignature, Outcome,
     RecordOrder, SignedCommand, SignedExit, withdrawal_address,
 };
-use casemate_protocol::history::Past;
 use casemate_protocol::statement::CommandResult;
+use casemate_protocol::watermarks::Watermarks;
 use casemate_protocol::{BoundedBytes, PublicKey, Root};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -589,11 +589,11 @@ fn withdrawal(credentials: &Root, gwei: u64) -> String {
     )
 }
 
-fn past(history: Option<&Past>) -> String {
+fn past(history: Option<&Watermarks>) -> String {
     history.map_or_else(|| "NO HISTORY: waived, it starts above the moment of the import".to_owned(), past_of)
 }
 
-fn past_of(past: &Past) -> String {
+fn past_of(past: &Watermarks) -> String {
     let block = past.block.map_or("no block".to_owned(), |b| format!("block {}", b.slot));
     let attestation =
         past.attestation.map_or("no attestation".to_owned(), |a| format!("attestation {} → {}", a.source, a.target));

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use casemate_keystore::Secret;
 use casemate_keystore::folder::{self, Entry};
 use casemate_protocol::command::{Action, Command, EncryptedSecrets, HPKE_INFO, ImportedKey};
-use casemate_protocol::history::Past;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Root};
 use casemate_slashing::interchange::{self, Histories};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -83,10 +82,9 @@ fn import(session: &Session, keys: &[Key], pasts: &HistorySource) -> Result<Acti
         clear.extend_from_slice(secret.as_slice());
     }
     let secrets = encrypt(session, HPKE_INFO, &clear)?;
-    let keys = keys.iter().map(|(_, public_key)| ImportedKey {
-        public_key: *public_key,
-        history: pasts.known.get(public_key).copied().map(Past::from),
-    });
+    let keys = keys
+        .iter()
+        .map(|(_, public_key)| ImportedKey { public_key: *public_key, history: pasts.known.get(public_key).copied() });
     Ok(Action::Import { keys: keys.collect(), secrets })
 }
 

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::PublicKey;
 use casemate_protocol::command::{Action, KeyHistory};
-use casemate_protocol::history::Past;
 use casemate_protocol::history_page::{HistoryEntry, HistoryPage};
 use casemate_protocol::statement::FenceKind;
+use casemate_protocol::watermarks::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
 
 use crate::cli::{SlashingCommand, SlashingExport, SlashingImport};
@@ -45,14 +45,14 @@ fn export(options: SlashingExport) -> Result<Answer> {
     for told in all.iter().filter(chosen) {
         match told.highest {
             Some(past) => {
-                histories.insert(told.public_key, past.into());
+                histories.insert(told.public_key, past);
                 held = held.saturating_add(usize::from(told.held));
             }
             None => without = without.saturating_add(1),
         }
     }
     // An import that was rolled back, or never confirmed, may have had them sign here all the same.
-    histories.extend(unknown.iter().map(|key| (*key, floor.into())));
+    histories.extend(unknown.iter().map(|key| (*key, floor)));
     write(&options.out, &histories, &session)?;
     let mut text = format!(
         "{} written to {}, each page signed by the enclave's own key: of each key the highest block and attestation\n",
@@ -111,7 +111,7 @@ fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
 }
 
 /// What the enclave says of all keys that it holds or has held, and of every other; each page under its signature and a nonce of ours.
-fn pasts(session: &Session) -> Result<(Vec<HistoryEntry>, Past)> {
+fn pasts(session: &Session) -> Result<(Vec<HistoryEntry>, Watermarks)> {
     let nonce = fresh_nonce()?;
     let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
     let bar = progress::bar(0, "the enclave tells what its keys have signed");
@@ -152,10 +152,8 @@ fn bring(options: SlashingImport) -> Result<Answer> {
     if histories.is_empty() {
         bail!("there is no key in {}", options.file.display());
     }
-    let keys: Vec<KeyHistory> = histories
-        .into_iter()
-        .map(|(public_key, watermarks)| KeyHistory { public_key, past: Past::from(watermarks) })
-        .collect();
+    let keys: Vec<KeyHistory> =
+        histories.into_iter().map(|(public_key, watermarks)| KeyHistory { public_key, past: watermarks }).collect();
     let commands = portions(&keys)
         .map(|(number, keys)| session.command(number, Action::RaiseHistory { keys: keys.to_vec() }))
         .collect::<Result<Vec<_>>>()?;

@@ -91,6 +91,7 @@ pub enum BrokerRequest {
         part: Part,
     },
     /// Within a KMS call: TLS for KMS.
+    #[serde(rename = "Carry")]
     TlsOut {
         /// Of which request.
         attempt: u64,
@@ -128,6 +129,7 @@ pub enum BrokerRequest {
         new: RecordBytes,
     },
     /// A conversation with the fence's store: the vault's TLS, carried in [`BrokerRequest::TlsOut`] and [`BrokerReply::TlsIn`] of attempt 0.
+    #[serde(rename = "Dial")]
     Connect {
         /// DNS name or address.
         host: String,
@@ -135,6 +137,7 @@ pub enum BrokerRequest {
         port: u16,
     },
     /// Ends a conversation with the fence's store.
+    #[serde(rename = "HangUp")]
     Close,
 }
 
@@ -169,6 +172,7 @@ pub enum BrokerReply {
         body: BoundedBytes<1, MAX_KMS_BODY_LEN>,
     },
     /// Within a KMS call: TLS from KMS; nothing where the connection has ended.
+    #[serde(rename = "Carried")]
     TlsIn {
         /// Of which request.
         attempt: u64,

@@ -9,7 +9,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
-use crate::history::Past;
+use crate::watermarks::Watermarks;
 use crate::{Bytes, Epoch, ExecutionAddress, PublicKey, Root, Signature, Slot};
 
 /// The one version.
@@ -149,7 +149,7 @@ pub struct KeyHistory {
     /// The key.
     pub public_key: PublicKey,
     /// The highest that it has signed.
-    pub past: Past,
+    pub past: Watermarks,
 }
 
 /// What is to become of the fence's record.
@@ -293,7 +293,7 @@ pub struct ImportedKey {
     /// Its public key.
     pub public_key: PublicKey,
     /// What it has signed so far; nothing where the operators accept that nobody knows.
-    pub history: Option<Past>,
+    pub history: Option<Watermarks>,
 }
 
 /// HPKE (RFC 9180), base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM.
@@ -654,7 +654,7 @@ mod tests {
 
     #[test]
     fn commands_are_read_as_they_were_written_and_in_no_other_way() {
-        let key = ImportedKey { public_key: Bytes([3; 48]), history: Some(Past::default()) };
+        let key = ImportedKey { public_key: Bytes([3; 48]), history: Some(Watermarks::default()) };
         for action in [
             Action::Import { keys: vec![key, ImportedKey { history: None, ..key }], secrets: secrets(80) },
             Action::Generate { count: 1000, withdrawal_credentials: Bytes([1; 32]), amount: 32_000_000_000 },
@@ -685,7 +685,7 @@ mod tests {
             },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: Some(Bytes([1; 20])) },
             Action::FeeRecipient { keys: vec![Bytes([9; 48])], fee_recipient: None },
-            Action::RaiseHistory { keys: vec![KeyHistory { public_key: Bytes([9; 48]), past: Past::default() }] },
+            Action::RaiseHistory { keys: vec![KeyHistory { public_key: Bytes([9; 48]), past: Watermarks::default() }] },
         ] {
             let written = command(action).encode().unwrap();
             let bytes = written.as_ref();
@@ -761,9 +761,9 @@ mod tests {
         assert_eq!(import(1, 47), Err(CommandError::Secrets { bytes: 47, keys: 1 }));
         assert_eq!(import(2, 48), Err(CommandError::Secrets { bytes: 48, keys: 2 }));
         // The largest import fits with all its signatures.
-        let past = Past {
-            block: Some(crate::history::HighestBlock { slot: crate::Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
-            attestation: Some(crate::history::HighestAttestation {
+        let past = Watermarks {
+            block: Some(crate::watermarks::BlockMark { slot: crate::Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+            attestation: Some(crate::watermarks::AttestationMark {
                 source: crate::Epoch::MAX,
                 target: crate::Epoch::MAX,
                 signing_root: Some(Bytes([1; 32])),

@@ -79,8 +79,10 @@ pub enum Request {
         envelope: Envelope,
     },
     /// Hand over in order, because the parent is about to end this enclave. Who ends it can ask for that too.
+    #[serde(rename = "HandOver")]
     Handover,
     /// One page of what the group's keys have signed, those that were deleted too.
+    #[serde(rename = "Pasts")]
     SlashingProtection {
         /// Comes back under the signature, so that the page cannot be an old one.
         nonce: Nonce,
@@ -193,6 +195,7 @@ pub enum Reply {
     /// To [`Request::Handover`]: whatever was signed is in the state that was left behind.
     HandedOver,
     /// To [`Request::HistoryPage`].
+    #[serde(rename = "Pasts")]
     SlashingProtection(SignedHistoryPage),
     /// To [`Request::Log`].
     Log(LogPage),

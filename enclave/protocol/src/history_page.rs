@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::history::Past;
 use crate::nonce::Nonce;
+use crate::watermarks::Watermarks;
 use crate::{Bytes, PublicKey};
 
 /// Most keys in one page: the longest stays below [`crate::nonce::MAX_FRAME_LEN`].
@@ -33,7 +33,7 @@ pub struct HistoryPage {
     /// By the enclave's clock, in Unix milliseconds; nothing where it does not trust it.
     pub time_ms: Option<u64>,
     /// What a key that is not listed on any page may have signed here at most.
-    pub floor: Past,
+    pub floor: Watermarks,
     /// The keys.
     pub keys: Vec<HistoryEntry>,
 }
@@ -47,7 +47,7 @@ pub struct HistoryEntry {
     /// Whether it is held: a deleted key signs no more.
     pub held: bool,
     /// The highest that it has signed, with the floors that hold for it; nothing where nobody knows.
-    pub highest: Option<Past>,
+    pub highest: Option<Watermarks>,
 }
 
 impl HistoryPage {

@@ -15,7 +15,6 @@ pub mod command;
 pub mod configuration;
 pub mod duty;
 pub mod frame;
-pub mod history;
 pub mod history_page;
 pub mod host_services;
 pub mod log;
@@ -25,6 +24,7 @@ pub mod refusal;
 pub mod statement;
 pub mod store;
 pub mod time;
+pub mod watermarks;
 pub mod window;
 
 pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};

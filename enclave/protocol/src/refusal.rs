@@ -169,6 +169,7 @@ pub enum Refusal {
     #[error(
         "the host asked for a hand-over without an operator's signature, and there was one less than {slots} slots ago; operators order it with `casemate hand-over`"
     )]
+    #[serde(rename = "HandOverTooSoon")]
     HandoverTooSoon { slots: u64 },
     #[error(
         "the state of this enclave is not the one that the command names: its keys have the root {keys_root}, and it has seen version {fence_version} of the fence's record. With an older state deleted keys would come back: bring the newest blobs to the parent"
@@ -212,6 +213,7 @@ pub enum Refusal {
 #[allow(missing_docs, reason = "the sentences say it")]
 pub enum NotHolder {
     #[error("{0}")]
+    #[serde(rename = "Apart")]
     StoreUnknown(StoreTrouble),
     #[error("the store has no record; operators make it with `casemate fence init`")]
     NoRecord,
@@ -227,6 +229,7 @@ pub enum NotHolder {
         "the store shows the record's version {found}, after version {seen}: somebody has restored an older one, or removed it \
          (version 0), or this is another store"
     )]
+    #[serde(rename = "WentBack")]
     RolledBack { seen: u64, found: u64 },
     #[error(
         "its record has ended for good (`casemate fence close`); its last holder signed blocks up to slot {slot_ceiling}. The next record is made with `casemate fence init --after`"

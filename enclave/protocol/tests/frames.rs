@@ -6,12 +6,12 @@ use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
-use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::history_page::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{FenceKind, StatedStatus};
+use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     FrameError, Network, Preset, Refusal, Slot,
@@ -127,9 +127,9 @@ fn log_page() -> impl Strategy<Value = LogPage> {
 
 fn history_page() -> impl Strategy<Value = SignedHistoryPage> {
     (any::<u32>(), vec((bytes(), any::<bool>()), 0..4), bytes()).prop_map(|(start, keys, signature)| {
-        let one = |(public_key, held)| HistoryEntry { public_key, held, highest: Some(Past::default()) };
+        let one = |(public_key, held)| HistoryEntry { public_key, held, highest: Some(Watermarks::default()) };
         let keys = keys.into_iter().map(one).collect();
-        let page = HistoryPage { start, total: start, time_ms: None, floor: Past::default(), keys };
+        let page = HistoryPage { start, total: start, time_ms: None, floor: Watermarks::default(), keys };
         SignedHistoryPage { page, signature }
     })
 }
@@ -149,7 +149,7 @@ fn request() -> impl Strategy<Value = RequestFrame> {
         vec(bytes(), 1..5).prop_map(|keys| Request::DeleteKeys { keys }),
         vec((bytes(), vec(any::<u8>(), 1..50), vec(any::<u8>(), 0..50)), 1..4).prop_map(|keys| {
             let one = |(public_key, keystore, password)| KeystoreToImport {
-                key: ImportedKey { public_key, history: Some(Past::default()) },
+                key: ImportedKey { public_key, history: Some(Watermarks::default()) },
                 keystore: BoundedBytes::new(keystore).unwrap(),
                 password: Password(BoundedBytes::new(password).unwrap()),
             };
@@ -352,9 +352,9 @@ fn lists_of_requests_have_their_limits() {
     assert_eq!([0, 1, MAX_KEYS, MAX_KEYS + 1].map(delete), [false, true, true, false]);
     // The longest pages fit into a frame.
     let told = |past| HistoryEntry { public_key: Bytes([7; 48]), held: true, highest: past };
-    let past = Past {
-        block: Some(HighestBlock { slot: Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
-        attestation: Some(HighestAttestation {
+    let past = Watermarks {
+        block: Some(BlockMark { slot: Slot::MAX, signing_root: Some(Bytes([1; 32])) }),
+        attestation: Some(AttestationMark {
             source: Epoch::MAX,
             target: Epoch::MAX,
             signing_root: Some(Bytes([1; 32])),
@@ -722,8 +722,8 @@ fn golden() -> Vec<(String, Vec<u8>)> {
             start: 0,
             total: 1,
             time_ms: Some(1_790_000_000_000),
-            floor: Past::default(),
-            keys: vec![HistoryEntry { public_key, held: true, highest: Some(Past::default()) }],
+            floor: Watermarks::default(),
+            keys: vec![HistoryEntry { public_key, held: true, highest: Some(Watermarks::default()) }],
         },
         signature: Bytes([0xdd; 64]),
     }));

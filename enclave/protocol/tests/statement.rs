@@ -95,7 +95,7 @@ fn the_encoding_is_what_it_was() {
     text(&mut expected, "etcd");
     text(&mut expected, "store");
     text(&mut expected, "cdf818194e3a8c32/casemate/#root-sha256=ab");
-    text(&mut expected, "term");
+    text(&mut expected, "generation");
     expected.push(7);
     text(&mut expected, "standing");
     text(&mut expected, "holding");
@@ -105,7 +105,7 @@ fn the_encoding_is_what_it_was() {
     expected.push(12);
     text(&mut expected, "holder");
     root(&mut expected, 3);
-    text(&mut expected, "term");
+    text(&mut expected, "generation");
     expected.push(7);
     text(&mut expected, "slot_ceiling");
     expected.extend([0x18, 100]);
@@ -113,7 +113,7 @@ fn the_encoding_is_what_it_was() {
     expected.push(3);
     text(&mut expected, "source_ceiling");
     expected.push(2);
-    text(&mut expected, "min_state_version");
+    text(&mut expected, "sealed_generation");
     expected.extend([0x1b, 0, 0, 0, 7, 0, 0, 0, 0]);
     text(&mut expected, "clean");
     root(&mut expected, 8);

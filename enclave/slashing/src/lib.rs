@@ -20,9 +20,8 @@ pub mod history;
 pub mod interchange;
 pub mod limits;
 pub mod rules;
-pub mod watermarks;
 
+pub use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 pub use group::GroupFloor;
 pub use history::SlashingHistory;
 pub use limits::{Ceilings, Floors, Limits};
-pub use watermarks::{AttestationMark, BlockMark, Watermarks};

@@ -179,7 +179,7 @@ impl Vault {
             start,
             total: count(keys.known()),
             time_ms: self.clock.unix_ms(),
-            floor: floors.into(),
+            floor: floors,
             keys: keys.told(first, MAX_ENTRIES_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.

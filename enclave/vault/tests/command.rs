@@ -13,15 +13,15 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::frame::{KeystoreToImport, Password};
-use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::log::Message;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
+use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Refusal, Reply, Request, Root, SignRequest, Slot, Statement,
 };
-use casemate_slashing::{Limits, Watermarks};
+use casemate_slashing::Limits;
 use casemate_vault::keys::custody::{ServiceError, Unsealed};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::signing::bls::SecretKey;
@@ -190,22 +190,22 @@ impl<'a> Enclave<'a> {
     }
 }
 
-fn key(n: u8, history: Option<Past>) -> (ImportedKey, [u8; 32]) {
+fn key(n: u8, history: Option<Watermarks>) -> (ImportedKey, [u8; 32]) {
     let public_key = SecretKey::from_be_bytes(&mut [n; 32]).unwrap().public_key();
     (ImportedKey { public_key, history }, [n; 32])
 }
 
 /// It has signed nothing.
 #[allow(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
-fn new() -> Option<Past> {
-    Some(Past::default())
+fn new() -> Option<Watermarks> {
+    Some(Watermarks::default())
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
-fn past(slot: u64) -> Option<Past> {
-    Some(Past {
-        block: Some(HighestBlock { slot: Slot(slot), signing_root: None }),
-        attestation: Some(HighestAttestation { source: Epoch(1), target: Epoch(2), signing_root: None }),
+fn past(slot: u64) -> Option<Watermarks> {
+    Some(Watermarks {
+        block: Some(BlockMark { slot: Slot(slot), signing_root: None }),
+        attestation: Some(AttestationMark { source: Epoch(1), target: Epoch(2), signing_root: None }),
     })
 }
 
@@ -315,9 +315,9 @@ fn a_history_that_cannot_be_is_an_error_and_silences_nobody() {
     let enclave = Enclave::start(&bench);
     // Slot 1000, epoch 31: the next slot may have been signed, nothing beyond it.
     let with = |n: u8, slot: u64, source: u64, target: u64| {
-        let attestation = HighestAttestation { source: Epoch(source), target: Epoch(target), signing_root: None };
-        let block = HighestBlock { slot: Slot(slot), signing_root: None };
-        key(n, Some(Past { block: Some(block), attestation: Some(attestation) }))
+        let attestation = AttestationMark { source: Epoch(source), target: Epoch(target), signing_root: None };
+        let block = BlockMark { slot: Slot(slot), signing_root: None };
+        key(n, Some(Watermarks { block: Some(block), attestation: Some(attestation) }))
     };
     let held = key(1, new()).0.public_key;
     enclave.send(&enclave.command(1, enclave.import(&[key(1, new())])), &[1, 2]).unwrap();
@@ -587,7 +587,7 @@ fn without_operators_there_are_no_commands() {
     let command = Request::Command { envelope };
     assert_eq!(vault.handle(&command), Reply::Refused(Refusal::NoOperators));
     assert_eq!(vault.attested_by(attestor).commanded_by(office).handle(&command), Reply::Refused(Refusal::NoOperators));
-    assert_eq!(Watermarks::NONE, Watermarks::from(Past::default()));
+    assert_eq!(Watermarks::NONE, Watermarks::from(Watermarks::default()));
 }
 
 fn exit(epoch: u64, validator_index: u64) -> Duty {
@@ -720,7 +720,7 @@ fn histories_are_only_raised_sealed_and_all_or_none() {
     let keys = [key(1, past(500)), key(2, new())];
     enclave.send(&enclave.command(1, enclave.import(&keys)), &[1, 2]).unwrap();
     let (first, other) = (keys[0].0.public_key, keys[1].0.public_key);
-    let order = |counter, keys: &[(PublicKey, Option<Past>)]| {
+    let order = |counter, keys: &[(PublicKey, Option<Watermarks>)]| {
         let keys = keys.iter().map(|(public_key, past)| KeyHistory { public_key: *public_key, past: past.unwrap() });
         enclave.command(counter, Action::RaiseHistory { keys: keys.collect() })
     };

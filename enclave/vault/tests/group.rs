@@ -22,12 +22,12 @@ use casemate_protocol::command::{
     Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
 use casemate_protocol::configuration::{Operators, Window};
-use casemate_protocol::history::Past;
 use casemate_protocol::history_page::HistoryPage;
 use casemate_protocol::refusal::{NotHolder, Waiting};
 use casemate_protocol::statement::StatedStatus;
+use casemate_protocol::watermarks::Watermarks;
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Network, PublicKey, Refusal, Reply, Request, Slot, Statement};
-use casemate_slashing::{Ceilings, Limits, SlashingHistory, Watermarks};
+use casemate_slashing::{Ceilings, Limits, SlashingHistory};
 use casemate_vault::keys::custody::Unsealed;
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::keys::seal::{Contents, SealedKey, SecretBytes};
@@ -108,7 +108,7 @@ impl Enclave {
         let enc = Bytes(enc.0.try_into().unwrap());
         let secrets = EncryptedSecrets { enc, ciphertext: BoundedBytes::new(ciphertext).unwrap() };
         self.order(Action::Import {
-            keys: vec![ImportedKey { public_key: key(n), history: Some(Past::default()) }],
+            keys: vec![ImportedKey { public_key: key(n), history: Some(Watermarks::default()) }],
             secrets,
         })
     }
@@ -125,7 +125,7 @@ impl Enclave {
     }
 
     /// What a key that it does not know may have signed at most.
-    fn floor(&self) -> Past {
+    fn floor(&self) -> Watermarks {
         let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
         match self.member.vault.handle(&Request::SlashingProtection { nonce, start: 0 }) {
             Reply::SlashingProtection(page) => HistoryPage::decode(&page.page.encode()).unwrap().floor,

@@ -25,10 +25,8 @@ use casemate_protocol::command::{
     Envelope, ImportedKey, KeyOutcome, MAX_KEYS, OperatorSignature, Outcome, SignedCommand,
 };
 use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORES, Nonce, Password};
-use casemate_protocol::history::Past;
 use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
-use casemate_slashing::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -366,7 +364,7 @@ impl App {
                 if status.word == "not_found" {
                     status.word = "not_active";
                 }
-                histories.insert(*key, Watermarks::from(past));
+                histories.insert(*key, past);
             } else if status.word == "deleted" {
                 // Somebody has brought it back meanwhile: it may sign.
                 *status = Status::error("deleted, and here again; ask once more before it signs anywhere else");
@@ -449,7 +447,7 @@ fn keystore_of(keystore: String, password: &str, histories: &Histories) -> Resul
         return Err(bad(shown(&pubkey)));
     }
     let public_key = const_hex::decode_to_array(digits).map(Bytes).map_err(|_| bad(shown(&pubkey)))?;
-    let history = histories.get(&public_key).copied().map(Past::from);
+    let history = histories.get(&public_key).copied();
     let keystore = BoundedBytes::new(keystore.into_bytes()).ok_or_else(|| bad("the keystore is too long"))?;
     // EIP-2335, «Password requirements»: the vault has no tables of Unicode.
     let password: String = password.nfkd().filter(|c| !c.is_control()).collect();
@@ -530,7 +528,9 @@ mod tests {
         );
         let all = all.unwrap();
         // Keys are the same whatever the case of their hex.
-        assert!(matches!(&all[0], Posted::Keystore(one) if one.key.history == Some(Past::default())));
+        assert!(
+            matches!(&all[0], Posted::Keystore(one) if one.key.history == Some(casemate_protocol::watermarks::Watermarks::default()))
+        );
         assert!(matches!((&all[1], &all[2]), (Posted::Bad(_), Posted::Bad(_))));
         assert!(body(json!({ "keystores": ["{}"], "passwords": [] })).is_err_and(|status| status == 400));
         assert!(body(json!({ "keystores": [] })).is_err_and(|status| status == 400));

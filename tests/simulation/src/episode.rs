@@ -6,9 +6,9 @@ use std::sync::Arc;
 use casemate_fence::StoreOp;
 use casemate_protocol::command::{ClosedRecord, LastState};
 use casemate_protocol::configuration::{Operators, Window};
-use casemate_protocol::history::Past;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::statement::{StatedStatus, Statement};
+use casemate_protocol::watermarks::Watermarks;
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
     Network, Preset, PublicKey, Reply, Request, SignRequest, Slot,
@@ -79,24 +79,24 @@ pub enum Whereabouts {
     /// On its way here: it signs nowhere else, whatever becomes of the commands.
     Entering {
         /// What it had signed when it left the foreign signer; given again and again as it was then.
-        history: Option<Past>,
+        history: Option<Watermarks>,
         /// Whether an import may have been carried out.
         perhaps: bool,
     },
     /// Its import was acknowledged.
     Here {
         /// As above.
-        history: Option<Past>,
+        history: Option<Watermarks>,
     },
     /// A deletion was ordered, and nobody knows what became of it.
     Leaving {
         /// As above.
-        history: Option<Past>,
+        history: Option<Watermarks>,
     },
     /// Its deletion was acknowledged; it signs nowhere.
     Gone {
         /// As above.
-        history: Option<Past>,
+        history: Option<Watermarks>,
         /// The term that has acknowledged it.
         term: u64,
     },
@@ -113,7 +113,7 @@ pub struct Key {
     /// What the foreign signer has signed with it.
     pub foreign: Signed,
     /// What the foreign signer was told by an export.
-    pub told: Past,
+    pub told: Watermarks,
     /// Where it is.
     pub place: Whereabouts,
     /// The term in which its deletion was acknowledged, until it is brought in again.
@@ -984,7 +984,7 @@ fn key(number: usize) -> Key {
         public,
         signed: Signed::default(),
         foreign: Signed::default(),
-        told: Past::default(),
+        told: Watermarks::default(),
         place: Whereabouts::Foreign,
         deleted: None,
     }

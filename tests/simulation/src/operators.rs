@@ -6,9 +6,9 @@ use casemate_protocol::command::{
     Action, ClosedRecord, Command, EncryptedSecrets, ExitOrder, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyHistory,
     KeyOutcome, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
-use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
 use casemate_protocol::history_page::SignedHistoryPage;
 use casemate_protocol::statement::{StatedRecord, StatedStatus, Statement};
+use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 use casemate_protocol::{BoundedBytes, Bytes, Epoch, Refusal, Reply, Request, Slot};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
@@ -106,11 +106,6 @@ fn encrypted(boot: &Boot, info: &[u8], clear: &[u8]) -> EncryptedSecrets {
     let key = HpkePublicKey(boot.hpke.0.to_vec());
     let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256.seal(info, &boot.nonce.0, clear, &key).unwrap();
     EncryptedSecrets { enc: Bytes(enc.0.try_into().unwrap()), ciphertext: BoundedBytes::new(ciphertext).unwrap() }
-}
-
-fn higher(a: Past, b: Past) -> Past {
-    let (a, b) = (casemate_slashing::Watermarks::from(a), casemate_slashing::Watermarks::from(b));
-    a.merge(b).into()
 }
 
 impl Episode {
@@ -373,13 +368,13 @@ impl Episode {
             return;
         }
         let (block, vote) = self.keys[key].foreign.highest();
-        let block = block.map(|slot| HighestBlock { slot: Slot(slot), signing_root: None });
-        let attestation = vote.map(|(source, target)| HighestAttestation {
+        let block = block.map(|slot| BlockMark { slot: Slot(slot), signing_root: None });
+        let attestation = vote.map(|(source, target)| AttestationMark {
             source: Epoch(source),
             target: Epoch(target),
             signing_root: None,
         });
-        let history = higher(Past { block, attestation }, self.keys[key].told);
+        let history = Watermarks { block, attestation }.merge(self.keys[key].told);
         // Sometimes nobody has kept it, and operators say so.
         let unknown = self.random(|random| random.chance(100));
         self.keys[key].place = Whereabouts::Entering { history: (!unknown).then_some(history), perhaps: false };
@@ -420,10 +415,10 @@ impl Episode {
             Task::Raise(key) => {
                 let slot = self.slot().0 - 1;
                 let target = slot / SLOTS_PER_EPOCH;
-                let block = Some(HighestBlock { slot: Slot(slot), signing_root: None });
+                let block = Some(BlockMark { slot: Slot(slot), signing_root: None });
                 let attestation =
-                    Some(HighestAttestation { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
-                let past = Past { block, attestation };
+                    Some(AttestationMark { source: Epoch(target - 1), target: Epoch(target), signing_root: None });
+                let past = Watermarks { block, attestation };
                 Action::RaiseHistory { keys: vec![KeyHistory { public_key: self.keys[key].public, past }] }
             }
             // To move away is no command: it was asked for before.
@@ -686,16 +681,16 @@ impl Episode {
             self.end(enclave, "is ended: somebody may still deliver an import to it");
         }
         let (block, vote) = self.keys[key].foreign.highest();
-        let own = Past {
-            block: block.map(|slot| HighestBlock { slot: Slot(slot), signing_root: None }),
-            attestation: vote.map(|(source, target)| HighestAttestation {
+        let own = Watermarks {
+            block: block.map(|slot| BlockMark { slot: Slot(slot), signing_root: None }),
+            attestation: vote.map(|(source, target)| AttestationMark {
                 source: Epoch(source),
                 target: Epoch(target),
                 signing_root: None,
             }),
         };
         let one = &mut self.keys[key];
-        one.told = higher(higher(past, one.told), own);
+        one.told = past.merge(one.told).merge(own);
         one.place = Whereabouts::Foreign;
         let world = &mut *self.world.lock();
         world.stats.moves += 1;

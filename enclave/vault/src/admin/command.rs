@@ -535,7 +535,7 @@ impl CommandProcessor {
         keys: &[KeyHistory],
     ) -> Result<Outcome, Refusal> {
         desk.fencing.held()?;
-        if let Some(wrong) = keys.iter().find(|key| !is_possible(key.past.into(), desk)) {
+        if let Some(wrong) = keys.iter().find(|key| !is_possible(key.past, desk)) {
             return Err(Refusal::ImpossiblePast(wrong.public_key));
         }
         let before = desk.keys();
@@ -546,11 +546,11 @@ impl CommandProcessor {
                 continue;
             };
             if before.find(public_key).is_some() {
-                raise(desk, public_key, key, (*past).into())?;
+                raise(desk, public_key, key, *past)?;
             } else {
                 // Of a deleted key the journal need not know.
                 let mut history = key.lock();
-                *history = history.with((*past).into());
+                *history = history.with(*past);
             }
             outcomes.push(KeyOutcome::Changed);
         }
@@ -658,7 +658,7 @@ impl CommandProcessor {
         let mut outcomes = Vec::with_capacity(keys.len());
         let mut added: Vec<(PublicKey, SecretKey, SlashingHistory)> = Vec::new();
         for (key, derived) in keys.iter().zip(derived) {
-            let past = key.history.map(Watermarks::from);
+            let past = key.history;
             let Some((secret, _)) = derived.filter(|(_, public_key)| *public_key == key.public_key) else {
                 outcomes.push(KeyOutcome::WrongSecret);
                 continue;

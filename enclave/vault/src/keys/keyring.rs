@@ -263,7 +263,7 @@ impl Keys {
     /// Some of them, with what they have signed and what they stay above.
     pub(crate) fn told(&self, start: usize, count: usize, floors: Watermarks) -> Vec<HistoryEntry> {
         let one = |key: &Arc<Key>| {
-            let past = key.history().watermarks().ok().map(|past| past.merge(floors).into());
+            let past = key.history().watermarks().ok().map(|past| past.merge(floors));
             HistoryEntry { public_key: key.public, held: key.secret.is_some(), highest: past }
         };
         self.all.iter().skip(start).take(count).map(one).collect()

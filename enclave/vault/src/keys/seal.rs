@@ -9,7 +9,7 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use casemate_protocol::cbor::{self, Form};
 use casemate_protocol::command::{MAX_CREDENTIALS_LEN, StoreCredentials};
-use casemate_protocol::history::Past;
+use casemate_protocol::watermarks::Watermarks;
 use casemate_protocol::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root};
 use casemate_slashing::{GroupFloor, SlashingHistory};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -229,7 +229,7 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 #[serde(deny_unknown_fields)]
 struct Content {
     keys: Vec<WrittenKey>,
-    floor: Past,
+    floor: Watermarks,
     store: Option<StoreCredentials>,
     fence_version: u64,
 }
@@ -239,7 +239,7 @@ struct Content {
 struct WrittenKey {
     public_key: PublicKey,
     secret: Option<SecretBytes>,
-    history: Option<Past>,
+    history: Option<Watermarks>,
     fee_recipient: Option<ExecutionAddress>,
 }
 
@@ -274,7 +274,7 @@ impl Content {
             return Err(SealError::OtherPublicKey { number: at.saturating_mul(share).saturating_add(within) });
         }
         let keys = self.keys.into_iter().map(SealedKey::from).collect();
-        let floor = GroupFloor::from_watermarks(self.floor.into());
+        let floor = GroupFloor::from_watermarks(self.floor);
         Ok(Contents { keys, floor, store: self.store, fence_version: self.fence_version })
     }
 }
@@ -296,19 +296,19 @@ impl From<&Contents> for Content {
             secret: key.secret.clone(),
             history: match key.history {
                 SlashingHistory::Missing => None,
-                SlashingHistory::Known(watermarks) => Some(watermarks.into()),
+                SlashingHistory::Known(watermarks) => Some(watermarks),
             },
             fee_recipient: key.fee_recipient,
         };
         let keys = contents.keys.iter().map(written).collect();
-        let floor = contents.floor.watermarks().into();
+        let floor = contents.floor.watermarks();
         Self { keys, floor, store: contents.store.clone(), fence_version: contents.fence_version }
     }
 }
 
 impl From<WrittenKey> for SealedKey {
     fn from(key: WrittenKey) -> Self {
-        let history = key.history.map_or(SlashingHistory::Missing, |history| SlashingHistory::Known(history.into()));
+        let history = key.history.map_or(SlashingHistory::Missing, |history| SlashingHistory::Known(history));
         Self { public_key: key.public_key, secret: key.secret, history, fee_recipient: key.fee_recipient }
     }
 }

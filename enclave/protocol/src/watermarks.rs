@@ -1,10 +1,12 @@
-//! The highest messages that a key has signed.
+//! The highest messages that a key has signed: what the rules need of its slashing protection history.
 
-use casemate_protocol::history::{HighestAttestation, HighestBlock, Past};
-use casemate_protocol::{Epoch, Root, Slot};
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Root, Slot};
 
 /// The highest block signed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlockMark {
     /// Its slot.
     pub slot: Slot,
@@ -13,7 +15,8 @@ pub struct BlockMark {
 }
 
 /// The highest attestation signed: source and target are each the highest, and need not be of one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AttestationMark {
     /// Highest source epoch.
     pub source: Epoch,
@@ -24,7 +27,8 @@ pub struct AttestationMark {
 }
 
 /// What a key has signed, as far as the rules need it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Watermarks {
     /// Highest block, if any.
     pub block: Option<BlockMark>,
@@ -76,32 +80,6 @@ fn root_of_higher<H: Ord + Copy>(a: (H, Option<Root>), b: (H, Option<Root>)) -> 
     }
 }
 
-impl From<Watermarks> for Past {
-    fn from(watermarks: Watermarks) -> Self {
-        Self {
-            block: watermarks.block.map(|b| HighestBlock { slot: b.slot, signing_root: b.signing_root }),
-            attestation: watermarks.attestation.map(|a| HighestAttestation {
-                source: a.source,
-                target: a.target,
-                signing_root: a.signing_root,
-            }),
-        }
-    }
-}
-
-impl From<Past> for Watermarks {
-    fn from(past: Past) -> Self {
-        Self {
-            block: past.block.map(|b| BlockMark { slot: b.slot, signing_root: b.signing_root }),
-            attestation: past.attestation.map(|a| AttestationMark {
-                source: a.source,
-                target: a.target,
-                signing_root: a.signing_root,
-            }),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,22 +103,6 @@ mod tests {
         let both = block(5, None).merge(attestation(1, 2, None));
         assert_eq!(both.merge(Watermarks::NONE), both);
         assert_eq!(Watermarks::NONE.merge(both), both);
-    }
-
-    #[test]
-    fn what_is_written_down_is_what_is_read() {
-        for marks in [
-            Watermarks::NONE,
-            block(5, Some(1)),
-            attestation(3, 9, None),
-            block(7, None).merge(attestation(1, 2, Some(3))),
-        ] {
-            let written = Past::from(marks);
-            assert_eq!(Watermarks::from(written), marks);
-            assert_eq!(written.block.map(|b| (b.slot, b.signing_root)), marks.block.map(|b| (b.slot, b.signing_root)));
-            let vote = written.attestation.map(|a| (a.source, a.target, a.signing_root));
-            assert_eq!(vote, marks.attestation.map(|a| (a.source, a.target, a.signing_root)));
-        }
     }
 
     #[test]
