@@ -15,7 +15,7 @@ use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Configuration, Network};
 use casemate_slashing::{Ceilings, Limits};
 
-use crate::admin::command::waiting_for;
+use crate::admin::sealing::waiting_for;
 use crate::fence::store::{self, DynamodbAt, StoreError};
 use crate::keys::custody::{self, Custody, CustodyError};
 use crate::keys::journal::NullJournal;
@@ -159,7 +159,7 @@ impl Unsealed {
     pub fn vault(
         self,
         keys: Keys,
-        fencing: FenceGate,
+        fence_gate: FenceGate,
         clock: Arc<dyn Clock>,
         journal: Box<dyn Journal>,
     ) -> Result<Vault, NsmError> {
@@ -168,9 +168,9 @@ impl Unsealed {
         let attestor = Attestor::new(Arc::clone(&self.nsm), identity, &network, &keys)?;
         let addresses = policy.withdrawal_addresses.clone();
         let nsm = Arc::clone(&self.nsm);
-        let office = CommandProcessor::new(self.custody, self.nsm, operators, addresses, self.loaded);
+        let commands = CommandProcessor::new(self.custody, self.nsm, operators, addresses, self.loaded);
         let vault = Vault::new(network, keys, Limits::NONE, policy.into(), Box::new(Arc::clone(&clock)), journal);
-        Ok(vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office).timed_by(nsm))
+        Ok(vault.fenced_by(fence_gate, clock).attested_by(attestor).commanded_by(commands).timed_by(nsm))
     }
 }
 
@@ -208,8 +208,8 @@ pub fn program(
     let contents = std::mem::take(&mut unsealed.contents);
     let seen = contents.fence_version;
     let keys = Keys::unsealed(contents, |_, _, history| history).map_err(|e| format!("the sealed keys: {e:?}"))?;
-    let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
-    let vault = unsealed.vault(keys, fencing, clock, Box::new(NullJournal))?;
+    let (fence_gate, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
+    let vault = unsealed.vault(keys, fence_gate, clock, Box::new(NullJournal))?;
     Ok(serve(link, &vault, keeping, seen, cores())?)
 }
 
@@ -321,8 +321,8 @@ mod tests {
             match kind {
                 // It has no name.
                 RecordKind::File => {
-                    let (fencing, _) = fence(&RecordStore::File, &aws).unwrap().split();
-                    assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))));
+                    let (fence_gate, _) = fence(&RecordStore::File, &aws).unwrap().split();
+                    assert!(matches!(fence_gate.pass(), Err(Refusal::NotHolder(_))));
                 }
                 RecordKind::Etcd => {
                     for host in ["", "etcd-", "-etcd", "a..b", "a b", "eu-central-1-.internal", &"a".repeat(64)] {
@@ -353,9 +353,9 @@ mod tests {
             (etcd(&["etcd-1.internal", "::1"], &root()), FenceKind::Etcd),
             (table(), FenceKind::Dynamodb),
         ] {
-            let (fencing, _) = fence(&store, &DynamodbAt::aws()).unwrap().split();
-            assert!(matches!(fencing.pass(), Err(Refusal::NotHolder(_))), "{kind:?}");
-            let stated = fencing.stated(None);
+            let (fence_gate, _) = fence(&store, &DynamodbAt::aws()).unwrap().split();
+            assert!(matches!(fence_gate.pass(), Err(Refusal::NotHolder(_))), "{kind:?}");
+            let stated = fence_gate.stated(None);
             assert_eq!((stated.kind, stated.standing), (kind, StatedStatus::Unknown));
             match stated.store {
                 None => assert_eq!(kind, FenceKind::File),

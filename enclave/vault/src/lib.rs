@@ -27,7 +27,7 @@ pub mod platform;
 pub mod signing;
 mod vault;
 
-pub use admin::command::{CommandProcessor, Loaded};
+pub use admin::{CommandProcessor, Loaded};
 pub use fence::{FenceGate, FenceKeeper, FenceParts, KeeperError, Keeping};
 pub use keys::journal::{Journal, NotSaved};
 pub use keys::keyring::{KeyError, Keys};

@@ -11,7 +11,7 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
-use crate::admin::command::{CommandContext, CommandProcessor};
+use crate::admin::{CommandContext, CommandProcessor};
 use crate::fence::{FenceGate, KeeperReply, KeeperRequest};
 use crate::keys::keyring::{Key, current};
 use crate::platform::attest::Attestor;
@@ -43,7 +43,7 @@ pub struct Vault {
     network: Network,
     /// Exchanged whole where an operators' command changes them.
     keys: RwLock<Arc<Keys>>,
-    fencing: FenceGate,
+    fence_gate: FenceGate,
     policy: Policy,
     exits: Exits,
     log: SigningLog,
@@ -51,7 +51,7 @@ pub struct Vault {
     journal: Box<dyn Journal>,
     points: PointCache,
     attestor: Option<Attestor>,
-    office: Option<CommandProcessor>,
+    commands: Option<CommandProcessor>,
     nsm: Option<Arc<dyn Nsm>>,
 }
 
@@ -66,13 +66,13 @@ impl Vault {
         journal: Box<dyn Journal>,
     ) -> Self {
         let (keys, points) = (RwLock::new(Arc::new(keys)), PointCache::default());
-        let fencing = FenceGate::none(limits);
+        let fence_gate = FenceGate::none(limits);
         let clock = Arc::from(clock);
         let (exits, log) = (Exits::default(), SigningLog::new(Bytes::ZERO));
         Self {
             network,
             keys,
-            fencing,
+            fence_gate,
             policy,
             exits,
             log,
@@ -80,15 +80,15 @@ impl Vault {
             journal,
             points,
             attestor: None,
-            office: None,
+            commands: None,
             nsm: None,
         }
     }
 
     /// With another fence than the fixed limits, and a clock that the keeper of its record reads too.
     #[must_use]
-    pub fn fenced_by(mut self, fencing: FenceGate, clock: Arc<dyn Clock>) -> Self {
-        self.fencing = fencing;
+    pub fn fenced_by(mut self, fence_gate: FenceGate, clock: Arc<dyn Clock>) -> Self {
+        self.fence_gate = fence_gate;
         self.clock = clock;
         self
     }
@@ -108,10 +108,10 @@ impl Vault {
         self
     }
 
-    /// With an office, operators' commands change its keys. It needs an attestor, for whose boot commands are.
+    /// With an commands, operators' commands change its keys. It needs an attestor, for whose boot commands are.
     #[must_use]
-    pub fn commanded_by(mut self, office: CommandProcessor) -> Self {
-        self.office = Some(office);
+    pub fn commanded_by(mut self, commands: CommandProcessor) -> Self {
+        self.commands = Some(commands);
         self
     }
 
@@ -127,10 +127,10 @@ impl Vault {
             }
             Request::Attestation { nonce } => {
                 let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed);
-                let fence = self.fencing.stated(self.clock.unix_ms());
+                let fence = self.fence_gate.stated(self.clock.unix_ms());
                 // What is stated is what judges.
                 let (window, state) =
-                    (self.policy.window, self.office.as_ref().and_then(|office| office.loaded().stated()));
+                    (self.policy.window, self.commands.as_ref().and_then(|commands| commands.loaded().stated()));
                 let attested = attestor.and_then(|attestor| attestor.attest(nonce, fence, window, state));
                 attested.unwrap_or_else(Reply::Refused)
             }
@@ -161,7 +161,7 @@ impl Vault {
 
     fn signing_log(&self, after: u64, nonce: Option<&Nonce>) -> Reply {
         let Some(attestor) = &self.attestor else { return Reply::Refused(Refusal::NsmFailed) };
-        let term = self.fencing.held().map_or(0, |(term, _)| term);
+        let term = self.fence_gate.held().map_or(0, |(term, _)| term);
         Reply::Log(self.log.page(after, nonce, attestor, term, self.clock.unix_ms().unwrap_or_default()))
     }
 
@@ -183,7 +183,7 @@ impl Vault {
             keys: keys.told(first, MAX_ENTRIES_PER_PAGE, floors),
         };
         // Who has claimed meanwhile may have signed more.
-        if self.fencing.held()?.0 != term {
+        if self.fence_gate.held()?.0 != term {
             return Err(Refusal::NotHolder(NotHolder::HandingOver));
         }
         let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
@@ -193,19 +193,19 @@ impl Vault {
     /// The term that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better
     /// than its memory; and what it has deleted must not come back elsewhere with an older sealed state.
     fn still_held(&self) -> Result<(u64, Floors), Refusal> {
-        let (term, floors) = self.fencing.held()?;
-        if !self.fencing.has_record() {
+        let (term, floors) = self.fence_gate.held()?;
+        if !self.fence_gate.has_record() {
             return Ok((term, floors));
         }
-        let KeeperReply::Record(Some(record)) = self.fencing.ask_keeper(KeeperRequest::Look)? else {
+        let KeeperReply::Record(Some(record)) = self.fence_gate.ask_keeper(KeeperRequest::Look)? else {
             return Err(Refusal::NotHolder(NotHolder::NoRecord));
         };
         if record.term != term || record.holder != self.holder() {
             return Err(Refusal::NotHolder(NotHolder::Standby { slot_ceiling: record.ceilings.slot }));
         }
-        if self.office.is_some() {
-            let (desk, office) = self.desk()?;
-            office.settle_states(&desk, term)?;
+        if self.commands.is_some() {
+            let (context, commands) = self.command_context()?;
+            commands.settle_states(&context, term)?;
         }
         Ok((term, floors))
     }
@@ -214,21 +214,21 @@ impl Vault {
         if !self.policy.key_manager_import {
             return Err(Refusal::KeyManagerImportOff);
         }
-        let (desk, office) = self.desk()?;
-        office.import_keystores(&desk, keystores)
+        let (context, commands) = self.command_context()?;
+        commands.import_keystores(&context, keystores)
     }
 
     fn delete_keys(&self, keys: &[PublicKey]) -> Result<Outcome, Refusal> {
         if !self.policy.key_manager_delete {
             return Err(Refusal::KeyManagerDeleteOff);
         }
-        let (desk, office) = self.desk()?;
-        office.delete_keys(&desk, keys)
+        let (context, commands) = self.command_context()?;
+        commands.delete_keys(&context, keys)
     }
 
     /// What limits this vault.
-    pub(crate) fn fencing(&self) -> &FenceGate {
-        &self.fencing
+    pub(crate) fn fence_gate(&self) -> &FenceGate {
+        &self.fence_gate
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {
@@ -252,29 +252,29 @@ impl Vault {
     /// What the state at hand is known by, where it may be the one that `record` names; and what is left behind from now on.
     pub(crate) fn match_released_state(&self, record: &Record) -> (Option<Root>, Option<Root>) {
         let leaves = self.journal.durable_state_digest();
-        let sealed = self.office.as_ref().and_then(|office| office.loaded().loaded_state_digest);
+        let sealed = self.commands.as_ref().and_then(|commands| commands.loaded().loaded_state_digest);
         (leaves.filter(|state| record.released_state == Some(*state)).or(sealed), leaves)
     }
 
     /// Term of the sealed state in force.
     pub(crate) fn state_version(&self) -> u64 {
-        self.office.as_ref().map_or(0, |office| office.loaded().state_version)
+        self.commands.as_ref().map_or(0, |commands| commands.loaded().state_version)
     }
 
     /// Version of the fence's record that the sealed state in force has seen.
     pub(crate) fn fence_version(&self) -> u64 {
-        self.office.as_ref().map_or(0, |office| office.loaded().fence_version)
+        self.commands.as_ref().map_or(0, |commands| commands.loaded().fence_version)
     }
 
     /// What opens the fence's store, as it was sealed.
     pub(crate) fn store_credentials(&self) -> Option<StoreCredentials> {
-        self.office.as_ref()?.loaded().store
+        self.commands.as_ref()?.loaded().store
     }
 
     /// Loads the newest sealed state, where there is a newer one.
     pub(crate) fn reload(&self, oldest: u64) -> Option<Loaded> {
-        let (desk, office) = self.desk().ok()?;
-        office.reload(&desk, oldest)
+        let (context, commands) = self.command_context().ok()?;
+        commands.reload(&context, oldest)
     }
 
     /// Adds a term's floors to every key's past, and to the group's floor. `false` where that could not be saved.
@@ -284,33 +284,35 @@ impl Vault {
 
     /// What is due without anybody asking. It waits for KMS and the disk.
     pub fn settle(&self) {
-        if let Ok((desk, office)) = self.desk() {
-            office.settle_credentials(&desk);
+        if let Ok((context, commands)) = self.command_context() {
+            commands.settle_credentials(&context);
         }
     }
 
-    fn desk(&self) -> Result<(CommandContext<'_>, &CommandProcessor), Refusal> {
-        let (Some(office), Some(attestor)) = (&self.office, &self.attestor) else { return Err(Refusal::NoOperators) };
+    fn command_context(&self) -> Result<(CommandContext<'_>, &CommandProcessor), Refusal> {
+        let (Some(commands), Some(attestor)) = (&self.commands, &self.attestor) else {
+            return Err(Refusal::NoOperators);
+        };
         let (network, journal) = (&self.network, self.journal.as_ref());
         // Before the clock has been checked nothing can be told from what is long past.
         let now = network.slot_at(self.clock.unix_ms().ok_or(Refusal::ClockStopped)?);
-        let (keys, fencing, clock) = (&self.keys, &self.fencing, self.clock.as_ref());
+        let (keys, fence_gate, clock) = (&self.keys, &self.fence_gate, self.clock.as_ref());
         let (exits, log) = (&self.exits, &self.log);
-        Ok((CommandContext { attestor, network, journal, keys, fencing, clock, exits, log, now }, office))
+        Ok((CommandContext { attestor, network, journal, keys, fence_gate, clock, exits, log, now }, commands))
     }
 
     /// Asked for by the host, when it is about to end this enclave; or to keep it from signing, so not too often.
     fn handover(&self) -> Result<(), Refusal> {
-        let (desk, office) = self.desk()?;
-        self.fencing.held()?;
-        self.fencing.may_handover_unsigned(desk.now)?;
-        office.handover(&desk)
+        let (context, commands) = self.command_context()?;
+        self.fence_gate.held()?;
+        self.fence_gate.may_handover_unsigned(context.now)?;
+        commands.handover(&context)
     }
 
     /// It waits for KMS and the disk: the server carries commands out on a thread of their own.
     fn command(&self, envelope: &Envelope) -> Result<Outcome, Refusal> {
-        let (desk, office) = self.desk()?;
-        office.carry_out(&desk, envelope)
+        let (context, commands) = self.command_context()?;
+        commands.carry_out(&context, envelope)
     }
 
     fn info(&self) -> Reply {
@@ -320,7 +322,7 @@ impl Vault {
             network: self.network.clone(),
             keys: count(signing),
             keys_without_history: count(keys.len().saturating_sub(signing)),
-            standing: self.fencing.standing(),
+            standing: self.fence_gate.standing(),
             key_manager_delete: self.policy.key_manager_delete,
         })
     }
@@ -334,7 +336,7 @@ impl Vault {
     }
 
     fn high_watermark(&self) -> Reply {
-        let ceilings = match self.fencing.pass() {
+        let ceilings = match self.fence_gate.pass() {
             Ok(pass) => pass.limits.ceilings,
             Err(refusal) => return Reply::Refused(refusal),
         };
@@ -367,7 +369,7 @@ impl Vault {
 
     fn judge_unlogged(&self, request: &SignRequest, computed: &mut Option<Root>) -> Result<Due, Refusal> {
         // Held until the watermark is saved. Behind the gate a deleted key is not found any more.
-        let pass = self.fencing.pass()?;
+        let pass = self.fence_gate.pass()?;
         let keys = current(&self.keys);
         let key = keys.held(&request.public_key).ok_or(Refusal::UnknownKey)?;
         self.policy.check(request, key.fee_recipient(), &self.exits, &self.network)?;
@@ -388,7 +390,7 @@ impl Vault {
     fn want(&self, refusal: &Refusal, duty: &Duty) {
         if let (true, Duty::Attestation(data)) = (refusal.is_above_ceiling(), duty) {
             let (target, source) = (data.target.epoch, data.source.epoch);
-            self.fencing.request_ceilings(Ceilings { slot: Slot(0), target, source });
+            self.fence_gate.request_ceilings(Ceilings { slot: Slot(0), target, source });
         }
     }
 
@@ -414,7 +416,7 @@ impl Vault {
             return Err(Refusal::ProofOfValidationOff);
         }
         // Held until it is written down: a key that is deleted meanwhile has signed before that.
-        let pass = self.fencing.pass();
+        let pass = self.fence_gate.pass();
         let keys = current(&self.keys);
         let found = keys.find(public_key);
         let proved = match (&pass, found) {

@@ -86,13 +86,13 @@ impl<'a> Enclave<'a> {
         let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
         let operators = Operators { threshold: 2, keys: [1, 2, 3].map(|n| public(&operator(n))).to_vec() };
-        let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
+        let commands = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![ADDRESS], loaded);
         // Slots and epochs tell the tests' stories here: any has its time.
         let deposits = Deposits::To(vec![ADDRESS]);
         let policy = casemate_vault::Policy { deposits, window: Window::ANY, ..policy.clone() };
         let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(NullJournal))
             .attested_by(attestor)
-            .commanded_by(office);
+            .commanded_by(commands);
         Self { bench, vault, boot: std::cell::OnceCell::new() }
     }
 
@@ -579,14 +579,17 @@ fn without_operators_there_are_no_commands() {
     let keys = Keys::default();
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network(), &keys).unwrap();
-    let office =
+    let commands =
         CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, Operators::default(), vec![], Loaded::default());
     let policy = casemate_vault::Policy::default();
     let vault = Vault::new(network(), keys, Limits::NONE, policy, Box::new(FixedClock), Box::new(NullJournal));
     let envelope = SignedCommand::new(BoundedBytes::new(vec![0xa0]).unwrap(), vec![]).encode().unwrap();
     let command = Request::Command { envelope };
     assert_eq!(vault.handle(&command), Reply::Refused(Refusal::NoOperators));
-    assert_eq!(vault.attested_by(attestor).commanded_by(office).handle(&command), Reply::Refused(Refusal::NoOperators));
+    assert_eq!(
+        vault.attested_by(attestor).commanded_by(commands).handle(&command),
+        Reply::Refused(Refusal::NoOperators)
+    );
     assert_eq!(Watermarks::NONE, Watermarks::from(Watermarks::default()));
 }
 

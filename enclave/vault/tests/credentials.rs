@@ -49,14 +49,14 @@ fn start(bench: &Bench, memory: &Memory) -> Enclave {
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
     let operators = Operators { threshold: 1, keys: vec![public()] };
-    let office =
+    let commands =
         CommandProcessor::new(bench.start(), Arc::clone(&bench.nsm) as _, operators, Vec::new(), Loaded::default());
-    let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
+    let (fence_gate, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
     let vault =
         Vault::new(network, keys, Limits::NONE, Policy::default(), Box::new(SystemClock), Box::new(NullJournal))
-            .fenced_by(fencing, clock)
+            .fenced_by(fence_gate, clock)
             .attested_by(attestor)
-            .commanded_by(office);
+            .commanded_by(commands);
     let member = Member::run(vault, keeping);
     let nonce = BoundedBytes::new(vec![7; 16]).unwrap();
     let Reply::Attestation { document, statement } = member.vault.handle(&Request::Attestation { nonce }) else {

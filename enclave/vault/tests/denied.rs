@@ -30,13 +30,13 @@ fn start(bench: &Bench, memory: &Memory) -> Member {
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, &network, &keys).unwrap();
     let operators = Operators { threshold: 1, keys: Vec::new() };
-    let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, Vec::new(), loaded);
-    let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
+    let commands = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, Vec::new(), loaded);
+    let (fence_gate, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
     let policy = Policy { key_manager_delete: true, ..Policy::default() };
     let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(NullJournal))
-        .fenced_by(fencing, clock)
+        .fenced_by(fence_gate, clock)
         .attested_by(attestor)
-        .commanded_by(office);
+        .commanded_by(commands);
     Member::run(vault, keeping)
 }
 

@@ -339,10 +339,10 @@ fn a_clock_that_does_not_agree_again_ends_the_process_with_the_reason() {
             Box::new(SystemClock),
             Box::new(NullJournal),
         );
-        let (fencing, keeping) = FenceParts::with_record(Box::new(begun())).split();
-        let fencing = fencing.running_on(Arc::new(fast.clone()));
+        let (fence_gate, keeping) = FenceParts::with_record(Box::new(begun())).split();
+        let fence_gate = fence_gate.running_on(Arc::new(fast.clone()));
         // This NSM says NOW, always.
-        let vault = vault.fenced_by(fencing, Arc::clone(&clock)).timed_by(Arc::clone(&bench.nsm) as _);
+        let vault = vault.fenced_by(fence_gate, Arc::clone(&clock)).timed_by(Arc::clone(&bench.nsm) as _);
         clock.check(NOW);
         assert_eq!(clock.unix_ms(), Some(NOW));
         jump.store(3_600_000, Ordering::SeqCst);

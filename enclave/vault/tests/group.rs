@@ -69,13 +69,13 @@ impl Enclave {
         let attestor = Attestor::new(Arc::clone(&bench.nsm) as _, identity, network, &keys).unwrap();
         let key = Bytes(operator().public_key().as_ref().try_into().unwrap());
         let operators = Operators { threshold: 1, keys: vec![key] };
-        let office = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![], loaded);
+        let commands = CommandProcessor::new(custody, Arc::clone(&bench.nsm) as _, operators, vec![], loaded);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let policy = Policy { window: Window::ANY, ..Policy::default() };
         let boxed = Box::new(SystemClock);
         let vault = Vault::new(network.clone(), keys, Limits::NONE, policy, boxed, Box::new(NullJournal));
-        let (fencing, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
-        let vault = vault.fenced_by(fencing, clock).attested_by(attestor).commanded_by(office);
+        let (fence_gate, keeping) = FenceParts::with_record(Box::new(memory.clone())).split();
+        let vault = vault.fenced_by(fence_gate, clock).attested_by(attestor).commanded_by(commands);
         let member = Member::run_from(vault, keeping, fence_version);
         let (hpke_key, statement) = attested(&member);
         Self { member, hpke_key, boot_nonce: statement.boot_nonce, counter: std::cell::Cell::new(0) }

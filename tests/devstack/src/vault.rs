@@ -118,10 +118,10 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let mut unsealed = Start { configuration, nsm, kms }.unseal(&link).context("unsealing")?;
     let contents = std::mem::take(&mut unsealed.contents);
     let seen = contents.fence_version;
-    let (fencing, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
+    let (fence_gate, keeping) = unsealed.fence(&clock, &DynamodbAt::aws())?.split();
     let Some(journal) = journal else {
         let keys = Keys::unsealed(contents, |_, _, history| history).map_err(told)?;
-        let vault = unsealed.vault(keys, fencing, clock, Box::new(NullJournal)).context("the software NSM")?;
+        let vault = unsealed.vault(keys, fence_gate, clock, Box::new(NullJournal)).context("the software NSM")?;
         return serve(link, &vault, keeping, seen, workers).context("serving the broker");
     };
     let mut starts = Starts::default();
@@ -129,7 +129,7 @@ fn sealed(boot: Boot, broker: &UnixStream, workers: NonZeroUsize) -> Result<()> 
     let keys = keys.map_err(told)?;
     let marks = journal.start(&starts.0)?;
     let close = marks.closer();
-    let vault = unsealed.vault(keys, fencing, clock, Box::new(marks)).context("the software NSM")?;
+    let vault = unsealed.vault(keys, fence_gate, clock, Box::new(marks)).context("the software NSM")?;
     let served = serve(link, &vault, keeping, seen, workers);
     close().context("closing the watermarks")?;
     served.context("serving the broker")

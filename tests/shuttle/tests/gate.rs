@@ -99,7 +99,7 @@ impl fence::store::Store for Nowhere {
 
 /// An enclave, as far as threads meet in it.
 struct Enclave {
-    fencing: FenceGate,
+    fence_gate: FenceGate,
     keys: RwLock<Arc<Keys>>,
     /// What was signed: slot and variant.
     released: Mutex<Vec<(u64, u8)>>,
@@ -145,16 +145,16 @@ fn record() -> Record {
 
 impl Enclave {
     fn new() -> Self {
-        let (fencing, _) = FenceParts::with_record(Box::new(Nowhere)).split();
+        let (fence_gate, _) = FenceParts::with_record(Box::new(Nowhere)).split();
         let keys = Keys::unsealed(contents(Watermarks::NONE, true), |_, _, history| history).unwrap();
-        let enclave = Self { fencing, keys: RwLock::new(Arc::new(keys)), released: Mutex::default() };
+        let enclave = Self { fence_gate, keys: RwLock::new(Arc::new(keys)), released: Mutex::default() };
         enclave.holds(limits(None), 1);
         enclave
     }
 
     /// What the keeper does when the record is held.
     fn holds(&self, limits: Limits, term: u64) {
-        self.fencing.put(|handing_over| {
+        self.fence_gate.put(|handing_over| {
             let standing = if handing_over { StatedStatus::HandingOver } else { StatedStatus::Holding };
             let view = View { standing, record: Some(record()), floors: limits.floors };
             let closed = Gate::Closed(NotHolder::HandingOver);
@@ -164,7 +164,7 @@ impl Enclave {
 
     /// What the keeper does when it is lost.
     fn loses(&self) {
-        self.fencing.put(|_| {
+        self.fence_gate.put(|_| {
             let view = View { standing: StatedStatus::Standby, record: None, floors: Floors::default() };
             (view, Gate::Closed(NotHolder::Standby { slot_ceiling: Slot(0) }))
         });
@@ -172,7 +172,7 @@ impl Enclave {
 
     /// As a worker judges a duty: gate, key, rule, past; the gate is held until the past is saved.
     fn sign(&self, slot: u64, variant: u8) -> Result<(), Refusal> {
-        let pass = self.fencing.pass()?;
+        let pass = self.fence_gate.pass()?;
         let keys = current(&self.keys);
         let key = keys.held(&public()).ok_or(Refusal::UnknownKey)?;
         let root: Root = Bytes([variant; 32]);
@@ -271,7 +271,7 @@ fn handover(closes: bool) -> impl Fn() + Send + Sync + Clone {
             thread::spawn(move || enclave.holds(limits(None), 1))
         };
         if closes {
-            enclave.fencing.close().unwrap();
+            enclave.fence_gate.close().unwrap();
         }
         let left = enclave.highest();
         signers.into_iter().for_each(|thread| thread.join().unwrap());
@@ -304,7 +304,7 @@ fn deletion(settles: bool) -> impl Fn() + Send + Sync + Clone {
         let without = current(&enclave.keys).without(&[public()]).unwrap();
         enclave.publish(without);
         if settles {
-            enclave.fencing.settle();
+            enclave.fence_gate.settle();
         }
         let sealed = enclave.highest();
         signers.into_iter().for_each(|thread| thread.join().unwrap());
@@ -339,7 +339,7 @@ fn reload(under_the_gate: bool) -> impl Fn() + Send + Sync + Clone {
             })
         };
         // Only behind a closed gate, as `CommandProcessor::reload_in` does it.
-        let guard = if under_the_gate { enclave.fencing.closed() } else { None };
+        let guard = if under_the_gate { enclave.fence_gate.closed() } else { None };
         if guard.is_some() || !under_the_gate {
             let before = current(&enclave.keys);
             let past = |key: &PublicKey, history: SlashingHistory| {

@@ -237,15 +237,15 @@ fn boot(setup: Setup, runtime: &Arc<dyn Runtime>) -> Option<(Vault, Keeping, u64
     if let Some(credentials) = &opens {
         casemate_vault::fence::store::Store::open(&mut asked, credentials);
     }
-    let (fencing, keeping) = FenceParts::with_record(Box::new(asked)).split();
-    let fencing = fencing.running_on(Arc::clone(runtime));
+    let (fence_gate, keeping) = FenceParts::with_record(Box::new(asked)).split();
+    let fence_gate = fence_gate.running_on(Arc::clone(runtime));
     let identity = Identity { group: GROUP.into(), configuration_sha256: Bytes([9; 32]) };
     let attestor = Attestor::new(Arc::clone(&nsm), identity, &network, &keys).ok()?.running_on(Arc::clone(runtime));
-    let office = CommandProcessor::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
+    let commands = CommandProcessor::new(custody, Arc::clone(&nsm), operators, Vec::new(), loaded);
     let vault = Vault::new(network, keys, Limits::NONE, policy, Box::new(Arc::clone(&clock)), Box::new(NullJournal))
-        .fenced_by(fencing, clock)
+        .fenced_by(fence_gate, clock)
         .attested_by(attestor)
-        .commanded_by(office)
+        .commanded_by(commands)
         .timed_by(nsm);
     Some((vault, keeping, fence_version))
 }

@@ -122,7 +122,7 @@ pub(crate) struct Pass<'a> {
 /// A fence whose parts belong together: the gate, and what its keeper asks. Only here is either made, so no gate of a kind with a
 /// record stands open because its store is missing, and what the statement says of the store is what is asked.
 pub struct FenceParts {
-    fencing: FenceGate,
+    fence_gate: FenceGate,
     keeping: Keeping,
 }
 
@@ -134,18 +134,18 @@ impl FenceParts {
     pub fn with_record(store: Box<dyn Store>) -> Self {
         let view = View { standing: StatedStatus::Unknown, record: None, floors: Floors::default() };
         let gate = Gate::Closed(NotHolder::StoreUnknown(StoreTrouble::NotAsked));
-        let fencing = FenceGate::new(store.kind().into(), store.identity(), gate, view);
-        Self { fencing, keeping: Keeping(Some(store)) }
+        let fence_gate = FenceGate::new(store.kind().into(), store.identity(), gate, view);
+        Self { fence_gate, keeping: Keeping(Some(store)) }
     }
 
     /// Without a record, on trusted time alone: these limits for good.
     pub fn solo(limits: Limits) -> Self {
-        Self { fencing: FenceGate::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
+        Self { fence_gate: FenceGate::fixed(FenceKind::Solo, limits), keeping: Keeping(None) }
     }
 
     /// The gate for the vault, and the rest for its keeper.
     pub fn split(self) -> (FenceGate, Keeping) {
-        (self.fencing, self.keeping)
+        (self.fence_gate, self.keeping)
     }
 }
 

@@ -42,7 +42,7 @@ const MAX_FAILED_CHECKS: u32 = 120;
 /// Keeps the record: looks, claims, extends, leaves.
 pub struct FenceKeeper<'a> {
     vault: &'a Vault,
-    fencing: &'a FenceGate,
+    fence_gate: &'a FenceGate,
     /// Nothing where the kind has no record: then only the clock is kept.
     store: Option<Box<dyn Store>>,
     fence: FenceMachine,
@@ -77,10 +77,10 @@ impl<'a> FenceKeeper<'a> {
     /// Of this vault. `seen`: the version of the record that its sealed state has seen.
     pub fn new(vault: &'a Vault, Keeping(store): Keeping, seen: u64) -> Self {
         let fence = FenceMachine::new(vault.holder(), seen);
-        let runtime = vault.fencing().runtime();
+        let runtime = vault.fence_gate().runtime();
         Self {
             vault,
-            fencing: vault.fencing(),
+            fence_gate: vault.fence_gate(),
             store,
             fence,
             checked: runtime.now(),
@@ -101,7 +101,7 @@ impl<'a> FenceKeeper<'a> {
 
     /// Runs until `ended`.
     pub fn run(&mut self, ended: impl Fn() -> bool) -> Result<(), KeeperError> {
-        let _closing = Closing(self.fencing);
+        let _closing = Closing(self.fence_gate);
         while !ended() {
             self.check_clock()?;
             if self.store.is_some() {
@@ -118,7 +118,7 @@ impl<'a> FenceKeeper<'a> {
 
     /// Sleeps until the next tick, or until somebody wants something.
     fn wait(&self) -> Option<(KeeperRequest, Arc<Answer>)> {
-        self.fencing.next_request(TICK)
+        self.fence_gate.next_request(TICK)
     }
 
     fn since(&self, then: Duration) -> Duration {
@@ -227,7 +227,7 @@ impl<'a> FenceKeeper<'a> {
 
     /// The ceilings that should be in force by now.
     fn wanted(&self, record: &Record) -> Option<Ceilings> {
-        let wanted = self.fencing.take_wanted();
+        let wanted = self.fence_gate.take_wanted();
         let network = self.vault.network();
         let now = network.slot_at(self.vault.clock().unix_ms()?);
         let slot = now.saturating_add(CEILING_LEAD_SLOTS);
@@ -306,10 +306,10 @@ impl<'a> FenceKeeper<'a> {
             self.floored = record.term;
             self.takeover = false;
             self.left = None;
-            self.fencing.holds_anew();
+            self.fence_gate.holds_anew();
         }
         let (unfit, trouble) = (self.unfit, self.trouble);
-        self.fencing.put(|handing_over| {
+        self.fence_gate.put(|handing_over| {
             let (stated, record, closed) = match standing {
                 FenceStatus::Unknown | FenceStatus::Creating => {
                     (StatedStatus::Unknown, None, NotHolder::StoreUnknown(trouble))
@@ -404,7 +404,9 @@ impl<'a> FenceKeeper<'a> {
                 let left = self.drive(|keeper| match keeper.fence.status() {
                     FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
                     // The state stands for what was signed until the gate was closed: it must be closed still.
-                    FenceStatus::Holding(_) if !keeper.fencing.is_handing_over() => Progress::Ended(Err(other_term())),
+                    FenceStatus::Holding(_) if !keeper.fence_gate.is_handing_over() => {
+                        Progress::Ended(Err(other_term()))
+                    }
                     FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
                     FenceStatus::Released(_) => Progress::Ended(Ok(KeeperReply::Yes)),
                     FenceStatus::Releasing => Progress::Wait,
@@ -442,7 +444,7 @@ impl<'a> FenceKeeper<'a> {
             FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
             FenceStatus::Holding(record) => match left {
                 // The state stands for what was signed until the gate was closed: it must be closed still.
-                Some((state, term)) if term == record.term && keeper.fencing.is_handing_over() => {
+                Some((state, term)) if term == record.term && keeper.fence_gate.is_handing_over() => {
                     keeper.fence.close(Some(state)).map_or(Progress::Wait, Progress::Ask)
                 }
                 _ => Progress::Ended(Err(other_term())),

@@ -189,11 +189,11 @@ impl World {
         let identity = Identity { group: "alpha".into(), configuration_sha256: Bytes([9; 32]) };
         let attestor = Attestor::new(Arc::new(Sevens), identity, &network, &keys).unwrap();
         let shop = Box::new(Shop(Arc::clone(&script), time.clone()));
-        let (fencing, keeping) = FenceParts::with_record(shop).split();
-        let fencing = fencing.running_on(Arc::new(time.clone()));
+        let (fence_gate, keeping) = FenceParts::with_record(shop).split();
+        let fence_gate = fence_gate.running_on(Arc::new(time.clone()));
         let (clock, disk) = (Box::new(time.clone()), Box::new(disk.clone()));
         let vault = Vault::new(network, keys, Limits::NONE, Policy::default(), clock, disk)
-            .fenced_by(fencing, Arc::new(time.clone()))
+            .fenced_by(fence_gate, Arc::new(time.clone()))
             .attested_by(attestor);
         Self { time, script, vault, keeping: Mutex::new(Some(keeping)) }
     }
@@ -234,11 +234,11 @@ impl World {
     }
 
     fn standing(&self) -> StatedStatus {
-        self.vault.fencing().standing()
+        self.vault.fence_gate().standing()
     }
 
     fn signs(&self) -> bool {
-        self.vault.fencing().pass().is_ok()
+        self.vault.fence_gate().pass().is_ok()
     }
 }
 
@@ -338,7 +338,7 @@ fn nobody_waits_for_a_record_that_was_made_left_behind_or_ordered_to_be_taken() 
 #[test]
 fn one_that_has_left_comes_back_after_five_seconds_or_when_it_is_ordered_to() {
     let leave = |world: &World, keeper: &mut FenceKeeper<'_>| {
-        world.vault.fencing().close().unwrap();
+        world.vault.fence_gate().close().unwrap();
         let left = keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term: 4 });
         assert!(matches!(left, Ok(KeeperReply::Yes)), "{left:?}");
         assert_eq!(world.record().released_state, Some(Bytes([4; 32])));
@@ -404,10 +404,10 @@ fn a_gate_that_is_closed_for_a_handover_stays_closed_while_the_record_is_held() 
     let world = World::new(1000, Some(new()));
     let mut keeper = holds(&world);
     assert!(world.signs());
-    world.vault.fencing().close().unwrap();
+    world.vault.fence_gate().close().unwrap();
     world.go(&mut keeper, 3000);
     assert_eq!((world.standing(), world.signs()), (StatedStatus::HandingOver, false));
-    world.vault.fencing().reopen();
+    world.vault.fence_gate().reopen();
     world.go(&mut keeper, 3200);
     assert_eq!((world.standing(), world.signs()), (StatedStatus::Holding, true));
 }
@@ -492,7 +492,7 @@ fn one_leaves_in_the_term_that_was_sealed_with_its_gate_closed() {
     let leave =
         |keeper: &mut FenceKeeper<'_>, term| keeper.carry_out(KeeperRequest::Leave { state: Bytes([4; 32]), term });
     assert!(matches!(leave(&mut keeper, 4), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "it signs");
-    world.vault.fencing().close().unwrap();
+    world.vault.fence_gate().close().unwrap();
     assert!(matches!(leave(&mut keeper, 3), Err(Refusal::NotHolder(NotHolder::StoreUnknown(_)))), "another term");
     assert_eq!((world.record(), world.time.ms()), (before, 1000));
     assert!(matches!(leave(&mut keeper, 4), Ok(KeeperReply::Yes)));
@@ -529,7 +529,7 @@ fn a_record_is_ended_by_its_holder_with_its_gate_closed_or_by_another_with_nothi
         |done: Result<KeeperReply, Refusal>| matches!(done, Err(Refusal::NotHolder(NotHolder::StoreUnknown(_))));
     assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 4))))), "it signs");
     assert!(other(keeper.carry_out(KeeperRequest::Close(None))), "it holds, and leaves nothing");
-    world.vault.fencing().close().unwrap();
+    world.vault.fence_gate().close().unwrap();
     assert!(other(keeper.carry_out(KeeperRequest::Close(Some((state, 3))))), "another term");
     assert_eq!(world.record(), before);
     let closed = keeper.carry_out(KeeperRequest::Close(Some((state, 4))));
@@ -598,7 +598,7 @@ fn an_order_that_gets_no_answer_is_given_up_and_asked_no_more_often_than_needed(
 fn nobody_waits_for_a_keeper_that_has_ended() {
     let world = World::new(1000, None);
     world.keeper(0).run(|| true).unwrap();
-    let refused = world.vault.fencing().ask_keeper(KeeperRequest::Look);
+    let refused = world.vault.fence_gate().ask_keeper(KeeperRequest::Look);
     assert!(matches!(refused, Err(Refusal::NoFenceRecord(_))), "{refused:?}");
     assert_eq!(world.time.ms(), 0);
 }

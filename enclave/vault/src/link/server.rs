@@ -346,9 +346,9 @@ fn carry_out(vault: &Vault, ordered: &Receiver<Ordered>, output: &Mutex<UnixStre
 
 /// Brings requests back that wait for the fence: all when its limits have changed, each when its patience ends.
 fn unpark(vault: &Vault, queue: &Queue) {
-    let mut seen = vault.fencing().changes();
+    let mut seen = vault.fence_gate().changes();
     while !queue.is_closed() {
-        let changes = vault.fencing().wait_for_change(seen, TICK);
+        let changes = vault.fence_gate().wait_for_change(seen, TICK);
         queue.unpark(changes != seen);
         seen = changes;
     }
@@ -365,7 +365,7 @@ fn answer(
     let mut due = None;
     let channel = request.channel;
     let patient = request.patience.is_none_or(|until| Instant::now() < until);
-    let (mut parks, seen) = (false, vault.fencing().changes());
+    let (mut parks, seen) = (false, vault.fence_gate().changes());
     let handle = |asked: RequestFrame| match asked.request {
         // They wait for KMS, the disk or the fence's store.
         Asked::Command { .. }
@@ -406,7 +406,7 @@ fn answer(
                 Some(reply)
             };
             answer_with(answered, &request, replies);
-        } else if vault.fencing().changes() != seen {
+        } else if vault.fence_gate().changes() != seen {
             // They changed before it was parked.
             queue.unpark(true);
         }

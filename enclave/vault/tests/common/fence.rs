@@ -166,8 +166,8 @@ impl Member {
         let policy = Policy { window: Window::ANY, ..Policy::default() };
         let vault =
             Vault::new(network.clone(), keys, Limits::NONE, policy, Box::new(SystemClock), Box::new(NullJournal));
-        let (fencing, keeping) = FenceParts::with_record(store).split();
-        Self::run(vault.fenced_by(fencing, clock).attested_by(attestor), keeping)
+        let (fence_gate, keeping) = FenceParts::with_record(store).split();
+        Self::run(vault.fenced_by(fence_gate, clock).attested_by(attestor), keeping)
     }
 
     pub fn run(vault: Vault, keeping: Keeping) -> Self {
