@@ -370,10 +370,9 @@ fn a_record_that_has_ended_is_followed_by_the_next_one_in_another_store_and_back
     assert_eq!(closed.released_state, None);
     drop(standby);
     // Back to the first store, over the record that has ended there.
-    let older = ClosedRecord { term: 1, ..closed };
     let back = Enclave::start(&bench, &network, &first);
     back.member.await_standing(StatedStatus::Closed);
-    assert!(back.record(RecordOrder::After { closed }).is_ok(), "{older:?}");
+    assert!(back.record(RecordOrder::After { closed }).is_ok());
     back.member.await_standing(StatedStatus::Holding);
     assert_eq!(back.statement().fence.floors.slot, Some(closed.slot_ceiling.max(record.slot_ceiling)));
     assert_eq!(back.listed(), [key(1)]);
@@ -412,6 +411,18 @@ fn the_next_record_has_floors_for_every_state_but_the_one_that_was_left_behind()
 }
 
 #[test]
+fn the_next_record_comes_after_the_newest_that_was_seen_and_after_no_older_one() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    let Ok(Outcome::FenceClosed { record }) = holder.order(Action::FenceClose) else { panic!("not closed") };
+    holder.member.await_standing(StatedStatus::Closed);
+    let older = ClosedRecord { version: record.version - 1, ..record };
+    let refused = holder.record(RecordOrder::After { closed: older });
+    assert_eq!(refused, Err(Refusal::OlderEnd { seen: record.version, found: record.version - 1 }));
+    assert_eq!(holder.record(RecordOrder::After { closed: record }), Ok(Outcome::FenceReady));
+}
+
+#[test]
 fn an_older_state_does_not_follow_on_a_record_that_has_ended() {
     let (bench, network, first, second) = (Bench::new(), network(SLOT_MS), Memory::default(), Memory::default());
     let holder = begun(&bench, &network, &first);
@@ -430,9 +441,12 @@ fn an_older_state_does_not_follow_on_a_record_that_has_ended() {
 fn a_host_gets_a_handover_without_a_signature_once_in_a_while_alone() {
     let (bench, network, memory) = (Bench::new(), network(2000), Memory::default());
     let holder = begun(&bench, &network, &memory);
+    let term = held(&memory).term;
     assert_eq!(holder.member.vault.handle(&Request::Handover), Reply::HandedOver);
+    assert!(!holder.member.standing().signs(), "it has left");
     // It comes back by itself; the next one has to wait, and operators' do not.
     holder.member.await_standing(StatedStatus::Holding);
+    assert_eq!(held(&memory).term, term + 1, "in another term");
     let refused = holder.member.vault.handle(&Request::Handover);
     assert_eq!(refused, Reply::Refused(Refusal::HandoverTooSoon { slots: 8 }));
     assert_eq!(holder.member.standing(), StatedStatus::Holding);
