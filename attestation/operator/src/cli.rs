@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::command::DepositOutput;
 use crate::pins::FencePin;
+use crate::sending::DepositOutput;
 use casemate_document::Timestamp;
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::ExitOrder;

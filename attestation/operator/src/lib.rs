@@ -7,24 +7,19 @@
 #![forbid(unsafe_code)]
 
 mod address;
-mod attest;
-mod backup;
 mod cli;
-mod command;
-mod deposit;
-mod fence;
+mod commands;
+mod deposit_data;
 mod fetch;
-mod import;
 mod input;
 mod keys;
-mod kms_policy;
-mod log;
-mod operator;
+mod operator_key;
 mod pins;
 mod progress;
 mod report;
+mod sending;
 mod session;
-mod slashing;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -101,41 +96,41 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
 
 fn carry_out(command: Command) -> Result<(String, Exit)> {
     match command {
-        Command::Attest(attest) => attest::run(&attest.command),
-        Command::Import(options) => import::run(*options),
+        Command::Attest(attest) => verify::run(&attest.command),
+        Command::Import(options) => commands::keys::import::run(*options),
         Command::Keygen(options) => keygen(*options),
         Command::Deposit(options) => deposit(*options),
         Command::Keys(options) => list(options),
         Command::Delete(options) => {
             let keys = public_keys(&options.public_keys)?;
             let mut session = Session::open(options.connection, options.pins)?;
-            let commands = command::delete(&session, &keys)?;
+            let commands = sending::delete(&session, &keys)?;
             let question = format!(
                 "{} of {} keys are to be deleted. A key that the enclave has made exists nowhere else: it cannot be brought back.",
                 keys.len(),
                 session.statement.public_keys.count
             );
             let sending = options.signing.command_out.is_none();
-            if sending && !options.yes && !command::agreed(&question, "Delete them?")? {
+            if sending && !options.yes && !sending::agreed(&question, "Delete them?")? {
                 return Ok(("nothing was deleted\n".to_owned(), Exit::Refused));
             }
-            let (mut text, exit) = command::give(&mut session, &commands, &options.signing, None)?;
-            text.push_str(slashing::without_store(&session));
+            let (mut text, exit) = sending::give(&mut session, &commands, &options.signing, None)?;
+            text.push_str(commands::history::export::without_store(&session));
             Ok((text, exit))
         }
         Command::Exit(options) => exit(*options),
         Command::FeeRecipient(options) => fee_recipient(*options),
-        Command::Slashing(options) => slashing::run(options.command),
-        Command::Log(options) => log::run(options.command),
-        Command::Operator(operator) => Ok((operator::run(&operator.command)?, Exit::Accepted)),
-        Command::CommandFile(file) => command::run(file.command),
-        Command::Fence(options) => fence::run(options.command),
-        Command::Backup(options) => backup::run(options.command),
-        Command::HandOver(options) => fence::order(*options, Action::HandOver),
-        Command::TakeOver(options) => fence::order(*options, Action::TakeOver),
-        Command::Status(options) => fence::status(options),
-        Command::FencePolicy(options) => Ok((fence::policy(&options)?, Exit::Accepted)),
-        Command::KmsPolicy(options) => Ok((kms_policy::run(&options)?, Exit::Accepted)),
+        Command::Slashing(options) => commands::history::export::run(options.command),
+        Command::Log(options) => commands::log::run(options.command),
+        Command::Operator(operator) => Ok((operator_key::run(&operator.command)?, Exit::Accepted)),
+        Command::CommandFile(file) => sending::run(file.command),
+        Command::Fence(options) => commands::fence::run(options.command),
+        Command::Backup(options) => commands::backup::run(options.command),
+        Command::HandOver(options) => commands::fence::order(*options, Action::HandOver),
+        Command::TakeOver(options) => commands::fence::order(*options, Action::TakeOver),
+        Command::Status(options) => commands::fence::status(options),
+        Command::FencePolicy(options) => Ok((commands::fence::policy(&options)?, Exit::Accepted)),
+        Command::KmsPolicy(options) => Ok((commands::kms_policy::run(&options)?, Exit::Accepted)),
     }
 }
 
@@ -156,19 +151,19 @@ fn keygen(options: cli::Keygen) -> Result<(String, Exit)> {
     let action =
         Action::Generate { count: options.count, withdrawal_credentials: credentials, amount: options.deposit.amount };
     let commands = [session.command(0, action)?];
-    command::give(&mut session, &commands, &options.signing, Some(&options.deposit.place()))
+    sending::give(&mut session, &commands, &options.signing, Some(&options.deposit.place()))
 }
 
 fn deposit(options: cli::Deposit) -> Result<(String, Exit)> {
     let credentials = credentials(&options.of)?;
     let keys = public_keys(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;
-    let commands = command::portions(&keys).map(|(number, keys)| {
+    let commands = sending::portions(&keys).map(|(number, keys)| {
         let (keys, withdrawal_credentials) = (keys.to_vec(), credentials);
         session.command(number, Action::Deposit { keys, withdrawal_credentials, amount: options.of.amount })
     });
     let commands = commands.collect::<Result<Vec<_>>>()?;
-    command::give(&mut session, &commands, &options.signing, Some(&options.of.place()))
+    sending::give(&mut session, &commands, &options.signing, Some(&options.of.place()))
 }
 
 /// One day of mainnet.
@@ -176,26 +171,26 @@ const EXIT_EPOCHS: u64 = 225;
 
 fn exit(options: cli::ExitOptions) -> Result<(String, Exit)> {
     let mut session = Session::open(options.connection, options.pins)?;
-    let now = fence::epoch_now(&session.statement).context("the enclave does not trust its clock")?;
+    let now = commands::fence::epoch_now(&session.statement).context("the enclave does not trust its clock")?;
     let last_epoch = options.until_epoch.map_or(Epoch(now.0.saturating_add(EXIT_EPOCHS)), Epoch);
     if last_epoch < now {
         anyhow::bail!("--until-epoch is {last_epoch}; the current epoch is {now}");
     }
-    let commands = command::portions(&options.validator)
+    let commands = sending::portions(&options.validator)
         .map(|(number, exits)| session.command(number, Action::Exit { exits: exits.to_vec(), last_epoch }))
         .collect::<Result<Vec<_>>>()?;
-    let place = command::DepositOutput { folder: &options.out, genesis_fork_version: None };
-    command::give(&mut session, &commands, &options.signing, Some(&place))
+    let place = sending::DepositOutput { folder: &options.out, genesis_fork_version: None };
+    sending::give(&mut session, &commands, &options.signing, Some(&place))
 }
 
 fn fee_recipient(options: cli::FeeRecipient) -> Result<(String, Exit)> {
     let fee_recipient = options.address.as_deref().map(address::parse).transpose().context("--address")?;
     let keys = public_keys(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;
-    let commands = command::portions(&keys)
+    let commands = sending::portions(&keys)
         .map(|(number, keys)| session.command(number, Action::FeeRecipient { keys: keys.to_vec(), fee_recipient }))
         .collect::<Result<Vec<_>>>()?;
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }
 
 fn public_keys(path: &Path) -> Result<Vec<PublicKey>> {
@@ -250,7 +245,7 @@ impl Local<'_> {
             StatedStatus::Unknown => credentials.is_some(),
             _ => false,
         };
-        if needed { fence::begin(&mut session, self.operator_key, credentials) } else { Ok(false) }
+        if needed { commands::fence::begin(&mut session, self.operator_key, credentials) } else { Ok(false) }
     }
 
     /// What it is to the fence.
@@ -268,9 +263,10 @@ impl Local<'_> {
     pub fn import(&self, keys: &[(Secret, PublicKey)], known: Histories, waived: bool) -> Result<usize> {
         let mut session = self.open()?;
         let before = session.statement.public_keys.count;
-        let commands = import::commands(&session, keys, &import::HistorySource { known, waived })?;
+        let commands =
+            commands::keys::import::commands(&session, keys, &commands::keys::import::HistorySource { known, waived })?;
         let signing = cli::Signing { operator_key: vec![self.operator_key.to_owned()], command_out: None };
-        let (text, exit) = command::give(&mut session, &commands, &signing, None)?;
+        let (text, exit) = sending::give(&mut session, &commands, &signing, None)?;
         if exit != Exit::Accepted {
             anyhow::bail!("the enclave has not taken all keys:\n{text}");
         }
@@ -280,12 +276,12 @@ impl Local<'_> {
 
 /// A client's certificate and key for etcd (PEM), as `casemate fence init` brings them.
 pub fn etcd_credentials(certificate: &str, key: &str) -> Result<StoreCredentials> {
-    fence::etcd_credentials(certificate.as_bytes(), key.as_bytes())
+    commands::fence::etcd_credentials(certificate.as_bytes(), key.as_bytes())
 }
 
 /// Makes an operator's key and leaves it in a new file; its public half.
 pub fn make_operator_key(path: &Path) -> Result<OperatorKey> {
-    let pair = operator::OperatorPair::generate()?;
+    let pair = operator_key::OperatorPair::generate()?;
     pair.write(path)?;
     Ok(pair.public())
 }
@@ -297,7 +293,7 @@ pub fn execution_address(text: &str) -> Result<ExecutionAddress> {
 
 /// The public half of an operator's key.
 pub fn operator_key(path: &Path) -> Result<OperatorKey> {
-    Ok(operator::OperatorPair::read(path)?.public())
+    Ok(operator_key::OperatorPair::read(path)?.public())
 }
 
 /// A sentence that may quote what a stranger sent: of bounded length, and harmless on a terminal.

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::cli::{Connection, ExpectedOptions, Fetch, PinOptions};
 use crate::fetch::Proxy;
 use crate::report::Verdict;
-use crate::{attest, keys};
+use crate::{keys, verify};
 
 /// How long a document is asked for after a command: an enclave that was killed meanwhile unseals its keys first.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -298,7 +298,7 @@ pub fn sha256(bytes: &[u8]) -> Root {
 }
 
 fn attested(fetch: &Fetch) -> Result<(Statement, [u8; 32], Option<u32>)> {
-    let report = attest::fetch(fetch)?;
+    let report = verify::fetch(fetch)?;
     if let Verdict::Refused(reason) = &report.verdict {
         return Err(Refused(format!("the enclave's document is refused: {reason}")).into());
     }

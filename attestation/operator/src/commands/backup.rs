@@ -13,7 +13,7 @@ use casemate_protocol::statement::{FenceKind, StatedState};
 use casemate_protocol::{Root, Statement};
 
 use crate::cli::{BackupCommand, BackupVerify};
-use crate::command::{Answer, plural};
+use crate::sending::{Answer, plural};
 use crate::session::{Refused, Session, sha256};
 use crate::{Exit, plain};
 

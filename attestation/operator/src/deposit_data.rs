@@ -11,7 +11,7 @@ use casemate_protocol::{Bytes, PublicKey, Root, Signature, Statement, Version};
 use libssz_merkle::{Sha2Hasher, merkleize, pack};
 use serde_json::{Value, json};
 
-use crate::command::DepositOutput;
+use crate::sending::DepositOutput;
 use crate::session::{Refused, hex};
 
 /// Domain type of deposits (consensus specification, `DOMAIN_DEPOSIT`).

@@ -16,9 +16,10 @@ use casemate_protocol::statement::FenceKind;
 use casemate_slashing::interchange::{self, Histories};
 
 use crate::cli::{SlashingCommand, SlashingExport, SlashingImport};
-use crate::command::{self, Answer, plural, portions};
+use crate::commands::keys::import;
+use crate::sending::{self, Answer, plural, portions};
 use crate::session::{Refused, Session, fresh_nonce};
-use crate::{Exit, import, progress, public_keys};
+use crate::{Exit, progress, public_keys};
 
 pub fn run(command: SlashingCommand) -> Result<Answer> {
     match command {
@@ -159,5 +160,5 @@ fn bring(options: SlashingImport) -> Result<Answer> {
     let commands = portions(&keys)
         .map(|(number, keys)| session.command(number, Action::RaisePasts { keys: keys.to_vec() }))
         .collect::<Result<Vec<_>>>()?;
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }

@@ -20,9 +20,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{CommandFileCommand, Signing};
-use crate::operator::{OperatorPair, is_signed};
+use crate::operator_key::{OperatorPair, is_signed};
 use crate::session::{CommandStatus, Refused, ReportedOutcome, Session, hex, sha256};
-use crate::{Exit, deposit, plain, progress};
+use crate::{Exit, deposit_data, plain, progress};
 
 /// Longest command file, in bytes: a hundred commands of the largest kind.
 const MAX_FILE_LEN: u64 = 160 * 1024 * 1024;
@@ -112,7 +112,7 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&D
     let is_deposit = |command: &Command| matches!(command.action, Action::Generate { .. } | Action::Deposit { .. });
     // Before there are keys: a place for their deposits.
     let mut file = match deposits {
-        Some(place) if commands.iter().any(is_deposit) => Some(deposit::File::create(place, &session.statement)?),
+        Some(place) if commands.iter().any(is_deposit) => Some(deposit_data::File::create(place, &session.statement)?),
         None if commands.iter().any(is_deposit) => bail!("there is no folder for the deposit data"),
         _ => None,
     };
@@ -172,7 +172,7 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], deposits: Option<&D
 struct Report {
     out: String,
     exit: Exit,
-    deposits: Vec<deposit::Deposit>,
+    deposits: Vec<deposit_data::Deposit>,
     exits: Vec<SignedExit>,
     carried_out: usize,
 }
@@ -309,7 +309,7 @@ impl Report {
                 let made = matches!(command.action, Action::Generate { .. });
                 for GeneratedKey { public_key, deposit_signature: signature } in keys {
                     let (withdrawal_credentials, amount) = (*withdrawal_credentials, *amount);
-                    self.deposits.push(deposit::Deposit { public_key, withdrawal_credentials, amount, signature });
+                    self.deposits.push(deposit_data::Deposit { public_key, withdrawal_credentials, amount, signature });
                     self.line(&format!("{public_key}  {}", if made { "made" } else { "signed for" }));
                 }
             }
@@ -335,7 +335,7 @@ impl Report {
                 self.line(
                     "the fence's record has ended: nobody claims or extends it any more. Keep this line for casemate fence init --after:",
                 );
-                self.line(&crate::fence::closed_json(&record).to_string());
+                self.line(&crate::commands::fence::closed_json(&record).to_string());
                 let up_to = format!("slot {} and target epoch {}", record.slot_ceiling, record.target_ceiling);
                 self.line(&match record.released_state {
                     Some(_) => format!(
@@ -524,7 +524,7 @@ fn summary(commands: &[Command]) -> Result<String> {
                         );
                     }
                     RecordOrder::After { closed } => {
-                        let _ = writeln!(out, "  {}", crate::fence::closed_json(closed));
+                        let _ = writeln!(out, "  {}", crate::commands::fence::closed_json(closed));
                     }
                     RecordOrder::New | RecordOrder::Keep => {}
                 }

@@ -18,11 +18,11 @@ use casemate_protocol::log::{LogHead, LogRecord, chain_start};
 use casemate_protocol::{Bytes, Root};
 
 use crate::cli::{Connection, LogCommand, LogVerify};
-use crate::command::{Answer, plural};
 use crate::input::Input;
 use crate::report::Verdict;
+use crate::sending::{Answer, plural};
 use crate::session::{Refused, Session, fresh_nonce, sha256};
-use crate::{Exit, attest, plain, progress};
+use crate::{Exit, plain, progress, verify};
 
 /// Terms begin here where a record was made anew: with the seconds since 1970.
 const MADE_ANEW: u64 = 1_000_000_000;
@@ -201,7 +201,7 @@ fn read(
 /// The key that signs the heads of this boot, as its document proves it to the operator's pins.
 fn proved(boot_nonce: Bytes<32>, statement: &[u8], document: &[u8], options: &LogVerify) -> Result<Bytes<32>> {
     let input = Input { document: document.to_vec(), statement: Some(statement.to_vec()), enclave: None };
-    let report = attest::archived(options.pins.clone(), boot_nonce.0.to_vec(), &input)?;
+    let report = verify::archived(options.pins.clone(), boot_nonce.0.to_vec(), &input)?;
     if let Verdict::Refused(reason) = &report.verdict {
         return refused(format!("its attestation document is refused: {reason}"));
     }
@@ -315,7 +315,7 @@ impl Boot {
             format!("fence term {}", terms.join(", "))
         };
         let times = self.times.map_or("no record".to_owned(), |(first, last)| {
-            format!("{} to {}", crate::fence::time(first), crate::fence::time(last))
+            format!("{} to {}", crate::commands::fence::time(first), crate::commands::fence::time(last))
         });
         let front = match self.before {
             0 => String::new(),

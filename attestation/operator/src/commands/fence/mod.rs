@@ -14,9 +14,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{FenceCommand, FenceInit, FencePolicy, Order, Status};
-use crate::command::{self, Answer};
+use crate::commands::keys::import;
+use crate::commands::kms_policy;
+use crate::sending::{self, Answer};
 use crate::session::{Session, ToldRecord, sha256};
-use crate::{Exit, import, input, kms_policy, report};
+use crate::{Exit, input, report};
 
 /// `casemate fence`.
 pub fn run(command: FenceCommand) -> Result<Answer> {
@@ -47,7 +49,7 @@ fn init(options: FenceInit) -> Result<Answer> {
         );
     }
     let commands = [session.command(0, init_action(&session, record, credentials.as_ref())?)?];
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }
 
 /// A record that has ended, from a file: the line of `casemate fence close`, or the answer of `casemate status --json`.
@@ -86,14 +88,14 @@ pub fn closed_json(record: &ClosedRecord) -> Value {
 pub fn order(options: Order, action: Action) -> Result<Answer> {
     let mut session = Session::open(options.connection, options.pins)?;
     let commands = [session.command(0, action)?];
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }
 
 /// Makes the first record of an enclave of this machine, if it has none yet.
 pub fn begin(session: &mut Session, operator_key: &Path, credentials: Option<&StoreCredentials>) -> Result<bool> {
     let commands = [session.command(0, init_action(session, RecordOrder::New, credentials)?)?];
     let signing = crate::cli::Signing { operator_key: vec![operator_key.to_owned()], command_out: None };
-    let (text, exit) = command::give(session, &commands, &signing, None)?;
+    let (text, exit) = sending::give(session, &commands, &signing, None)?;
     if exit == Exit::Accepted { Ok(true) } else { bail!("the fence was not made:\n{text}") }
 }
 

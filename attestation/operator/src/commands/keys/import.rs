@@ -16,7 +16,7 @@ use rustls::crypto::hpke::{Hpke, HpkePublicKey};
 use zeroize::Zeroizing;
 
 use crate::cli::Import;
-use crate::command::{self, Answer, portions};
+use crate::sending::{self, Answer, portions};
 use crate::session::Session;
 use crate::{input, progress};
 
@@ -59,7 +59,7 @@ pub fn run(options: Import) -> Result<Answer> {
     };
     let commands = commands(&session, &keys, &pasts)?;
     drop(keys);
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }
 
 /// The commands that import keys, encrypted to the enclave.
