@@ -2,9 +2,8 @@
 //!
 //! A boot's records are numbered from 1 and chained by SHA-256; heads of the chain are signed by a key that the boot's attestation
 //! document names. What is missing between two records, or stands elsewhere, or says something else, is found from the files alone.
-//! That the end is missing shows only against the enclave itself, which is asked with `--url`.
+//! To find that the end is missing, the enclave itself must be asked: `--url`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -12,41 +11,92 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use casemate_protocol::Bytes;
+use casemate_protocol::log::LogHead;
 use casemate_protocol::log::text::{Line, MAX_LINE_LEN, parse};
-use casemate_protocol::log::{LogHead, LogRecord, chain_start};
-use casemate_protocol::{Bytes, Root};
+use clap::{Args, Subcommand};
 
-use crate::cli::{Connection, LogCommand, LogVerify};
+use crate::args::{Connection, EXIT_CODES, PinOptions};
+use crate::exit::{Answer, Exit, Refused, refused};
 use crate::input::Input;
 use crate::report::Verdict;
-use crate::sending::{Answer, plural};
-use crate::session::{Refused, Session, fresh_nonce, sha256};
-use crate::{Exit, plain, progress, verify};
-
-/// Terms begin here where a record was made anew: with the seconds since 1970.
-const MADE_ANEW: u64 = 1_000_000_000;
+use crate::session::Session;
+use crate::signing_log::{Boot, Boots, compare, missing_terms};
+use crate::util::{fresh_nonce, plain, plural};
+use crate::{progress, verify};
 
 /// The proxy writes twice a second.
 const WRITTEN: Duration = Duration::from_secs(3);
 
+#[derive(Subcommand, Debug)]
+pub enum LogCommand {
+    /// Verify that a log is whole, in order, and the enclave's own
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<LogVerify>),
+}
+
+#[derive(Args, Debug)]
+pub struct LogVerify {
+    /// The proxy's --signing-log folder, or one file of it
+    #[arg(value_name = "DIR|FILE")]
+    pub path: PathBuf,
+    /// The proxy of an enclave that runs: the log must have everything up to the head that the enclave signs now
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Authorities of the proxy's TLS certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate for mutual TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// Which of the proxy's enclaves, counted from 0 [default: the one that holds the fence]
+    #[arg(long, value_name = "N", requires = "url")]
+    pub enclave: Option<u32>,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+/// Verifies a log.
 pub fn run(command: LogCommand) -> Result<Answer> {
     match command {
-        LogCommand::Verify(options) => verify(&options),
+        LogCommand::Verify(options) => verify_log(&options),
     }
 }
 
-fn verify(options: &LogVerify) -> Result<Answer> {
+fn verify_log(options: &LogVerify) -> Result<Answer> {
     // First what the enclave says, then what is written: all of it must be there by then.
     let live = options.url.as_ref().map(|url| live(url, options)).transpose()?;
     if live.is_some() {
         std::thread::sleep(WRITTEN);
     }
+    let (boots, mut faults) = read_all(options)?;
+    faults.extend(boots.values().filter_map(Boot::unsigned));
+    if let Some(live) = &live {
+        faults.extend(compare(live, &boots).err().map(|fault| fault.to_string()));
+    }
+    let mut out = String::new();
+    for boot in boots.values() {
+        let _ = writeln!(out, "{}", boot.told());
+    }
+    if faults.is_empty() {
+        out.push_str(&accepted(&boots, live.is_some()));
+        return Ok((out, Exit::Accepted));
+    }
+    for fault in &faults {
+        let _ = writeln!(out, "REFUSED: {fault}");
+    }
+    Ok((out, Exit::Refused))
+}
+
+/// All boots that the files are of, and what is wrong with the files.
+fn read_all(options: &LogVerify) -> Result<(Boots, Vec<String>)> {
     let files = files(&options.path)?;
     let len = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum();
     let bar = progress::bar(len, "verifying the signing log");
-    let mut boots: BTreeMap<[u8; 32], Boot> = BTreeMap::new();
-    let mut faults = Vec::new();
+    let (mut boots, mut faults) = (Boots::new(), Vec::new());
     for path in &files {
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
@@ -57,56 +107,29 @@ fn verify(options: &LogVerify) -> Result<Answer> {
         }
     }
     bar.finish_and_clear();
-    for boot in boots.values() {
-        if let Some(fault) = boot.unsigned() {
-            faults.push(fault);
-        }
-    }
-    if let Some(live) = &live {
-        faults.extend(against(live, &boots).err().map(|fault| fault.to_string()));
-    }
-    let mut out = String::new();
-    for boot in boots.values() {
-        let _ = writeln!(out, "{}", boot.told());
-    }
-    let records: u64 = boots.values().map(|boot| boot.signed.saturating_add(boot.refused)).sum();
-    if faults.is_empty() {
-        let missing = missing_terms(&boots);
-        if !missing.is_empty() {
-            let _ = writeln!(
-                out,
-                "note: no file is of the fence's term {missing}: of an enclave that another proxy served, that served nobody, or removed"
-            );
-        }
-        let end = if live.is_some() {
-            "the last boot up to now"
-        } else {
-            "each boot up to its last line; --url shows whether the running enclave has more"
-        };
-        // The files before this one may be anywhere, or removed.
-        let whole = if boots.values().all(|boot| boot.before == 0) { "whole and in order" } else { "in order" };
-        let _ = writeln!(out, "accepted: {records} records of {}, {whole} ({end})", plural(boots.len(), "boot"));
-        return Ok((out, Exit::Accepted));
-    }
-    for fault in &faults {
-        let _ = writeln!(out, "REFUSED: {fault}");
-    }
-    Ok((out, Exit::Refused))
+    Ok((boots, faults))
 }
 
-/// Terms of the fence between those that the heads name. One of seconds since 1970 was made anew: there is no gap before it.
-fn missing_terms(boots: &BTreeMap<[u8; 32], Boot>) -> String {
-    let mut held: Vec<u64> = boots.values().flat_map(|boot| boot.terms.iter().copied()).filter(|g| *g > 0).collect();
-    held.sort_unstable();
-    held.dedup();
-    let gap = |pair: &[u64]| match pair {
-        [a, b] if *a < MADE_ANEW && b.saturating_sub(*a) > 1 && *b < MADE_ANEW => {
-            Some((a.saturating_add(1), b.saturating_sub(1)))
-        }
-        _ => None,
+/// What is proved of files without a fault.
+fn accepted(boots: &Boots, live: bool) -> String {
+    let mut out = String::new();
+    let missing = missing_terms(boots);
+    if !missing.is_empty() {
+        let _ = writeln!(
+            out,
+            "note: no file is of the fence's term {missing}: its enclave was served by another proxy, or signed nothing, or the file was removed"
+        );
+    }
+    let end = if live {
+        "the last boot up to now"
+    } else {
+        "each boot up to its last line; --url shows whether the running enclave has more"
     };
-    let told = held.windows(2).filter_map(gap).map(|(a, b)| if a == b { a.to_string() } else { format!("{a} to {b}") });
-    told.collect::<Vec<_>>().join(", ")
+    // The files before this one may be anywhere, or removed.
+    let whole = if boots.values().all(|boot| boot.before == 0) { "whole and in order" } else { "in order" };
+    let records: u64 = boots.values().map(Boot::records).sum();
+    let _ = writeln!(out, "accepted: {records} records of {}, {whole} ({end})", plural(boots.len(), "boot"));
+    out
 }
 
 /// The files of a folder, or one. Their names sort by boot, and within it by the number of their first record.
@@ -128,37 +151,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What is known of a boot's chain.
-struct Boot {
-    nonce: Bytes<32>,
-    record_key: Bytes<32>,
-    /// The number before its first record here: not 0 where one file is looked at alone.
-    before: u64,
-    number: u64,
-    hash: Root,
-    /// The last head: all records up to there are signed for.
-    head: Option<LogHead>,
-    /// Terms of the fence that its heads name.
-    terms: Vec<u64>,
-    signed: u64,
-    refused: u64,
-    /// First and last, in Unix milliseconds.
-    times: Option<(u64, u64)>,
-    /// The hash after each head's record, for the one that the enclave names.
-    heads: BTreeMap<u64, Root>,
-    buffer: Vec<u8>,
-}
-
-fn refused<T>(text: impl Into<String>) -> Result<T> {
-    Err(Refused(text.into()).into())
-}
-
-fn read(
-    path: &Path,
-    boots: &mut BTreeMap<[u8; 32], Boot>,
-    options: &LogVerify,
-    bar: &indicatif::ProgressBar,
-) -> Result<()> {
+fn read(path: &Path, boots: &mut Boots, options: &LogVerify, bar: &indicatif::ProgressBar) -> Result<()> {
     let mut lines = BufReader::new(bar.wrap_read(File::open(path).context("opening it")?));
     let mut bytes = Vec::new();
     let mut boot: Option<&mut Boot> = None;
@@ -211,121 +204,6 @@ fn proved(boot_nonce: Bytes<32>, statement: &[u8], document: &[u8], options: &Lo
     }
 }
 
-impl Boot {
-    fn new(nonce: Bytes<32>, record_key: Bytes<32>) -> Self {
-        Self {
-            nonce,
-            record_key,
-            before: 0,
-            number: 0,
-            hash: sha256(&chain_start(&nonce)),
-            head: None,
-            terms: Vec::new(),
-            signed: 0,
-            refused: 0,
-            times: None,
-            heads: BTreeMap::new(),
-            buffer: Vec::new(),
-        }
-    }
-
-    fn record(&mut self, number: u64, record: &LogRecord, place: u64) -> Result<()> {
-        let next = self.number.saturating_add(1);
-        if number > next {
-            let to = number.saturating_sub(1);
-            return refused(format!(
-                "line {place}: records {next} to {to} are missing: removed, or lost while nobody wrote the log"
-            ));
-        }
-        if number < next {
-            return refused(format!("line {place}: record {number} stands behind record {}", self.number));
-        }
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&self.hash.0);
-        record.encode(&mut self.buffer);
-        self.hash = sha256(&self.buffer);
-        self.number = number;
-        if record.refusal.is_some() {
-            self.refused = self.refused.saturating_add(1);
-        } else {
-            self.signed = self.signed.saturating_add(1);
-        }
-        let first = self.times.map_or(record.time_ms, |(first, _)| first);
-        self.times = Some((first, record.time_ms));
-        Ok(())
-    }
-
-    /// `all`: the first file must be there. One alone begins with the head that the file before it ends with.
-    fn head(&mut self, head: LogHead, place: u64, all: bool) -> Result<()> {
-        if place == 2 && self.number == 0 && head.number > 0 {
-            if all {
-                return refused(format!(
-                    "records 1 to {} are missing: the files before this one are not here",
-                    head.number
-                ));
-            }
-            self.before = head.number;
-            self.number = head.number;
-            self.hash = head.hash;
-        }
-        if head.number != self.number {
-            return refused(format!(
-                "line {place}: a head of record {} stands behind record {}",
-                head.number, self.number
-            ));
-        }
-        if head.hash != self.hash {
-            return refused(format!(
-                "line {place}: the records before this head are not those that the enclave has signed for"
-            ));
-        }
-        let key = UnparsedPublicKey::new(&ED25519, self.record_key.0);
-        if key.verify(&head.signed_bytes(), &head.signature.0).is_err() {
-            return refused(format!("line {place}: this head is not signed by the enclave's key"));
-        }
-        if self.terms.last() != Some(&head.term) {
-            self.terms.push(head.term);
-        }
-        self.heads.insert(head.number, head.hash);
-        self.head = Some(head);
-        Ok(())
-    }
-
-    fn name(&self) -> String {
-        self.nonce.to_string().chars().take(18).collect()
-    }
-
-    /// Records that nothing signs for.
-    fn unsigned(&self) -> Option<String> {
-        let signed = self.head.map_or(0, |head| head.number);
-        (signed < self.number || self.head.is_none()).then(|| {
-            format!(
-                "boot {}…: records from {} on are followed by no signed head",
-                self.name(),
-                signed.saturating_add(1)
-            )
-        })
-    }
-
-    fn told(&self) -> String {
-        let terms: Vec<String> = self.terms.iter().filter(|term| **term > 0).map(ToString::to_string).collect();
-        let held = if terms.is_empty() {
-            "without a term of the fence".to_owned()
-        } else {
-            format!("fence term {}", terms.join(", "))
-        };
-        let times = self.times.map_or("no record".to_owned(), |(first, last)| {
-            format!("{} to {}", crate::commands::fence::time(first), crate::commands::fence::time(last))
-        });
-        let front = match self.before {
-            0 => String::new(),
-            1 => "record 1 is not in this file; ".to_owned(),
-            last => format!("records 1 to {last} are not in this file; "),
-        };
-        format!("boot {}…  {} signed, {} refused; {front}{times}; {held}", self.name(), self.signed, self.refused)
-    }
-}
-
 /// The head of the chain that the enclave has now: its own document says which boot it is, and it signs for our nonce.
 fn live(url: &str, options: &LogVerify) -> Result<LogHead> {
     let connection = Connection {
@@ -336,22 +214,4 @@ fn live(url: &str, options: &LogVerify) -> Result<LogHead> {
         enclave: options.enclave,
     };
     Session::open(connection, options.pins.clone())?.signing_log_head(&fresh_nonce()?)
-}
-
-/// Whether the files have everything that the enclave had.
-fn against(live: &LogHead, boots: &BTreeMap<[u8; 32], Boot>) -> Result<()> {
-    let Some(boot) = boots.get(&live.boot_nonce.0) else {
-        return refused("there is no file of the boot of the enclave that runs now");
-    };
-    if live.number > boot.number {
-        let from = boot.number.saturating_add(1);
-        return refused(format!(
-            "records {from} to {} of the enclave that runs now are missing at the end",
-            live.number
-        ));
-    }
-    match boot.heads.get(&live.number) {
-        Some(hash) if *hash != live.hash => refused("the enclave that runs now has signed for other records"),
-        _ => Ok(()),
-    }
 }

@@ -1,164 +1,153 @@
-//! `casemate slashing`: what keys have signed, out of an enclave and into it (EIP-3076).
+//! `casemate history export`: what the enclave's keys have signed, as an EIP-3076 file.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::PublicKey;
-use casemate_protocol::command::{Action, KeyHistory};
+use casemate_protocol::frame::Nonce;
 use casemate_protocol::history::Past;
 use casemate_protocol::past::{HistoryEntry, HistoryPage};
-use casemate_protocol::statement::FenceKind;
 use casemate_slashing::interchange::{self, Histories};
+use clap::Args;
 
-use crate::cli::{SlashingCommand, SlashingExport, SlashingImport};
-use crate::commands::keys::import;
-use crate::sending::{self, Answer, plural, portions};
-use crate::session::{Refused, Session, fresh_nonce};
-use crate::{Exit, progress, public_keys};
+use crate::args::{Connection, PinOptions};
+use crate::exit::{Answer, Exit, refused};
+use crate::session::Session;
+use crate::util::{fresh_nonce, must_be_new, plural, write_whole};
+use crate::{keys, progress};
 
-pub fn run(command: SlashingCommand) -> Result<Answer> {
-    match command {
-        SlashingCommand::Export(options) => export(*options),
-        SlashingCommand::Import(options) => bring(*options),
-    }
+#[derive(Args, Debug)]
+pub struct Export {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// The EIP-3076 file to write; an existing one is not overwritten
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Only these keys: a file with one in hex a line, or a JSON array. For a key that the enclave does not know, the most that it
+    /// can have signed here is written
+    #[arg(long, value_name = "FILE")]
+    pub public_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub pins: PinOptions,
 }
 
-fn export(options: SlashingExport) -> Result<Answer> {
-    if options.out.exists() {
-        bail!("{} exists already and is not overwritten", options.out.display());
-    }
-    let wanted: Option<BTreeSet<PublicKey>> = options
-        .public_keys
-        .as_deref()
-        .map(|path| public_keys(path).map(|keys| keys.into_iter().collect()))
-        .transpose()?;
+/// Writes the file.
+pub fn run(options: Export) -> Result<Answer> {
+    must_be_new(&options.out)?;
+    let wanted = options.public_keys.as_deref().map(keys::read_some).transpose()?;
+    let wanted = wanted.map(BTreeSet::from_iter);
     let session = Session::open(options.connection, options.pins)?;
-    let (all, floor) = pasts(&session)?;
-    let known: BTreeSet<PublicKey> = all.iter().map(|told| told.public_key).collect();
-    let unknown: Vec<PublicKey> = wanted.iter().flatten().filter(|key| !known.contains(key)).copied().collect();
-    let chosen = |told: &&HistoryEntry| wanted.as_ref().is_none_or(|wanted| wanted.contains(&told.public_key));
-    let (mut histories, mut held, mut without) = (Histories::new(), 0_usize, 0_usize);
-    for told in all.iter().filter(chosen) {
-        match told.highest {
-            Some(past) => {
-                histories.insert(told.public_key, past.into());
-                held = held.saturating_add(usize::from(told.held));
-            }
-            None => without = without.saturating_add(1),
-        }
-    }
-    // An import that was rolled back, or never confirmed, may have had them sign here all the same.
-    histories.extend(unknown.iter().map(|key| (*key, floor.into())));
-    write(&options.out, &histories, &session)?;
-    let mut text = format!(
-        "{} written to {}, each page signed by the enclave's own key: of each key the highest block and attestation\n",
-        plural(histories.len(), "history").replace("historys", "histories"),
-        options.out.display()
-    );
-    if held > 0 {
-        let _ = writeln!(
-            text,
-            "{} of them sign on here. Before they sign anywhere else: casemate delete, and export again",
-            plural(held, "key")
-        );
-    }
-    if !unknown.is_empty() {
-        let _ = writeln!(
-            text,
-            "{} not known to the enclave: what is written of them is the group's floor, the most that any key can have signed here \
-             before it was known. Before they sign anywhere else, no import of them may be on its way yet: an enclave that was given one \
-             must have ended, or have carried out a later command",
-            plural(unknown.len(), "key")
-        );
-    }
-    if without > 0 {
-        let _ = writeln!(text, "{} without any history left out", plural(without, "key"));
-    }
-    text.push_str(without_store(&session));
-    Ok((text, Exit::Accepted))
+    let (entries, floor) = history(&session)?;
+    let exported = Exported::select(&entries, wanted.as_ref(), floor);
+    write(&options.out, &exported.histories, &session)?;
+    Ok((exported.text(&options.out) + session.without_store(), Exit::Accepted))
 }
 
-/// What is to be known before keys of an enclave without a fence's store sign anywhere else.
-pub fn without_store(session: &Session) -> &'static str {
-    match session.statement.fence.kind {
-        FenceKind::Solo => {
-            "note: this enclave has no fence's store (solo): started with an older blob it has deleted keys again, and signs with them.\n\
-             Before they sign anywhere else, end every enclave of this group and destroy its blobs and their copies, or take its image out of the KMS key's policy.\n"
+/// What goes into the file, and what is to be said of it.
+struct Exported {
+    histories: Histories,
+    /// How many of the keys sign on here.
+    held: usize,
+    /// How many have no history.
+    without: usize,
+    /// How many the enclave does not know.
+    unknown: usize,
+}
+
+impl Exported {
+    fn select(entries: &[HistoryEntry], wanted: Option<&BTreeSet<PublicKey>>, floor: Past) -> Self {
+        let mut exported = Self { histories: Histories::new(), held: 0, without: 0, unknown: 0 };
+        for entry in entries.iter().filter(|entry| wanted.is_none_or(|wanted| wanted.contains(&entry.public_key))) {
+            if let Some(past) = entry.highest {
+                exported.histories.insert(entry.public_key, past.into());
+                exported.held = exported.held.saturating_add(usize::from(entry.held));
+            } else {
+                exported.without = exported.without.saturating_add(1);
+            }
         }
-        FenceKind::None | FenceKind::File | FenceKind::Etcd | FenceKind::Dynamodb => "",
+        // An import that was rolled back, or never confirmed, may have had them sign here all the same.
+        let known: BTreeSet<PublicKey> = entries.iter().map(|entry| entry.public_key).collect();
+        for key in wanted.into_iter().flatten().filter(|key| !known.contains(key)) {
+            exported.histories.insert(*key, floor.into());
+            exported.unknown = exported.unknown.saturating_add(1);
+        }
+        exported
+    }
+
+    fn text(&self, out: &Path) -> String {
+        let mut text = format!(
+            "{} written to {}, each page signed by the enclave's own key: of each key the highest block and attestation\n",
+            plural(self.histories.len(), "history"),
+            out.display()
+        );
+        if self.held > 0 {
+            let _ = writeln!(
+                text,
+                "{} of them sign on here. Before they sign anywhere else: casemate keys delete, and export again",
+                plural(self.held, "key")
+            );
+        }
+        if self.unknown > 0 {
+            let _ = writeln!(
+                text,
+                "{} not known to the enclave: what is written of them is the group's floor, the most that any key can have signed here \
+                 before it was known. Before they sign anywhere else, no import of them may be on its way yet: an enclave that was given one \
+                 must have ended, or have carried out a later command",
+                plural(self.unknown, "key")
+            );
+        }
+        if self.without > 0 {
+            let _ = writeln!(text, "{} without any history left out", plural(self.without, "key"));
+        }
+        text
     }
 }
 
 /// Whole or not at all.
 fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
-    let context = || format!("writing {}", path.display());
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = Path::new(&name);
-    let mut file = BufWriter::new(fs::File::create(new).with_context(context)?);
-    interchange::write(histories, session.statement.network.genesis_validators_root, &mut file)
-        .with_context(context)?;
-    file.write_all(b"\n").with_context(context)?;
-    file.into_inner()
-        .map_err(std::io::IntoInnerError::into_error)
-        .and_then(|file| file.sync_all())
-        .with_context(context)?;
-    fs::rename(new, path).with_context(context)
+    write_whole(path, |mut file| {
+        interchange::write(histories, session.statement.network.genesis_validators_root, &mut file)?;
+        Ok(file.write_all(b"\n")?)
+    })
 }
 
-/// What the enclave says of all keys that it holds or has held, and of every other; each page under its signature and a nonce of ours.
-fn pasts(session: &Session) -> Result<(Vec<HistoryEntry>, Past)> {
+/// What the enclave says of all keys that it holds or has held, and of every other.
+fn history(session: &Session) -> Result<(Vec<HistoryEntry>, Past)> {
     let nonce = fresh_nonce()?;
-    let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
     let bar = progress::bar(0, "the enclave tells what its keys have signed");
-    let mut all: Vec<HistoryEntry> = Vec::new();
+    let mut entries: Vec<HistoryEntry> = Vec::new();
     loop {
-        let start = u32::try_from(all.len()).context("too many keys")?;
-        let (told, signature) = session.pasts(&nonce, start)?;
-        let page = HistoryPage::decode(&told).context("a page of pasts is malformed")?;
-        if key.verify(&page.signed_bytes(&session.statement.boot_nonce, &nonce), &signature.0).is_err() {
-            return Err(
-                Refused("a page of pasts is not signed by the enclave's key for this request".to_owned()).into()
-            );
-        }
-        if page.start != start {
-            return Err(Refused(format!("the page from key {} came for that from key {start}", page.start)).into());
-        }
+        let page = page(session, &nonce, u32::try_from(entries.len()).context("too many keys")?)?;
         bar.set_length(u64::from(page.total));
         bar.inc(u64::try_from(page.keys.len()).unwrap_or(0));
-        if page.time_ms.is_none() {
-            return Err(Refused("the enclave does not trust its clock: what it tells may be old".to_owned()).into());
-        }
         let (empty, total) = (page.keys.is_empty(), usize::try_from(page.total).unwrap_or(usize::MAX));
-        all.extend(page.keys);
-        if all.len() >= total {
+        entries.extend(page.keys);
+        if entries.len() >= total {
             bar.finish_and_clear();
-            return Ok((all, page.floor));
+            return Ok((entries, page.floor));
         }
         if empty {
-            return Err(Refused(format!("the enclave told {} of {total} keys", all.len())).into());
+            return refused(format!("the enclave told {} of {total} keys", entries.len()));
         }
     }
 }
 
-fn bring(options: SlashingImport) -> Result<Answer> {
-    let mut session = Session::open(options.connection, options.pins)?;
-    // All of the file is read, and must be right, before anything is sent.
-    let histories = import::histories(&options.file, session.statement.network.genesis_validators_root)?;
-    if histories.is_empty() {
-        bail!("there is no key in {}", options.file.display());
+/// The page from a key on, under the enclave's signature and a nonce of ours.
+fn page(session: &Session, nonce: &Nonce, start: u32) -> Result<HistoryPage> {
+    let (told, signature) = session.history_page(nonce, start)?;
+    let page = HistoryPage::decode(&told).context("a page of the history is malformed")?;
+    let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
+    if key.verify(&page.signed_bytes(&session.statement.boot_nonce, nonce), &signature.0).is_err() {
+        return refused("a page of the history is not signed by the enclave's key for this request");
     }
-    let keys: Vec<KeyHistory> = histories
-        .into_iter()
-        .map(|(public_key, watermarks)| KeyHistory { public_key, past: Past::from(watermarks) })
-        .collect();
-    let commands = portions(&keys)
-        .map(|(number, keys)| session.command(number, Action::RaisePasts { keys: keys.to_vec() }))
-        .collect::<Result<Vec<_>>>()?;
-    sending::give(&mut session, &commands, &options.signing, None)
+    if page.start != start {
+        return refused(format!("the page from key {} came instead of the one from key {start}", page.start));
+    }
+    if page.time_ms.is_none() {
+        return refused("the enclave does not trust its clock: what it tells may be old");
+    }
+    Ok(page)
 }
