@@ -51,7 +51,7 @@ pub enum Command {
     /// Sign voluntary exits, and let validator clients have them signed for a while. An exit cannot be taken back
     #[command(after_help = COMMAND_EXIT_CODES)]
     Exit(Box<VoluntaryExit>),
-    /// Set the fee recipient of keys: the enclave signs no other for them
+    /// Say where the fees of keys go: the enclave signs no other recipient for them
     #[command(after_help = COMMAND_EXIT_CODES)]
     FeeRecipient(Box<FeeRecipient>),
     /// The signing log that casemate-proxy writes
@@ -62,7 +62,7 @@ pub enum Command {
     Backup(BackupCommand),
     /// Commands in files: look at them, sign them on another machine, send them
     #[command(subcommand, name = "command")]
-    CommandFile(CommandFileCommand),
+    Files(CommandFileCommand),
     /// Operators' keys, which sign commands
     #[command(subcommand)]
     Operator(OperatorCommand),
@@ -140,7 +140,7 @@ pub fn dispatch(command: Command) -> Result<Answer> {
         Command::FeeRecipient(options) => fee_recipient::run(*options),
         Command::Log(command) => log::run(command),
         Command::Backup(command) => backup::run(command),
-        Command::CommandFile(command) => command::run(command),
+        Command::Files(command) => command::run(command),
         Command::Operator(command) => operator::run(&command),
         Command::KmsPolicy(options) => kms_policy::run(&options),
         Command::Old(old) => dispatch(old.into()),

@@ -80,7 +80,7 @@ impl Report {
         self.outcome(&command.action, outcome)
     }
 
-    /// An outcome that the enclave stands for; whether it is one of this action.
+    /// An outcome that a document proves; whether it is one of this action.
     fn outcome(&mut self, action: &Action, outcome: Outcome) -> bool {
         match (action, outcome) {
             (Action::Import { keys, .. }, Outcome::Imported { keys: outcomes }) => self.imported(keys, &outcomes),

@@ -54,7 +54,7 @@ pub fn signed_summary(signed: &[SignedCommand]) -> Result<Answer> {
             writeln!(out, "  {operator}{}", if all { "" } else { "  SIGNATURE NOT VALID, or not for all commands" });
     }
     if first.signatures.is_empty() {
-        out.push_str("  nobody\n");
+        out.push_str("  no one\n");
     }
     Ok((out, exit))
 }

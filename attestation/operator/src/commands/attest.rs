@@ -13,10 +13,10 @@ use crate::verify;
 pub enum AttestCommand {
     /// Verify a document from a file: PEM, base64, hex, CBOR, or the JSON that GET /attestation answers
     #[command(after_help = EXIT_CODES)]
-    Verify(Verify),
+    Verify(Box<Verify>),
     /// Ask a running signer for a document with a fresh nonce, and verify it with its statement
     #[command(after_help = EXIT_CODES)]
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
 }
 
 #[derive(Args, Debug)]
@@ -45,10 +45,12 @@ pub struct Fetch {
 /// Judges a document. An error is about the input, never about the document.
 pub fn run(command: AttestCommand) -> Result<Answer> {
     let (report, json) = match command {
-        AttestCommand::Verify(Verify { file, statement, expected }) => {
+        AttestCommand::Verify(options) => {
+            let Verify { file, statement, expected } = *options;
             (verify::file(&file, statement.as_deref(), &expected)?, expected.json)
         }
-        AttestCommand::Fetch(Fetch { connection, save, expected }) => {
+        AttestCommand::Fetch(options) => {
+            let Fetch { connection, save, expected } = *options;
             (verify::running(&connection, &expected, save.as_deref())?, expected.json)
         }
     };

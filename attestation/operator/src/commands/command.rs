@@ -116,7 +116,7 @@ mod tests {
             keys.push(key);
         }
         let show = |path: &Path| run(CommandFileCommand::Show { file: path.to_owned() }).unwrap().0;
-        assert!(show(&path).contains("nobody"));
+        assert!(show(&path).contains("no one"));
         // Without a terminal there is no one to ask, and nothing is signed.
         let sign = |key: &Path, yes| {
             run(CommandFileCommand::Sign { file: path.clone(), operator_key: vec![key.to_owned()], yes })

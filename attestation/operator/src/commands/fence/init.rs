@@ -42,8 +42,8 @@ pub struct FenceInit {
     /// the fence. The new ones must show the record that is there
     #[arg(long)]
     pub credentials_only: bool,
-    /// The record before has ended (casemate fence close): make the next one above it. The file has the line that told of its end, or
-    /// what casemate fence status --json said after it
+    /// The record has ended (casemate fence close): make the next one above it. The file has the line that casemate fence close
+    /// printed, or the answer of casemate fence status --json after it
     #[arg(long, value_name = "FILE", conflicts_with = "credentials_only")]
     pub after: Option<PathBuf>,
     #[command(flatten)]

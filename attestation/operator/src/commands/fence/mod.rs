@@ -34,8 +34,8 @@ pub enum FenceCommand {
     /// signed until then
     #[command(after_help = COMMAND_EXIT_CODES)]
     Close(Box<Order>),
-    /// Write a resource policy for the fence's DynamoDB table. Only the enclave can write the table under it; the parent's role cannot
-    /// even read it
+    /// Write a resource policy for the fence's DynamoDB table. Under it only the enclave's credentials can write the record, and the
+    /// parent's role can do nothing
     Policy(Box<FencePolicy>),
 }
 

@@ -194,7 +194,7 @@ mod tests {
             let arn = format!("arn:{partition}:dynamodb:{region}:{ACCOUNT}:table/casemate-fence");
             assert_eq!(written["Statement"][0]["Resource"], arn.as_str());
             assert!(!text.contains("arn:aws:"), "{text}");
-            // Principals of another partition do not exist there: AWS would refuse the policy, or name nobody.
+            // Principals of another partition do not exist there: AWS would refuse the policy, or the policy would name no one.
             let foreign = FencePolicy { table: options_in(partition, region).table, ..options() };
             let error = format!("{:#}", text_of(&foreign).unwrap_err());
             assert!(error.contains(&format!("of the partition {partition}")), "{error}");
