@@ -11,7 +11,7 @@ use libssz_merkle::{Sha2Hasher, merkleize, pack};
 use serde_json::{Value, json};
 
 use crate::exit::refused;
-use crate::util::{hex, now_ms};
+use crate::util::{array, hex, now_ms};
 
 /// Domain type of deposits (consensus specification, `DOMAIN_DEPOSIT`).
 const DOMAIN_DEPOSIT: [u8; 4] = [3, 0, 0, 0];
@@ -154,20 +154,12 @@ fn roots(deposit: &Deposit) -> (Root, Root) {
 /// `compute_domain` with the genesis version and no genesis validators root.
 fn domain(version: Version) -> Root {
     let fork_data = container(&[padded(&version.0), [0; 32]]);
-    let bytes = DOMAIN_DEPOSIT.iter().chain(fork_data.0.iter().take(28));
-    let mut domain = Bytes::ZERO;
-    for (to, from) in domain.0.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    domain
+    array(DOMAIN_DEPOSIT.into_iter().chain(fork_data.0.into_iter().take(28)))
 }
 
+/// A chunk of SSZ.
 fn padded(bytes: &[u8]) -> [u8; 32] {
-    let mut chunk = [0; 32];
-    for (to, from) in chunk.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    chunk
+    array(bytes.iter().copied()).0
 }
 
 fn container(fields: &[[u8; 32]]) -> Root {

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
-use casemate_protocol::Bytes;
 use casemate_protocol::command::{OperatorKey, OperatorSignature, signed_bytes};
 use zeroize::Zeroizing;
 
 use crate::input;
-use crate::util::{must_be_new, no_random_bytes, quoted};
+use crate::util::{array, must_be_new, no_random_bytes, quoted};
 
 /// Longest key file that is read, in bytes.
 const MAX_FILE_LEN: u64 = 64 * 1024;
@@ -68,20 +67,12 @@ impl OperatorPair {
 
     /// Its public half.
     pub fn public(&self) -> OperatorKey {
-        let mut key = Bytes::ZERO;
-        // Ed25519 has 32 bytes, always.
-        for (to, from) in key.0.iter_mut().zip(self.0.public_key().as_ref()) {
-            *to = *from;
-        }
-        key
+        array(self.0.public_key().as_ref().iter().copied())
     }
 
     /// Signs a command's bytes.
     pub fn sign(&self, command: &[u8]) -> OperatorSignature {
-        let mut signature = Bytes::ZERO;
-        for (to, from) in signature.0.iter_mut().zip(self.0.sign(&signed_bytes(command)).as_ref()) {
-            *to = *from;
-        }
+        let signature = array(self.0.sign(&signed_bytes(command)).as_ref().iter().copied());
         OperatorSignature { operator: self.public(), signature }
     }
 }

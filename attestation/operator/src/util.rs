@@ -26,12 +26,16 @@ pub fn hex<const N: usize>(text: &str, what: &str) -> Result<Bytes<N>> {
 
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Root {
-    let mut sum = Root::ZERO;
-    // SHA-256 gives 32 bytes, always.
-    for (to, from) in sum.0.iter_mut().zip(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref()) {
-        *to = *from;
+    array(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().iter().copied())
+}
+
+/// The first `N` bytes; zeros where there are fewer. For bytes whose number is known, or which are padded so.
+pub fn array<const N: usize>(bytes: impl IntoIterator<Item = u8>) -> Bytes<N> {
+    let mut array = Bytes::ZERO;
+    for (to, from) in array.0.iter_mut().zip(bytes) {
+        *to = from;
     }
-    sum
+    array
 }
 
 /// A nonce of our own.

@@ -117,7 +117,7 @@ fn accepted(boots: &Boots, live: bool) -> String {
     if !missing.is_empty() {
         let _ = writeln!(
             out,
-            "note: no file is of the fence's term {missing}: its enclave was served by another proxy, or signed nothing, or the file was removed"
+            "note: no file is of the fence's term {missing}: its enclave was behind another proxy, or was asked for nothing, or the file was removed"
         );
     }
     let end = if live {

@@ -151,3 +151,29 @@ fn page(session: &Session, nonce: &Nonce, start: u32) -> Result<HistoryPage> {
     }
     Ok(page)
 }
+
+#[cfg(test)]
+mod tests {
+    use casemate_protocol::Bytes;
+    use casemate_protocol::history::Past;
+
+    use super::*;
+
+    fn entry(number: u8, highest: Option<Past>, held: bool) -> HistoryEntry {
+        HistoryEntry { public_key: Bytes([number; 48]), highest, held }
+    }
+
+    #[test]
+    fn a_key_that_the_enclave_does_not_know_gets_the_groups_floor() {
+        let past = Past::default();
+        let entries = [entry(1, Some(past), true), entry(2, None, false), entry(3, Some(past), false)];
+        let all = Exported::select(&entries, None, past);
+        assert_eq!((all.histories.len(), all.held, all.without, all.unknown), (2, 1, 1, 0));
+        let wanted = BTreeSet::from([Bytes([3; 48]), Bytes([9; 48])]);
+        let some = Exported::select(&entries, Some(&wanted), past);
+        assert_eq!((some.histories.len(), some.held, some.without, some.unknown), (2, 0, 0, 1));
+        assert!(some.histories.contains_key(&Bytes([9; 48])));
+        let text = some.text(Path::new("out.json"));
+        assert!(text.starts_with("2 histories written to out.json") && text.contains("1 key not known"), "{text}");
+    }
+}
