@@ -51,7 +51,7 @@ impl Proxy {
             _ => bail!("{url} is not of the form http://HOST:PORT"),
         }
         if url.contains(['?', '#', '@']) {
-            bail!("the URL must be the proxy's address and nothing else: http://HOST:PORT");
+            bail!("the URL has more in it than the proxy's address: give http://HOST:PORT");
         }
         if uri.scheme_str() == Some("http") && (options.tls_ca.is_some() || options.tls_certificate.is_some()) {
             bail!("TLS files were given, but {url} is not https");
