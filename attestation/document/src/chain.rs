@@ -18,10 +18,8 @@ use x509_cert::name::Name;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
 use crate::error::{hex, shown};
+use crate::limits::{MAX_BUNDLE_LEN, MAX_CERTIFICATE_LEN};
 use crate::{CertPosition, Error, TOLERANCE_MS, Timestamp};
-
-/// Longest certificate, in bytes.
-pub const MAX_CERTIFICATE_LEN: usize = 1024;
 
 const ECDSA_WITH_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -100,16 +98,13 @@ pub fn verify_chain(
 
 pub(crate) fn verify(leaf: &[u8], bundle: &[&[u8]], anchor: &Anchor, at: Timestamp) -> Result<Chain, Error> {
     let Some((root, intermediates)) = bundle.split_first() else {
-        return Err(Error::Bundle { found: 0, max: crate::MAX_BUNDLE_LEN });
+        return Err(Error::Bundle { found: 0, max: MAX_BUNDLE_LEN });
     };
     if *root != anchor.der.as_ref() {
         return Err(Error::Root { found: hex(&sha256(root)), pinned: hex(&anchor.sha256()) });
     }
-    if u64::try_from(bundle.len()).map_or(true, |len| len > crate::MAX_BUNDLE_LEN) {
-        return Err(Error::Bundle {
-            found: u64::try_from(bundle.len()).unwrap_or(u64::MAX),
-            max: crate::MAX_BUNDLE_LEN,
-        });
+    if u64::try_from(bundle.len()).map_or(true, |len| len > MAX_BUNDLE_LEN) {
+        return Err(Error::Bundle { found: u64::try_from(bundle.len()).unwrap_or(u64::MAX), max: MAX_BUNDLE_LEN });
     }
 
     // Each by itself and beside its neighbour, from the root down.

@@ -6,13 +6,7 @@ use minicbor::data::Type;
 
 use crate::Error;
 use crate::error::hex;
-
-/// Longest document, in bytes. The NSM's answers end at 12 KiB (`NSM_RESPONSE_MAX_SIZE`).
-pub const MAX_DOCUMENT_LEN: usize = 16 * 1024;
-/// Longest payload, in bytes: what remains of a document beside the shortest envelope.
-pub const MAX_PAYLOAD_LEN: usize = MAX_DOCUMENT_LEN - 108;
-/// Bytes of an ES384 signature: r and s (RFC 9053, section 2.1).
-pub const SIGNATURE_LEN: usize = 96;
+use crate::limits::{MAX_DOCUMENT_LEN, MAX_PAYLOAD_LEN, SIGNATURE_LEN};
 
 /// `{1: -35}`: the algorithm is ES384. Compared as bytes, so that no second reading is possible.
 const PROTECTED: &[u8] = &[0xa1, 0x01, 0x38, 0x22];

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{MAX_DOCUMENT_LEN, MAX_PAYLOAD_LEN, PCR_LEN, SIGNATURE_LEN, TOLERANCE_MS, Timestamp};
+use crate::limits::{MAX_DOCUMENT_LEN, MAX_PAYLOAD_LEN, PCR_LEN, SIGNATURE_LEN};
+use crate::{TOLERANCE_MS, Timestamp};
 
 /// Why a document is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

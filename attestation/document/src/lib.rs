@@ -19,17 +19,19 @@ mod accept;
 mod chain;
 mod cose;
 mod error;
+mod limits;
 mod payload;
 mod time;
 mod verify;
 
 pub use accept::{Accepted, Expected};
-pub use chain::{Anchor, CertificateSummary, MAX_CERTIFICATE_LEN, verify_chain};
-pub use cose::{MAX_DOCUMENT_LEN, MAX_PAYLOAD_LEN, SIGNATURE_LEN};
+pub use chain::{Anchor, CertificateSummary, verify_chain};
 pub use error::{CertPosition, Error, Field};
-pub use payload::{
-    MAX_BUNDLE_LEN, MAX_MODULE_ID_LEN, MAX_NONCE_LEN, MAX_PCRS, MAX_PUBLIC_KEY_LEN, MAX_USER_DATA_LEN, PCR_LEN, Pcr,
+pub use limits::{
+    MAX_BUNDLE_LEN, MAX_CERTIFICATE_LEN, MAX_DOCUMENT_LEN, MAX_MODULE_ID_LEN, MAX_NONCE_LEN, MAX_PAYLOAD_LEN, MAX_PCRS,
+    MAX_PUBLIC_KEY_LEN, MAX_USER_DATA_LEN, PCR_LEN, SIGNATURE_LEN,
 };
+pub use payload::Pcr;
 pub use time::{TOLERANCE_MS, Timestamp};
 pub use verify::{At, Document, Unverified};
 

@@ -7,24 +7,14 @@ use minicbor::data::Type;
 
 use crate::cose::Reader;
 use crate::error::shown;
-use crate::{Error, Field, MAX_CERTIFICATE_LEN, Timestamp};
+use crate::limits::{
+    MAX_BUNDLE_LEN, MAX_CERTIFICATE_LEN, MAX_MODULE_ID_LEN, MAX_NONCE_LEN, MAX_PCRS, MAX_PUBLIC_KEY_LEN,
+    MAX_USER_DATA_LEN, PCR_LEN,
+};
+use crate::{Error, Field, Timestamp};
 
-/// Bytes of a PCR: the digest is SHA-384.
-pub const PCR_LEN: usize = 48;
 /// A PCR's value.
 pub type Pcr = [u8; PCR_LEN];
-/// Most PCRs of a document; indices end one below.
-pub const MAX_PCRS: u8 = 32;
-/// Most certificates in the bundle: the root, and as many below it as rustls-webpki follows.
-pub const MAX_BUNDLE_LEN: u64 = 7;
-/// Longest module id, in bytes; real ones have about 40.
-pub const MAX_MODULE_ID_LEN: usize = 128;
-/// Longest public key, in bytes (`NSM_PUBLIC_KEY_MAX_SIZE`).
-pub const MAX_PUBLIC_KEY_LEN: usize = 1024;
-/// Longest user data, in bytes: as AWS's description of documents has it. The NSM takes 512 (`NSM_USER_DATA_MAX_SIZE`).
-pub const MAX_USER_DATA_LEN: usize = 1024;
-/// Longest nonce, in bytes, likewise.
-pub const MAX_NONCE_LEN: usize = 1024;
 
 const PART: &str = "payload";
 

@@ -1,4 +1,4 @@
-//! Asking a proxy, which is trusted with nothing: what it answers is bounded, and verified by whoever asked.
+//! Asking a proxy, which is trusted with nothing: what it answers is bounded, and the caller verifies it.
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +12,10 @@ use serde::Deserialize;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, http};
 
-use crate::cli::Connection;
+use crate::args::Connection;
+use crate::exit::NoAnswer;
 use crate::input::MAX_INPUT_LEN;
-use crate::session::hex;
+use crate::util::{hex, plain, quoted};
 
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -25,11 +26,6 @@ const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
 /// Longest wait for the list of keys, which proves nothing and is asked for once; longest list: a hundred thousand keys, about.
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
-
-/// Nobody answered, or nobody who could.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NoAnswer(String);
 
 fn no_answer(url: &str) -> impl Fn(ureq::Error) -> NoAnswer {
     move |error| NoAnswer(format!("asking {url}: {error}"))
@@ -55,10 +51,10 @@ impl Proxy {
             _ => bail!("{url} is not of the form http://HOST:PORT"),
         }
         if url.contains(['?', '#', '@']) {
-            bail!("the URL has more in it than the proxy's address: http://HOST:PORT");
+            bail!("the URL has more in it than the proxy's address: give http://HOST:PORT");
         }
         if uri.scheme_str() == Some("http") && (options.tls_ca.is_some() || options.tls_certificate.is_some()) {
-            bail!("{url} is not https, and TLS files were given");
+            bail!("TLS files were given, but {url} is not https");
         }
         let config = Agent::config_builder()
             // Nothing of the environment, nowhere else than the operator said.
@@ -85,7 +81,7 @@ impl Proxy {
             match status {
                 http::StatusCode::OK => return Ok(body),
                 http::StatusCode::TOO_MANY_REQUESTS if begun.elapsed() < PATIENCE => {
-                    // Not in step with whoever else asks.
+                    // Not in step with others who ask.
                     let mut jitter = [0];
                     let _ = aws_lc_rs::rand::fill(&mut jitter);
                     let [jitter] = jitter;
@@ -109,8 +105,8 @@ impl Proxy {
         Ok(body)
     }
 
-    /// What `GET /pasts` answers: a page and its signature.
-    pub fn pasts(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+    /// What `GET /slashing-protection` answers: a page of the history and its signature.
+    pub fn history_page(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
         #[derive(Deserialize)]
         struct Answer {
             page: String,
@@ -120,7 +116,7 @@ impl Proxy {
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
         let path = format!("/slashing-protection?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
         let answer: Answer = self.json(&path)?;
-        let page = const_hex::decode(&answer.page).context("a page of pasts is not hex")?;
+        let page = const_hex::decode(&answer.page).context("a page of the history is not hex")?;
         Ok((page, hex(&answer.signature, "a signature")?))
     }
 
@@ -139,7 +135,7 @@ impl Proxy {
 
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
         let answer: Answer = self.json(&format!("/signing-log/head?nonce={}{enclave}", const_hex::encode(nonce)))?;
-        let number = |text: &str| text.parse().with_context(|| format!("{:?} is no number", crate::plain(text)));
+        let number = |text: &str| text.parse().with_context(|| format!("{} is no number", quoted(text)));
         let head = LogHead {
             boot_nonce: hex(&answer.boot_nonce, "a boot nonce")?,
             term: number(&answer.term)?,
@@ -204,13 +200,13 @@ impl Proxy {
     }
 }
 
-/// The sentence of an error's JSON, or the beginning of whatever came.
+/// The sentence of an error's JSON, or the beginning of the answer.
 fn sentence(body: &[u8]) -> String {
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let told = json.as_ref().and_then(|json| json.get("message")).and_then(|message| message.as_str());
     let text = told.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
     // It goes to a terminal.
-    crate::plain(&text.chars().take(400).collect::<String>())
+    plain(&text.chars().take(400).collect::<String>())
 }
 
 fn tls(options: &Connection) -> Result<TlsConfig> {

@@ -1,6 +1,6 @@
-//! Files in whatever form people have them.
+//! Files in any form that people have them in.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
@@ -53,6 +53,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
         bail!("{name} is empty");
     }
     Ok(bytes)
+}
+
+/// A file of bounded length. A larger one is not read.
+pub fn read_file(path: &Path, max_len: u64) -> Result<Vec<u8>> {
+    let len = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?.len();
+    if len > max_len {
+        bail!("{} has {len} bytes; at most {max_len} are allowed", path.display());
+    }
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
 /// A document in any form, from its bytes.

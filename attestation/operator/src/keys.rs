@@ -1,10 +1,13 @@
 //! Public keys, and their root as the statement has it.
 
-use crate::input::without_bom;
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use casemate_protocol::statement::KEYS_DEPTH;
 use casemate_protocol::{Bytes, PublicKey, Root};
 use libssz_merkle::{Sha2Hasher, merkleize, mix_in_length, pack};
+
+use crate::input::{self, without_bom};
 
 /// SSZ hash tree root of `List[BLSPubkey, 2**40]` over the keys in ascending order.
 pub fn root(keys: &[PublicKey]) -> Root {
@@ -13,6 +16,20 @@ pub fn root(keys: &[PublicKey]) -> Root {
     let leaves: Vec<_> = sorted.iter().map(|key| merkleize(&Sha2Hasher, &pack(&key.0), None)).collect();
     let limit = 1_usize.checked_shl(KEYS_DEPTH);
     Bytes(mix_in_length(&Sha2Hasher, &merkleize(&Sha2Hasher, &leaves, limit), sorted.len()))
+}
+
+/// The keys of a file.
+pub fn read(path: &Path) -> Result<Vec<PublicKey>> {
+    parse(&input::read(path)?).with_context(|| format!("in {}", path.display()))
+}
+
+/// The keys of a file, which must name one at least.
+pub fn read_some(path: &Path) -> Result<Vec<PublicKey>> {
+    let keys = read(path)?;
+    if keys.is_empty() {
+        bail!("there is no key in {}", path.display());
+    }
+    Ok(keys)
 }
 
 /// Keys from a JSON array of texts (as `GET /api/v1/eth2/publicKeys` answers), or one a line.

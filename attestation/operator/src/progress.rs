@@ -1,4 +1,4 @@
-//! Progress bars on standard error, where somebody watches.
+//! Progress bars on standard error, where someone watches.
 
 use std::time::Duration;
 

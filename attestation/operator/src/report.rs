@@ -1,4 +1,4 @@
-//! What people and programs read. Only verified words are shown.
+//! A judgement, for people and for programs. It shows nothing that is not verified.
 
 use std::fmt::Write;
 
@@ -8,14 +8,16 @@ use casemate_protocol::statement::{FenceKind, FenceStatement, StatedState, State
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
+use crate::fence_pin::kind_name;
 use crate::keys;
+use crate::util::plural;
 
 /// The last word.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// All that was expected is there.
     Accepted,
-    /// Verified and shown, held against nothing.
+    /// Verified and shown, compared with nothing.
     Described,
     /// With the reason.
     Refused(String),
@@ -91,6 +93,13 @@ impl Report {
         if document.is_debug() {
             line(out, "", "IN DEBUG MODE: PCR0, PCR1 and PCR2 are zero, and the parent can read its memory");
         }
+        self.times(document, out);
+        self.measured(document, out);
+        self.signers(document, out);
+        bound(document, has_statement, out);
+    }
+
+    fn times(&self, document: &Document, out: &mut String) {
         section(out, "When");
         line(out, "made", &document.timestamp().to_string());
         if self.archived {
@@ -100,28 +109,27 @@ impl Report {
             let age = format!("{}.{:01} s later", age.as_secs(), age.subsec_millis() / 100);
             line(out, "verified", &format!("for {}, {age}", document.verified_at()));
         }
-        match (document.nonce(), &self.expected.nonce) {
-            (None, _) => line(out, "nonce", "none"),
-            (Some(nonce), expected) => {
-                line(out, "nonce", &format!("{}{}", hex(nonce), mark(expected.as_deref(), nonce)));
-            }
-        }
+        let expected = self.expected.nonce.as_deref();
+        let nonce = document.nonce().map(|nonce| format!("{}{}", shortened(nonce), mark(expected, nonce)));
+        line(out, "nonce", nonce.as_deref().unwrap_or("none"));
+    }
 
+    fn measured(&self, document: &Document, out: &mut String) {
         section(out, "Measured");
-        let zeros = document.pcrs().values().filter(|value| **value == [0; 48]).count();
         for (index, value) in document.pcrs() {
             let expected = self.expected.pcrs.get(index);
             if *value != [0; 48] || *index <= 2 || expected.is_some() {
-                let measures = meaning(*index);
-                let about = if measures.is_empty() { String::new() } else { format!("  {measures}") };
                 let mark = mark(expected.map(Pcr::as_slice), value);
-                line(out, &format!("PCR{index}"), &format!("{}{mark}{about}", const_hex::encode(value)));
+                line(out, &format!("PCR{index}"), &format!("{}{mark}{}", const_hex::encode(value), meaning(*index)));
             }
         }
+        let zeros = document.pcrs().values().filter(|value| **value == [0; 48]).count();
         if zeros > 0 {
             line(out, "", &format!("{zeros} of {} are zero", document.pcrs().len()));
         }
+    }
 
+    fn signers(&self, document: &Document, out: &mut String) {
         section(out, "Signed by");
         let chain = document.chain();
         for (number, certificate) in chain.iter().enumerate().rev() {
@@ -137,17 +145,6 @@ impl Report {
         let whose =
             if root == AWS_ROOT_G1_SHA256 { "AWS Nitro Enclaves root G1" } else { "NOT AWS's root: given by --root" };
         line(out, "", &format!("SHA-256 {root} ({whose})"));
-
-        section(out, "Binds");
-        let hpke = if has_statement { "  HPKE key: DHKEM(X25519, HKDF-SHA256)" } else { "" };
-        line(out, "public_key", &document.public_key().map_or("none".to_owned(), |key| format!("{}{hpke}", hex(key))));
-        let statement =
-            if has_statement { "  SHA-256 of the statement" } else { "  not compared: no statement is here" };
-        line(
-            out,
-            "user_data",
-            &document.user_data().map_or("none".to_owned(), |data| format!("{}{statement}", hex(data))),
-        );
     }
 
     fn statement(&self, statement: &Statement, out: &mut String) {
@@ -217,6 +214,21 @@ impl Report {
     }
 }
 
+/// What a document carries beside its measurements.
+fn bound(document: &Document, has_statement: bool, out: &mut String) {
+    section(out, "Binds");
+    let (hpke, statement) = if has_statement {
+        ("  HPKE key: DHKEM(X25519, HKDF-SHA256)", "  SHA-256 of the statement")
+    } else {
+        ("", "  not compared: no statement is here")
+    };
+    let shown = |bytes: Option<&[u8]>, about: &str| {
+        bytes.map_or("none".to_owned(), |bytes| format!("{}{about}", shortened(bytes)))
+    };
+    line(out, "public_key", &shown(document.public_key(), hpke));
+    line(out, "user_data", &shown(document.user_data(), statement));
+}
+
 fn document_json(document: &Document) -> Value {
     let pcrs: Map<String, Value> =
         document.pcrs().iter().map(|(index, value)| (index.to_string(), const_hex::encode(value).into())).collect();
@@ -278,7 +290,7 @@ fn line(out: &mut String, name: &str, text: &str) {
 }
 
 /// Hex of bytes that may be many.
-fn hex(bytes: &[u8]) -> String {
+fn shortened(bytes: &[u8]) -> String {
     match bytes.get(..64) {
         Some(start) if bytes.len() > 64 => format!("{}… ({} bytes)", const_hex::encode(start), bytes.len()),
         _ if bytes.is_empty() => "empty".to_owned(),
@@ -297,24 +309,13 @@ fn mark(expected: Option<&[u8]>, found: &[u8]) -> &'static str {
 /// What AWS says of a PCR.
 fn meaning(index: u8) -> &'static str {
     match index {
-        0 => "(the whole image)",
-        1 => "(kernel and boot ramdisk)",
-        2 => "(application)",
-        3 => "(the parent's IAM role)",
-        4 => "(the parent's instance id)",
-        8 => "(the image's signer)",
+        0 => "  (the whole image)",
+        1 => "  (kernel and boot ramdisk)",
+        2 => "  (application)",
+        3 => "  (the parent's IAM role)",
+        4 => "  (the parent's instance id)",
+        8 => "  (the image's signer)",
         _ => "",
-    }
-}
-
-/// A kind of fence as options name it.
-pub fn kind(kind: FenceKind) -> &'static str {
-    match kind {
-        FenceKind::None => "none",
-        FenceKind::Solo => "solo",
-        FenceKind::File => "file",
-        FenceKind::Etcd => "etcd",
-        FenceKind::Dynamodb => "dynamodb",
     }
 }
 
@@ -322,7 +323,7 @@ fn fence(fence: &FenceStatement) -> String {
     let FenceStatement { kind: of, term, standing, .. } = fence;
     let holds = match standing {
         StatedStatus::Holding => format!("held by this enclave in term {term}"),
-        _ => "NOT held by this enclave, which signs nothing (casemate status)".to_owned(),
+        _ => "NOT held by this enclave, which signs nothing (casemate fence status)".to_owned(),
     };
     match of {
         FenceKind::None => {
@@ -330,7 +331,7 @@ fn fence(fence: &FenceStatement) -> String {
         }
         FenceKind::Solo => "solo: trusted time after each start; a clone is NOT stopped".to_owned(),
         FenceKind::File => format!("file, {holds}: as good as the disk that keeps it"),
-        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind(*of)),
+        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind_name(*of)),
     }
 }
 
@@ -345,15 +346,14 @@ pub fn state_json(state: Option<&StatedState>) -> Value {
 fn window(window: Window) -> [String; 2] {
     let Window { max_block_age_slots, max_target_age_epochs } = window;
     let any = |what: &str| format!("{what} of ANY age are signed: for test networks and replays alone");
-    let plural = |age: u64| if age == 1 { "" } else { "s" };
     [
         max_block_age_slots.map_or_else(
             || any("blocks"),
-            |age| format!("blocks are signed until they are {age} slot{} old", plural(age)),
+            |age| format!("blocks are signed until they are {} old", plural(age, "slot")),
         ),
         max_target_age_epochs.map_or_else(
             || any("votes"),
-            |age| format!("votes are signed until their target is {age} epoch{} old", plural(age)),
+            |age| format!("votes are signed until their target is {} old", plural(age, "epoch")),
         ),
     ]
 }
@@ -361,7 +361,7 @@ fn window(window: Window) -> [String; 2] {
 /// The fence, for programs.
 pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
-        "kind": kind(fence.kind),
+        "kind": kind_name(fence.kind),
         "store": fence.store,
         "term": fence.term,
         "standing": fence.standing,

@@ -338,14 +338,14 @@ impl World {
 
     fn handover(&mut self) {
         let begun = Instant::now();
-        if self.casemate(&["hand-over"], true) {
+        if self.casemate(&["fence", "handover"], true) {
             self.marks.push(Mark { name: "a hand-over in order", at: begun });
         }
     }
 
     fn takeover(&mut self) {
         let number = self.random.below(u64::from(self.enclaves)).to_string();
-        self.casemate(&["take-over", "--enclave", &number], true);
+        self.casemate(&["fence", "takeover", "--enclave", &number], true);
     }
 
     /// Deletes the last key, or brings it back; what is not known to be done counts as neither.
@@ -360,7 +360,7 @@ impl World {
     fn delete_key(&mut self) {
         let (key, begun, path) = (KEYS - 1, Instant::now(), self.folder.path().join("key"));
         fs::write(&path, self.keys[key].to_string()).unwrap();
-        let deleted = self.casemate(&["delete", "--yes", "--public-keys", path.to_str().unwrap()], true);
+        let deleted = self.casemate(&["keys", "delete", "--yes", "--public-keys", path.to_str().unwrap()], true);
         // A command whose outcome nobody knows may not yet have deleted it.
         self.changes.push(Change { key, deleted, begun, done: Instant::now() });
         self.has_key &= !deleted;
@@ -373,7 +373,7 @@ impl World {
         fs::write(&path, const_hex::encode(*secret)).unwrap();
         let original = self.folder.path().join(ORIGINAL);
         let (path, original) = (path.to_str().unwrap(), original.to_str().unwrap());
-        let words = ["import", "--raw-keys", path, "--slashing-protection", original];
+        let words = ["keys", "import", "--raw-keys", path, "--slashing-protection", original];
         let done = std::thread::scope(|scope| {
             let import = scope.spawn(|| self.casemate(&words, true));
             meanwhile(self);
@@ -539,6 +539,7 @@ impl World {
         let path = |path: &str| data.join(path).into_os_string();
         let mut arguments: Vec<OsString> = vec![
             "casemate".into(),
+            "fence".into(),
             "status".into(),
             url.into(),
             "--json".into(),

@@ -56,7 +56,7 @@ pub fn text(running: &Running) -> String {
         let _ = writeln!(
             out,
             "\n{} keys are left out and not listed: nobody knows what they have signed. Give their history with\n\
-             --slashing-protection FILE, or accept the risk with --no-history-i-accept.",
+             --slashing-protection FILE, or accept the risk with --accept-unknown-history.",
             running.keys_without_history
         );
     }
@@ -79,7 +79,7 @@ pub fn text(running: &Running) -> String {
             out,
             "\nThe keys are sealed under a data key of the local KMS, for these measurements alone. To import more, as the operator\n\
              whose key the measured configuration names:\n\n\
-             casemate import {} \\\n  --root {} \\\n  --measurements {} \\\n  --operator-key {} \\\n  \
+             casemate keys import {} \\\n  --root {} \\\n  --measurements {} \\\n  --operator-key {} \\\n  \
              --keystores DIR --slashing-protection FILE.json",
             running.url,
             quoted(&format!("{}/root.pem", running.nsm)),

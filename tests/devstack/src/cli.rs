@@ -31,8 +31,8 @@ pub struct Options {
     /// What the keystores' keys have signed so far: an EIP-3076 file
     #[arg(long, value_name = "FILE")]
     pub slashing_protection: Option<PathBuf>,
-    /// Let keystores' keys sign although nobody knows what they have signed so far. This is how validators get slashed
-    #[arg(long)]
+    /// Let keystores' keys sign although no one knows what they have signed so far. This gets validators slashed
+    #[arg(long = "accept-unknown-history", alias = "no-history-i-accept")]
     pub no_history_i_accept: bool,
     /// mainnet, hoodi, sepolia, gnosis, chiado, or a TOML file
     #[arg(long, value_name = "NAME|FILE.toml", default_value = "hoodi")]
@@ -43,7 +43,7 @@ pub struct Options {
     /// Hand the keys to the vault in clear, without KMS and sealing
     #[arg(long)]
     pub plain: bool,
-    /// Address that deposits of generated keys may withdraw to (casemate keygen); once for each
+    /// Address that deposits of generated keys may withdraw to (casemate keys generate); once for each
     #[arg(long, value_name = "0xADDRESS", conflicts_with = "plain")]
     pub withdrawal_address: Vec<String>,
     /// What the enclave allows: a TOML file of the [policy] table, in place of this stack's own, which lets all keys leave

@@ -261,7 +261,7 @@ impl Stack {
         std::io::stdout().flush().context("writing to standard output")
     }
 
-    /// Brings keys in as `casemate import` does. How many are left out, because nobody knows their past.
+    /// Brings keys in as `casemate keys import` does. How many are left out, because nobody knows their past.
     fn import(&self, custody: &Custody, network: &Network) -> Result<usize> {
         // A proxy of its own: the other one may want certificates that only its clients have.
         let port = casemate_local_etcd::free_port()?;

@@ -208,8 +208,8 @@ function killed(pid) {
 async function handsOver(tally, { chain, signer }) {
   const holder = await signer.settled(30);
   const [slot, errors] = [chain.slotNow(), chain.clientErrors().length];
-  const { code, text } = await signer.command("hand-over", "hand-over", signer.url, ...signer.operator);
-  tally.check("hand-over", `casemate hand-over in slot ${slot}`, code === 0 ? [] : [text.trim()]);
+  const { code, text } = await signer.command("hand-over", "fence", "handover", signer.url, ...signer.operator);
+  tally.check("hand-over", `casemate fence handover in slot ${slot}`, code === 0 ? [] : [text.trim()]);
   const now = await signer.heldByAnotherThan(holder, 5);
   tally.check("hand-over", `enclave ${now} holds the fence after ${holder}`, true);
   const epoch = chain.epochOf(slot);
@@ -284,7 +284,7 @@ async function exchangesHistory(tally, { chain, signer, folder, children }, keys
     );
   };
   const casemate = (direction, name, ...options) =>
-    signer.command(`slashing-${direction}-${name}`, "slashing", direction, signer.url, ...options);
+    signer.command(`history-${direction}-${name}`, "history", direction, signer.url, ...options);
   await lodestar("export", chain.clientFolder, "client");
   const client = judge.asVersion5(read("client"));
   const bogus = read("client").data.length - client.data.length;
@@ -299,7 +299,7 @@ async function exchangesHistory(tally, { chain, signer, folder, children }, keys
     return tally.skip("the signer's own history");
   }
   const exported = await casemate("export", "ours", "--out", file("signer"), ...signer.pins);
-  tally.check("history", "casemate slashing export", exported.code === 0 ? [] : [exported.text.trim()]);
+  tally.check("history", "casemate history export", exported.code === 0 ? [] : [exported.text.trim()]);
   const ours = read("signer");
   tally.check("history", `it lists ${VALIDATORS} keys`, ours.data.length === VALIDATORS);
   tally.check("history", "it covers every block of the chain", judge.covers(ours, onChain));

@@ -98,7 +98,8 @@ impl Bench {
     }
 
     pub fn status(&self, stack: &Stack, enclave: u8) -> Value {
-        let (exit, text) = self.casemate(stack, &["status", "--json", "--enclave", &enclave.to_string()], false);
+        let (exit, text) =
+            self.casemate(stack, &["fence", "status", "--json", "--enclave", &enclave.to_string()], false);
         assert_eq!(exit, Exit::Accepted, "{text}");
         serde_json::from_str(&text).unwrap()
     }
@@ -147,7 +148,8 @@ impl Bench {
     pub fn await_standing(&self, stack: &Stack, enclave: u8, wanted: &str) -> Value {
         let mut status = Value::Null;
         eventually(&format!("enclave {enclave} to be {wanted}"), || {
-            let (exit, text) = self.casemate(stack, &["status", "--json", "--enclave", &enclave.to_string()], false);
+            let (exit, text) =
+                self.casemate(stack, &["fence", "status", "--json", "--enclave", &enclave.to_string()], false);
             status = serde_json::from_str(&text).unwrap_or_default();
             exit == Exit::Accepted && status["fence"]["standing"] == wanted
         });
@@ -238,8 +240,8 @@ pub struct Newcomer {
 
 impl Newcomer {
     /// The import, always with the same history.
-    pub fn import(&self) -> [&str; 5] {
-        ["import", "--raw-keys", &self.raw, "--slashing-protection", &self.history]
+    pub fn import(&self) -> [&str; 6] {
+        ["keys", "import", "--raw-keys", &self.raw, "--slashing-protection", &self.history]
     }
 
     /// For frames.

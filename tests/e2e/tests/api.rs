@@ -897,7 +897,7 @@ fn keystores_load_and_sign_only_with_a_history() {
     refused(&mut stack.client(), key, &attestation(3, 5, 2), 412, &["target epoch 5"]);
     drop(stack);
     let mut waived = path_options.to_vec();
-    waived.push("--no-history-i-accept");
+    waived.push("--accept-unknown-history");
     let stack = bench.start(&waived);
     assert_eq!(keys(&mut stack.client()).len(), count);
     refused(&mut stack.client(), key, &attestation(3, 5, 2), 412, &["target epoch 5"]);

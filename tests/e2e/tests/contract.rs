@@ -136,7 +136,8 @@ fn the_key_manager_api_is_for_the_token_and_takes_what_operators_have_signed() {
     fs::write(&raw, "11".repeat(32)).unwrap();
     let envelope = |name: &str| {
         let file = bench.folder.path().join(name);
-        let words = ["import", "--raw-keys", text(&raw), "--no-history-i-accept", "--command-out", text(&file)];
+        let words =
+            ["keys", "import", "--raw-keys", text(&raw), "--accept-unknown-history", "--command-out", text(&file)];
         let (exit, said) = bench.casemate(&stack, &words, true);
         assert_eq!(exit, Exit::Accepted, "{said}");
         fs::read_to_string(file).unwrap()
@@ -167,7 +168,7 @@ fn the_key_manager_api_is_for_the_token_and_takes_what_operators_have_signed() {
     // Once an operator has deleted it, it is told what it has signed.
     let list = bench.folder.path().join("keys");
     fs::write(&list, &signing[0]).unwrap();
-    let (exit, said) = bench.casemate(&stack, &["delete", "--yes", "--public-keys", text(&list)], true);
+    let (exit, said) = bench.casemate(&stack, &["keys", "delete", "--yes", "--public-keys", text(&list)], true);
     assert_eq!(exit, Exit::Accepted, "{said}");
     let gone = manager.ask("DELETE", &json!({ "pubkeys": [signing[0]] }));
     assert_eq!(statuses(&gone), ["not_active"]);
@@ -555,8 +556,7 @@ fn histories_go_out_and_come_in_and_only_rise() {
     let out = bench.folder.path().join("out.json");
     let export = |more: &[&str]| {
         let _ = fs::remove_file(&out);
-        let (exit, said) =
-            bench.casemate(&stack, &[&["slashing", "export", "--out", text(&out)], more].concat(), false);
+        let (exit, said) = bench.casemate(&stack, &[&["history", "export", "--out", text(&out)], more].concat(), false);
         assert_eq!(exit, Exit::Accepted, "{said}");
         let told: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
         assert_eq!(told["metadata"]["interchange_format_version"], "5");
@@ -575,7 +575,7 @@ fn histories_go_out_and_come_in_and_only_rise() {
     assert_eq!(told[&all[299]]["signed_attestations"][0]["target_epoch"], (epoch - 1).to_string());
     assert_eq!(told[&all[1]]["signed_blocks"], json!([]));
     // An existing file is not overwritten.
-    assert_eq!(bench.casemate(&stack, &["slashing", "export", "--out", text(&out)], false).0, Exit::Unusable);
+    assert_eq!(bench.casemate(&stack, &["history", "export", "--out", text(&out)], false).0, Exit::Unusable);
     // Some of them; one that is not there.
     let list = bench.folder.path().join("keys");
     fs::write(&list, &all[5]).unwrap();
@@ -591,7 +591,7 @@ fn histories_go_out_and_come_in_and_only_rise() {
     let file = bench.folder.path().join("in.json");
     let import = |text_of: &str| {
         fs::write(&file, text_of).unwrap();
-        bench.casemate(&stack, &["slashing", "import", "--enclave", "0", text(&file)], true)
+        bench.casemate(&stack, &["history", "import", "--enclave", "0", text(&file)], true)
     };
     let stranger = format!("0x{}", "ab".repeat(48));
     let (exit, said) = import(&history(&[(&all[1], slot, epoch - 1, epoch), (&all[0], 1, 0, 0), (&stranger, 1, 0, 0)]));
@@ -618,7 +618,7 @@ fn histories_go_out_and_come_in_and_only_rise() {
     }
     // Without an operator nothing is raised.
     fs::write(&file, &good).unwrap();
-    assert_ne!(bench.casemate(&stack, &["slashing", "import", "--enclave", "0", text(&file)], false).0, Exit::Accepted);
+    assert_ne!(bench.casemate(&stack, &["history", "import", "--enclave", "0", text(&file)], false).0, Exit::Accepted);
     // What was brought in is sealed: it is there after the next start, whatever this stack's own file says.
     Stack::signal(stack.processes("vault")[0], Signal::KILL);
     let again = block(slot, 3);

@@ -201,11 +201,11 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     let bench = Bench::new();
     let stack = bench.start("1");
     let ((first, first_public), (second, second_public)) = (key(1), key(2));
-    let ((third, third_public), waived) = (key(3), "--no-history-i-accept");
+    let ((third, third_public), waived) = (key(3), "--accept-unknown-history");
     let raw = bench.file("raw", &format!("{first}\n{second}\n{third}\n"));
     let operator = bench.operator();
     let import = |more: &[&str]| {
-        bench.ask(&stack, &["import"], &[&["--raw-keys", &raw, "--operator-key", &operator], more].concat())
+        bench.ask(&stack, &["keys", "import"], &[&["--raw-keys", &raw, "--operator-key", &operator], more].concat())
     };
     import(&[]).unusable("what have these keys signed so far?");
     let mut file = history(&first_public, 1000, 20, 21);
@@ -238,7 +238,7 @@ fn imported_keys_keep_their_history_and_duplicates_and_errors_are_told_apart() {
     assert_eq!(client.sign(&first_public, &attestation(20, 22, 2)).status, 412, "a waiver lowers nothing");
 
     // What is listed is what is proven; and it is there after the next start.
-    let keys = bench.ask(&stack, &["keys"], &[]).done();
+    let keys = bench.ask(&stack, &["keys", "list"], &[]).done();
     assert_eq!(keys.lines().map(ToOwned::to_owned).collect::<Vec<_>>(), listed(&mut client));
     stack.kill();
     let stack = bench.start("0");
@@ -267,10 +267,10 @@ fn keystores_are_imported_from_a_folder_with_their_passwords() {
     let password = "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑";
     let passwords = bench.file("password", &format!("{password}\n"));
     let (keystores, operator) = (bench.path("keystores"), bench.operator());
-    let options = ["--keystores", &keystores, "--no-history-i-accept", "--operator-key", &operator, "--passwords"];
+    let options = ["--keystores", &keystores, "--accept-unknown-history", "--operator-key", &operator, "--passwords"];
     let wrong = bench.file("wrong", "wrong\n");
-    bench.ask(&stack, &["import"], &[&options[..], &[&wrong]].concat()).unusable("wrong password");
-    let out = bench.ask(&stack, &["import"], &[&options[..], &[&passwords]].concat()).done();
+    bench.ask(&stack, &["keys", "import"], &[&options[..], &[&wrong]].concat()).unusable("wrong password");
+    let out = bench.ask(&stack, &["keys", "import"], &[&options[..], &[&passwords]].concat()).done();
     assert!(out.contains("imported"), "{out}");
     assert_eq!(out.lines().filter(|line| line.ends_with("imported")).count(), 1, "one key: {out}");
     assert_eq!(listed(&mut stack.client()).len(), 2);
@@ -290,8 +290,8 @@ fn on_a_terminal_commands_show_their_progress_and_end() {
     let password = bench.file("password", "𝔱𝔢𝔰𝔱𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔡🔑\n");
     let keystore = data.join("keystore/eip-2335/test-pbkdf2.json");
     let command = format!(
-        "'{PROGRAM}' __casemate import http://{} --root '{}' --measurements '{}' --operator-key '{}' --keystores '{}' --passwords '{password}' \
-         --no-history-i-accept",
+        "'{PROGRAM}' __casemate keys import http://{} --root '{}' --measurements '{}' --operator-key '{}' --keystores '{}' --passwords '{password}' \
+         --accept-unknown-history",
         stack.address,
         nsm.join("root.pem").display(),
         nsm.join("measurements.json").display(),
@@ -324,12 +324,15 @@ fn commands_are_signed_elsewhere_through_a_file() {
     let (secret, public) = key(7);
     let raw = bench.file("raw", &secret);
     let file = bench.path("command.json");
-    let written =
-        bench.ask(&stack, &["import"], &["--raw-keys", &raw, "--no-history-i-accept", "--command-out", &file]);
+    let written = bench.ask(
+        &stack,
+        &["keys", "import"],
+        &["--raw-keys", &raw, "--accept-unknown-history", "--command-out", &file],
+    );
     assert!(written.done().contains("signed by 0 operators so far"));
     let shown = casemate(&["command", "show", &file]).done();
     assert!(
-        shown.contains("IMPORT 1 key:") && shown.contains(&public) && shown.contains("NO HISTORY: waived"),
+        shown.contains("IMPORT 1 key:") && shown.contains(&public) && shown.contains("NO HISTORY: accepted as unknown"),
         "{shown}"
     );
     assert!(!std::fs::read_to_string(&file).unwrap().contains(&secret[2..]));
@@ -341,7 +344,9 @@ fn commands_are_signed_elsewhere_through_a_file() {
     casemate(&["command", "sign", &file, "--operator-key", &stranger, "--yes"]).done();
     bench.ask(&stack, &["command", "send", &file], &[]).refused("of nobody whom the configuration names");
     std::fs::remove_file(&file).unwrap();
-    bench.ask(&stack, &["import"], &["--raw-keys", &raw, "--no-history-i-accept", "--command-out", &file]).done();
+    bench
+        .ask(&stack, &["keys", "import"], &["--raw-keys", &raw, "--accept-unknown-history", "--command-out", &file])
+        .done();
     casemate(&["command", "sign", &file, "--operator-key", &bench.operator(), "--yes"]).done();
     let sent = bench.ask(&stack, &["command", "send", &file], &[]).done();
     assert!(sent.contains(&format!("{public}  imported")), "{sent}");
@@ -360,7 +365,7 @@ fn keys_are_made_in_the_vault_with_deposits_for_the_allowed_address_and_deleted(
     let (operator, out) = (bench.operator(), bench.path("deposits"));
     let keygen = |address: &str, more: &[&str]| {
         let options = ["--count", "2", "--withdrawal-address", address, "--operator-key", &operator, "--out", &out];
-        bench.ask(&stack, &["keygen"], &[&options[..], more].concat())
+        bench.ask(&stack, &["keys", "generate"], &[&options[..], more].concat())
     };
     let version = ["--genesis-fork-version", "0x00000001"];
     keygen(ADDRESS, &[]).unusable("is not built in");
@@ -389,13 +394,14 @@ fn keys_are_made_in_the_vault_with_deposits_for_the_allowed_address_and_deleted(
     std::fs::create_dir(&other).unwrap();
     let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &other];
     let wrong = [&options[..], &["--genesis-fork-version", "0x00000009"]].concat();
-    bench.ask(&stack, &["keygen"], &wrong).refused("is not signed for this chain");
+    bench.ask(&stack, &["keys", "generate"], &wrong).refused("is not signed for this chain");
     assert!(casemate_testdata::files(Path::new(&other), ".json").is_empty());
     let held = listed(&mut stack.client());
 
     let gone = bench.file("gone", &held[0]);
-    let delete =
-        |file: &str| bench.ask(&stack, &["delete"], &["--public-keys", file, "--yes", "--operator-key", &operator]);
+    let delete = |file: &str| {
+        bench.ask(&stack, &["keys", "delete"], &["--public-keys", file, "--yes", "--operator-key", &operator])
+    };
     assert!(delete(&gone).done().contains("deleted"));
     assert!(!listed(&mut stack.client()).contains(&held[0]));
     assert_eq!(stack.client().sign(&held[0], &attestation(5, 6, 1)).status, 404);
@@ -460,7 +466,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     let evil = key(66).1;
     // Honest, it works: what is refused below is refused for the lie.
     let honest = lying_proxy(stack.address, |_, status, body| (status.to_owned(), body));
-    bench.ask_at(&honest, &["keys"], &[]).done();
+    bench.ask_at(&honest, &["keys", "list"], &[]).done();
     // Another key among those that were made: the attacker would hold the validator's key.
     let replaced = evil.clone();
     let liar = lying_proxy(stack.address, move |path, status, mut body| {
@@ -473,7 +479,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     });
     let options = ["--count", "1", "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
     let keygen = [&options[..], &["--genesis-fork-version", "0x00000001"]].concat();
-    bench.ask_at(&liar, &["keygen"], &keygen).refused("CARRIED OUT, by the enclave's own document");
+    bench.ask_at(&liar, &["keys", "generate"], &keygen).refused("CARRIED OUT, by the enclave's own document");
     assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
     // One key told twice: two deposits for it, and none for the other.
     let liar = lying_proxy(stack.address, |path, status, mut body| {
@@ -485,29 +491,29 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         (status.to_owned(), body)
     });
     let two = keygen.iter().map(|word| if *word == "1" { "2" } else { word }).collect::<Vec<_>>();
-    bench.ask_at(&liar, &["keygen"], &two).refused("CARRIED OUT, by the enclave's own document");
+    bench.ask_at(&liar, &["keys", "generate"], &two).refused("CARRIED OUT, by the enclave's own document");
     assert!(casemate_testdata::files(Path::new(&out), ".json").is_empty());
     // What was lost is signed again.
     let made = listed(&mut stack.client());
     let keys = bench.file("made", &made.join("\n"));
     let again = ["--public-keys", &keys, "--withdrawal-address", ADDRESS, "--operator-key", &operator, "--out", &out];
     let again = [&again[..], &["--genesis-fork-version", "0x00000001"]].concat();
-    bench.ask(&stack, &["deposit"], &again).done();
+    bench.ask(&stack, &["keys", "deposit"], &again).done();
     assert_eq!(casemate_testdata::files(Path::new(&out), ".json").len(), 1);
     // Failure told of an import that the enclave has carried out: the operator would let the keys sign elsewhere too.
     let raw = bench.file("raw", &key(8).0);
-    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &operator];
+    let import = ["--raw-keys", &raw, "--accept-unknown-history", "--operator-key", &operator];
     let liar = lying_proxy(stack.address, |path, status, body| {
         if path.contains("/commands") {
             return ("HTTP/1.1 409 Conflict".to_owned(), json!({ "message": "\u{1b}[2Jno, another boot" }).to_string());
         }
         (status.to_owned(), body)
     });
-    let told = bench.ask_at(&liar, &["import"], &import);
+    let told = bench.ask_at(&liar, &["keys", "import"], &import);
     told.refused("CARRIED OUT, by the enclave's own document");
     assert!(listed(&mut stack.client()).contains(&key(8).1) && !told.out.contains('\u{1b}'), "{:?}", told.out);
     let raw = bench.file("raw", &key(10).0);
-    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &operator];
+    let import = ["--raw-keys", &raw, "--accept-unknown-history", "--operator-key", &operator];
     let liar = lying_proxy(stack.address, |path, status, body| {
         if path.contains("/commands") {
             let told = json!({ "outcome": "imported", "keys": ["wrong_secret"] });
@@ -515,7 +521,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         }
         (status.to_owned(), body)
     });
-    bench.ask_at(&liar, &["import"], &import).refused("CARRIED OUT, by the enclave's own document");
+    bench.ask_at(&liar, &["keys", "import"], &import).refused("CARRIED OUT, by the enclave's own document");
     // Success told of a command that the enclave has refused: a stranger has signed it.
     let raw = bench.file("raw", &key(9).0);
     let liar = lying_proxy(stack.address, |path, status, body| {
@@ -526,8 +532,8 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     });
     let stranger = bench.path("stranger.pem");
     casemate(&["operator", "keygen", "--out", &stranger]).done();
-    let import = ["--raw-keys", &raw, "--no-history-i-accept", "--operator-key", &stranger];
-    let told = bench.ask_at(&liar, &["import"], &import);
+    let import = ["--raw-keys", &raw, "--accept-unknown-history", "--operator-key", &stranger];
+    let told = bench.ask_at(&liar, &["keys", "import"], &import);
     assert_eq!(told.exit, Exit::NoAnswer, "{}{}", told.out, told.err);
     assert!(told.out.contains("UNKNOWN: the enclave's own document does not have it"), "{}", told.out);
     assert!(!listed(&mut stack.client()).contains(&key(9).1));
@@ -561,7 +567,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
     };
     let import = |file: &str| {
         let options = ["--raw-keys", &raw, "--slashing-protection", file, "--operator-key", &operator];
-        bench.ask_at(&withholding, &["import"], &options)
+        bench.ask_at(&withholding, &["keys", "import"], &options)
     };
     let told = import(&old);
     assert!(told.out.contains("NOT CARRIED OUT so far") && told.out.contains("may still deliver it"), "{}", told.out);
@@ -579,7 +585,7 @@ fn a_lying_proxy_passes_off_neither_keys_nor_success() {
         }
         (status.to_owned(), body)
     });
-    bench.ask_at(&liar, &["keys"], &[]).refused("other keys");
+    bench.ask_at(&liar, &["keys", "list"], &[]).refused("other keys");
 }
 
 /// A proxy of the attacker's own that chooses what the signer gets; nothing, and it answers 503 in its name.

@@ -222,7 +222,7 @@ fn commands_in_the_documents_have_the_options_that_they_use() {
             let plain =
                 |word: &&&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') && !word.starts_with('-');
             let names: Vec<&str> = words.iter().take_while(plain).take(2).copied().collect();
-            // `casemate import`, or `casemate slashing export`; whatever stands behind is an argument.
+            // `casemate keys import`, or `casemate history export`; whatever stands behind is an argument.
             let help = (1..=names.len()).rev().find_map(|n| options_of(&names[..n]));
             let Some(help) = help else { continue };
             for option in words.iter().filter_map(|word| word.strip_prefix("--")).filter(|word| !word.is_empty()) {

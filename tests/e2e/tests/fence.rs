@@ -48,7 +48,7 @@ fn a_handover_in_order_misses_no_duty_and_forgets_none() {
     let holder = u8::from(bench.standing(&stack, 1) == "holding");
     let term = bench.status(&stack, holder)["fence"]["term"].as_u64().unwrap();
     // Without a number it is the holder, before and after: the answer is that enclave's own.
-    let (exit, text) = bench.casemate(&stack, &["hand-over"], true);
+    let (exit, text) = bench.casemate(&stack, &["fence", "handover"], true);
     assert_eq!(exit, Exit::Accepted, "{text}");
     assert!(text.contains("handed over"), "{text}");
     // At once, for the same epoch: the other key's duty, and what was signed before is known there.
@@ -132,7 +132,8 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
     copy(&bench.blobs(), &before);
     let file = bench.folder.path().join("key");
     std::fs::write(&file, &all[1]).unwrap();
-    let (exit, text) = bench.casemate(&stack, &["delete", "--yes", "--public-keys", file.to_str().unwrap()], true);
+    let (exit, text) =
+        bench.casemate(&stack, &["keys", "delete", "--yes", "--public-keys", file.to_str().unwrap()], true);
     assert_eq!(exit, Exit::Accepted, "{text}");
     assert_eq!(keys(&stack), all[..1]);
     stack.kill();
@@ -158,7 +159,7 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
     )).unwrap();
     let (exit, text) = bench.casemate(
         &stack,
-        &["import", "--raw-keys", file.to_str().unwrap(), "--slashing-protection", empty.to_str().unwrap()],
+        &["keys", "import", "--raw-keys", file.to_str().unwrap(), "--slashing-protection", empty.to_str().unwrap()],
         true,
     );
     assert_eq!(exit, Exit::Accepted, "{text}");
@@ -182,7 +183,7 @@ fn the_record_is_made_once_and_anew_only_where_it_was_lost() {
     let (exit, text) = bench.casemate(&stack, &["fence", "init"], true);
     assert_eq!(exit, Exit::Refused, "{text}");
     assert!(text.contains("has a record already"), "{text}");
-    let (_, text) = bench.casemate(&stack, &["status"], false);
+    let (_, text) = bench.casemate(&stack, &["fence", "status"], false);
     for line in ["HOLDER: this enclave signs", ", holder this enclave", "blocks now, attestations now"] {
         assert!(text.contains(line), "{line}: {text}");
     }
@@ -215,7 +216,7 @@ fn solo_signs_nothing_below_what_the_clock_has_allowed_before() {
         std::thread::sleep(Duration::from_millis(50));
     }
     println!("solo: an attestation {:?} after the start, epochs of {} ms", begun.elapsed(), SLOT_MS * SLOTS_PER_EPOCH);
-    let (exit, text) = bench.casemate(&stack, &["hand-over"], true);
+    let (exit, text) = bench.casemate(&stack, &["fence", "handover"], true);
     assert_eq!(exit, Exit::Refused, "{text}");
     assert!(text.contains("has no record"), "{text}");
 }
@@ -244,7 +245,7 @@ fn an_etcd_of_the_stack_keeps_the_fence_across_starts() {
     let store = status["fence"]["store"].as_str().unwrap().to_owned();
     let (cluster, rest) = store.split_once('/').unwrap();
     assert!(cluster.len() == 16 && rest.starts_with("casemate/#root-sha256="), "{store}");
-    let pinned = |fence: String| bench.casemate(&stack, &["status", "--fence", &fence], false).0;
+    let pinned = |fence: String| bench.casemate(&stack, &["fence", "status", "--fence", &fence], false).0;
     assert_eq!(pinned(format!("etcd:{cluster}")), Exit::Accepted);
     assert_eq!(pinned(format!("etcd:{store}")), Exit::Accepted);
     assert_eq!(pinned("etcd:00000000000000ff".into()), Exit::Refused);

@@ -108,7 +108,7 @@ fn import_in_the_dark(bench: &Bench, stack: &Stack, newcomer: &Newcomer, more: &
     let (exit, text) = order_in_the_dark(bench, stack, &words, &newcomer.public_key, &duties);
     assert_eq!(exit, Exit::NoAnswer, "{text}");
     assert!(text.contains("Count it as done, and give it again"), "{text}");
-    let (exit, listed) = bench.casemate(stack, &[&["keys"], more].concat(), false);
+    let (exit, listed) = bench.casemate(stack, &[&["keys", "list"], more].concat(), false);
     assert!(exit == Exit::Accepted && !listed.contains(&newcomer.public_key), "{listed}");
     for duty in &duties {
         let answer = stack.client().sign(&newcomer.public_key, duty);
@@ -117,10 +117,10 @@ fn import_in_the_dark(bench: &Bench, stack: &Stack, newcomer: &Newcomer, more: &
     duties
 }
 
-/// What `casemate slashing export` says of one key.
+/// What `casemate history export` says of one key.
 fn exported(bench: &Bench, stack: &Stack, newcomer: &Newcomer, file: &str) -> (u64, u64, u64) {
     let file = bench.path(file);
-    let words = ["slashing", "export", "--out", &file, "--public-keys", &newcomer.listed];
+    let words = ["history", "export", "--out", &file, "--public-keys", &newcomer.listed];
     let (exit, text) = bench.casemate(stack, &words, false);
     assert_eq!(exit, Exit::Accepted, "{text}");
     let told: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -160,7 +160,7 @@ fn an_import_that_was_rolled_back_before_it_was_confirmed_comes_back_above_the_g
     // A signer elsewhere is told what the key may have signed here, though nobody here knows it.
     assert_eq!(exported(&bench, &stack, &newcomer, "floors.json"), (floor, source, target));
     // Exact again, and it says the same.
-    bench.order(&stack, &["hand-over"]);
+    bench.order(&stack, &["fence", "handover"]);
     let exact = bench.await_standing(&stack, 0, "holding");
     assert_eq!(floors(&exact), (None, None, None), "{exact}");
     assert_eq!(exported(&bench, &stack, &newcomer, "exact.json"), (floor, source, target));
@@ -188,12 +188,12 @@ fn an_import_at_a_holder_that_was_cut_off_is_repeated_above_what_it_could_sign()
     let duties = import_in_the_dark(&bench, &stack, &newcomer, &["--enclave", &at]);
     Stack::signal(stack.vaults()[usize::from(holder)], Signal::KILL);
     drop(frozen);
-    bench.order(&stack, &["take-over", "--enclave", &next]);
+    bench.order(&stack, &["fence", "takeover", "--enclave", &next]);
     let taken = bench.await_standing(&stack, other, "holding");
     let (Some(floor), Some(source), Some(target)) = floors(&taken) else { panic!("{taken}") };
     // The one that was killed is there again before it is its turn.
     bench.await_standing(&stack, holder, "standby");
-    bench.order(&stack, &["hand-over", "--enclave", &next]);
+    bench.order(&stack, &["fence", "handover", "--enclave", &next]);
     let exact = bench.await_standing(&stack, holder, "holding");
     assert_eq!(floors(&exact), (None, None, None), "{exact}");
     let text = bench.order(&stack, &[&newcomer.import()[..], &["--enclave", &at]].concat());
@@ -219,7 +219,7 @@ fn a_record_declared_lost_brings_no_deleted_key_back() {
     }
     bench.keep_blobs("yesterday");
     let gone = bench.file("gone", &all[1]);
-    bench.order(&stack, &["delete", "--yes", "--public-keys", &gone]);
+    bench.order(&stack, &["keys", "delete", "--yes", "--public-keys", &gone]);
     let last = bench.status(&stack, 0);
     bench.keep_blobs("today");
     bench.etcdctl("etcd", &["del", "", "--prefix"], &[]);
@@ -352,7 +352,7 @@ fn what_solo_has_signed_is_not_forgotten_under_a_first_record() {
     assert_eq!(keys(&stack), std::slice::from_ref(&key), "the old state opens");
     bench.order(&stack, &init(&["--credentials-only"], &bench.credentials("etcd")));
     bench.await_standing(&stack, 0, "old_state");
-    bench.refused(&stack, &["take-over"], "");
+    bench.refused(&stack, &["fence", "takeover"], "");
     bench.refused(&stack, &init(&[], &bench.credentials("etcd")), "has a record already");
     for duty in &others {
         let answer = stack.client().sign(&key, duty);
@@ -438,7 +438,7 @@ fn a_record_moves_under_load_to_another_kind_to_another_cluster_and_back() {
         bench.await_standing(&stack, enclave, "closed");
     }
     slots_pass(&bench, 2);
-    let (exit, text) = bench.casemate(&stack, &["status"], false);
+    let (exit, text) = bench.casemate(&stack, &["fence", "status"], false);
     assert!(exit == Exit::Accepted && text.contains("HAS ENDED"), "{text}");
     let released = load.end();
     assert!(released.len() > 5, "{} signed", released.len());
@@ -556,7 +556,7 @@ fn the_parent_alone_gets_one_handover_in_eight_slots_and_operators_as_many_as_th
     assert_eq!(again, Reply::Refused(Refusal::HandoverTooSoon { slots: 8 }));
     let now = bench.now().0;
     stack.client().sign(&key, &block(now, 1)).signature();
-    bench.order(&stack, &["hand-over"]);
+    bench.order(&stack, &["fence", "handover"]);
     bench.await_standing(&stack, 0, "holding");
     eventually("the next one", || {
         let granted = unsigned() == Reply::HandedOver;
@@ -607,7 +607,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
         bench.etcdctl("etcd", &["put", &name], &fake(record).encode(&place));
         eventually(&format!("the holder to be none under an absurd {what}"), || bench.standing(&stack, 0) != "holding");
         if what == "ceilings" {
-            bench.refused(&stack, &["take-over"], "lies further ahead than any holder can ask for");
+            bench.refused(&stack, &["fence", "takeover"], "lies further ahead than any holder can ask for");
         }
         let (now, _) = bench.now();
         assert_ne!(stack.client().sign(&key, &block(now, 1)).status, 200, "{what}");
@@ -626,7 +626,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
         signs_on(&bench, &stack, &key);
     }
     // Which store it is can be held against it, by every command and by the full verification.
-    for command in [&["attest", "fetch"][..], &["status"]] {
+    for command in [&["attest", "fetch"][..], &["fence", "status"]] {
         let with = |fence: &str| bench.casemate(&stack, &[command, &["--fence", fence]].concat(), false);
         let store = bench.status(&stack, 0)["fence"]["store"].as_str().unwrap().to_owned();
         assert_eq!(with(&format!("etcd:{store}")).0, Exit::Accepted);
@@ -663,7 +663,7 @@ fn backups_are_told_by_what_is_in_them() {
     assert_eq!(verify(&bench.path("monday")).0, Exit::Accepted);
     // A key is deleted: Monday's copy would bring it back.
     let gone = bench.file("gone", &all[1]);
-    bench.order(&stack, &["delete", "--yes", "--public-keys", &gone]);
+    bench.order(&stack, &["keys", "delete", "--yes", "--public-keys", &gone]);
     let (exit, text) = verify(&bench.path("monday"));
     assert_eq!(exit, Exit::Refused, "{text}");
     assert!(text.contains("none of these files is the state in force") && line_of(&text, "IN FORCE").is_none());

@@ -198,7 +198,16 @@ fn the_production_image_boots_attests_and_trusts_no_kms_of_this_machine() {
     // The broker carries the vault's bytes to the local KMS, and TLS ends it there.
     let raw = path("key");
     std::fs::write(&raw, "11".repeat(32)).unwrap();
-    let import = ["import", &url, "--raw-keys", text(&raw), "--no-history-i-accept", "--operator-key", text(&operator)];
+    let import = [
+        "keys",
+        "import",
+        &url,
+        "--raw-keys",
+        text(&raw),
+        "--accept-unknown-history",
+        "--operator-key",
+        text(&operator),
+    ];
     let (exit, told) = casemate(&[&import[..], &pins].concat());
     assert_eq!(exit, Exit::Refused, "{told}");
     assert!(told.contains("KMS"), "{told}");

@@ -268,7 +268,7 @@ fn requests_of_newer_lodestar_signed_by_keystores_of_nimbus() {
     fs::copy(folder.join("nimbus/ValidatorKeystore1.json"), keystores.join("1.json")).unwrap();
     fs::write(&password, text(&constants["KeystorePassword"])).unwrap();
     let (keystores, password) = (keystores.to_str().unwrap(), password.to_str().unwrap());
-    replay(cases, &["--keystores", keystores, "--passwords", password, "--no-history-i-accept"]);
+    replay(cases, &["--keystores", keystores, "--passwords", password, "--accept-unknown-history"]);
 }
 
 /// The proofs of a `verifying-web3signer` request do no harm where no policy asks for them.

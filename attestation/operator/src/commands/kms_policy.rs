@@ -3,28 +3,85 @@
 //! What it says, and what an AWS administrator can still do, is in docs/operations/key-ceremony.md and docs/operations/aws-administrators.md.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use casemate_document::Pcr;
-use casemate_protocol::arn::{KeyArn, Partition};
+use casemate_protocol::arn::KeyArn;
+use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::cli::KmsPolicy;
+use crate::arn::{check_account, check_arn, partition_of};
+use crate::exit::{Answer, Exit};
 use crate::pins;
 
 /// PCRs that every image must be pinned by; PCR8 where it is signed.
 const NEEDED: [u8; 3] = [0, 1, 2];
 
-/// `casemate kms-policy`.
-pub fn run(options: &KmsPolicy) -> Result<String> {
-    let KmsPolicy { key_arn, account, parent_role, administrator, group, .. } = options;
+#[derive(Args, Debug)]
+pub struct KmsPolicy {
+    /// The key, as the configuration has it: its account and partition are those of the roles too
+    #[arg(long, value_name = "ARN", conflicts_with = "account")]
+    pub key_arn: Option<String>,
+    /// The AWS account of a key that is not there yet: 12 digits
+    #[arg(long, value_name = "DIGITS", required_unless_present = "key_arn")]
+    pub account: Option<String>,
+    /// Role of the parent instance: it may ask KMS for an enclave with these measurements, and nothing else
+    #[arg(long, value_name = "ARN")]
+    pub parent_role: String,
+    /// Role that may change this policy: not the parent's, and best one that takes two people
+    #[arg(long, value_name = "ARN")]
+    pub administrator: String,
+    /// The enclave's group, which the encryption context names
+    #[arg(long, value_name = "NAME")]
+    pub group: String,
+    /// PCR0: the whole image
+    #[arg(long, value_name = "HEX")]
+    pub pcr0: Option<String>,
+    /// PCR1: kernel and boot ramdisk
+    #[arg(long, value_name = "HEX")]
+    pub pcr1: Option<String>,
+    /// PCR2: the application and its configuration
+    #[arg(long, value_name = "HEX")]
+    pub pcr2: Option<String>,
+    /// PCR8: the certificate that signed the image
+    #[arg(long, value_name = "HEX")]
+    pub pcr8: Option<String>,
+    /// Measurements of the image, as casemate-eif and nitro-cli write them; several while one image follows another
+    #[arg(long, value_name = "FILE")]
+    pub measurements: Vec<PathBuf>,
+    /// Let no one change the policy any more, not even its administrator. There is no way back, and no way to another image. AWS
+    /// takes it only with --bypass-policy-lockout-safety-check
+    #[arg(long)]
+    pub immutable: bool,
+}
+
+/// Writes a policy for the key.
+pub fn run(options: &KmsPolicy) -> Result<Answer> {
+    check_principals(options)?;
+    let images = images(options)?;
+    let KmsPolicy { parent_role, administrator, group, immutable, .. } = options;
+    let mut statements = vec![administration(administrator, *immutable)];
+    for (number, image) in (1..).zip(&images) {
+        statements.push(unsealing(number, parent_role, group, image)?);
+    }
+    let pcr0: Vec<Value> =
+        images.iter().filter_map(|image| image.get(&0)).map(|value| const_hex::encode(value).into()).collect();
+    statements.extend(denials(parent_role, &pcr0));
+    let policy = json!({ "Version": "2012-10-17", "Id": "casemate", "Statement": statements });
+    Ok((format!("{policy:#}\n"), Exit::Accepted))
+}
+
+/// The two roles are of the key's account and partition, and not the same.
+fn check_principals(options: &KmsPolicy) -> Result<()> {
+    let KmsPolicy { key_arn, account, parent_role, administrator, .. } = options;
     let (partition, account) = match (key_arn, account) {
         (Some(arn), _) => {
             let arn = KeyArn::parse(arn).context("--key-arn")?;
             (arn.partition(), arn.account().to_owned())
         }
         // Without the key's ARN the parent's role says which partition it is.
-        (None, Some(account)) => (partition_of(parent_role)?, account.clone()),
+        (None, Some(account)) => (partition_of("--parent-role", parent_role)?, account.clone()),
         (None, None) => bail!("whose key? --key-arn, or --account before there is a key"),
     };
     check_account(&account)?;
@@ -33,13 +90,15 @@ pub fn run(options: &KmsPolicy) -> Result<String> {
     }
     if parent_role == administrator {
         bail!(
-            "the parent's role must not administer the key: whoever takes the parent would write a policy of their own"
+            "the parent's role must not administer the key: anyone who takes the parent over could write a policy of their own"
         );
     }
-    let mut images = Vec::new();
-    for path in &options.measurements {
-        images.push(pins::file(path)?);
-    }
+    Ok(())
+}
+
+/// The PCRs of each image.
+fn images(options: &KmsPolicy) -> Result<Vec<BTreeMap<u8, Pcr>>> {
+    let mut images = options.measurements.iter().map(|path| pins::file(path)).collect::<Result<Vec<_>>>()?;
     let given = [(0, &options.pcr0), (1, &options.pcr1), (2, &options.pcr2), (8, &options.pcr8)];
     let mut own = BTreeMap::new();
     for (index, text) in given {
@@ -57,38 +116,7 @@ pub fn run(options: &KmsPolicy) -> Result<String> {
     if images.is_empty() {
         bail!("which image? --measurements FILE, or --pcr0, --pcr1 and --pcr2");
     }
-    let mut statements = vec![administration(administrator, options.immutable)];
-    for (number, image) in images.iter().enumerate() {
-        statements.push(unsealing(number.saturating_add(1), parent_role, group, image)?);
-    }
-    let pcr0: Vec<Value> =
-        images.iter().filter_map(|image| image.get(&0)).map(|value| const_hex::encode(value).into()).collect();
-    statements.extend(denials(parent_role, &pcr0));
-    let policy = json!({ "Version": "2012-10-17", "Id": "casemate", "Statement": statements });
-    Ok(format!("{policy:#}\n"))
-}
-
-/// Twelve digits.
-fn check_account(account: &str) -> Result<()> {
-    if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
-        bail!("--account {account:?} is not 12 digits");
-    }
-    Ok(())
-}
-
-fn partition_of(arn: &str) -> Result<Partition> {
-    let name = arn.split(':').nth(1).unwrap_or_default();
-    Partition::named(name)
-        .with_context(|| format!("--parent-role {arn:?} is no ARN of a role in aws, aws-cn or aws-us-gov"))
-}
-
-/// A role or user of the account and its partition: not its root, and no pattern.
-pub fn check_arn(name: &str, arn: &str, partition: Partition, account: &str) -> Result<()> {
-    let of_account = arn.starts_with(&format!("arn:{partition}:iam::{account}:"));
-    if !of_account || arn.ends_with(":root") || arn.contains(['*', '"', ' ']) {
-        bail!("{name} {arn:?} is no ARN of a role in the account {account} of the partition {partition}");
-    }
-    Ok(())
+    Ok(images)
 }
 
 fn administration(administrator: &str, immutable: bool) -> Value {
@@ -151,12 +179,12 @@ fn denials(parent_role: &str, pcr0: &[Value]) -> Vec<Value> {
     };
     let data = json!(["kms:Decrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*", "kms:Encrypt"]);
     vec![
-        // Whatever IAM gives it besides.
+        // No matter what else IAM gives it.
         deny(
             "ParentDoesNothingElse",
             json!({ "Principal": { "AWS": parent_role }, "NotAction": ["kms:Decrypt", "kms:GenerateDataKey"] }),
         ),
-        // Nobody, by whatever right, without an enclave's document; and nothing that could be encrypted for an enclave to load.
+        // No one, with any right, without an enclave's document; and nothing that could be encrypted for an enclave to load.
         deny(
             "NothingWithoutAnEnclave",
             json!({

@@ -11,16 +11,36 @@ use anyhow::{Context, Result, bail};
 use casemate_protocol::host_services::MAX_BLOB_LEN;
 use casemate_protocol::statement::{FenceKind, StatedState};
 use casemate_protocol::{Root, Statement};
+use clap::{Args, Subcommand};
 
-use crate::cli::{BackupCommand, BackupVerify};
-use crate::command::{Answer, plural};
-use crate::session::{Refused, Session, sha256};
-use crate::{Exit, plain};
+use crate::args::{Connection, EXIT_CODES, PinOptions};
+use crate::exit::{Answer, Exit, refused};
+use crate::input;
+use crate::session::Session;
+use crate::util::{plain, plural, sha256};
 
 /// What the parent puts behind a state's number.
 const SUFFIX: &str = ".sealed";
 /// Most files that are looked at.
 const MAX_FILES: usize = 10_000;
+
+#[derive(Subcommand, Debug)]
+pub enum BackupCommand {
+    /// Say which of the copies is the state in force, as the enclave's document proves it, and what a restore from it would lose
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<BackupVerify>),
+}
+
+#[derive(Args, Debug)]
+pub struct BackupVerify {
+    /// The copies: the proxy's --blobs folder, or one group's folder in it
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
 
 pub fn run(command: BackupCommand) -> Result<Answer> {
     match command {
@@ -31,7 +51,7 @@ pub fn run(command: BackupCommand) -> Result<Answer> {
 /// A copy, by its name and what is in it.
 struct Copy {
     path: PathBuf,
-    /// As its name says: nobody vouches for it.
+    /// As its name says: nothing proves it.
     number: u64,
     sha256: Root,
 }
@@ -40,9 +60,7 @@ fn verify(options: BackupVerify) -> Result<Answer> {
     let session = Session::open(options.connection, options.pins)?;
     let statement = &session.statement;
     let Some(state) = statement.state else {
-        return Err(
-            Refused("the enclave has sealed no state yet: there is nothing to keep copies of".to_owned()).into()
-        );
+        return refused("the enclave has sealed no state yet: there is nothing to keep copies of");
     };
     let copies = copies(&options.folder, &statement.group)?;
     Ok(tell(statement, &state, &copies))
@@ -61,11 +79,7 @@ fn copies(folder: &Path, group: &str) -> Result<Vec<Copy>> {
         if copies.len() >= MAX_FILES {
             bail!("{} has more than {MAX_FILES} files", folder.display());
         }
-        let len = fs::metadata(&path).with_context(|| format!("opening {}", path.display()))?.len();
-        if usize::try_from(len).map_or(true, |len| len > MAX_BLOB_LEN) {
-            bail!("{} has {len} bytes; a sealed state has {MAX_BLOB_LEN} at most", path.display());
-        }
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let bytes = input::read_file(&path, u64::try_from(MAX_BLOB_LEN)?)?;
         copies.push(Copy { number, sha256: sha256(&bytes), path });
     }
     if copies.is_empty() {
@@ -82,42 +96,53 @@ fn tell(statement: &Statement, state: &StatedState, copies: &[Copy]) -> Answer {
         "the enclave's state in force has number {} and SHA-256 {}, with {} that sign",
         state.number,
         state.sha256,
-        plural(usize::try_from(statement.public_keys.count).unwrap_or(usize::MAX), "key")
+        plural(statement.public_keys.count, "key")
     );
     let oldest = statement.fence.record.map_or(0, |record| record.min_state_version);
-    let mut found = false;
     for copy in copies {
-        let this = copy.sha256 == state.sha256;
-        found |= this;
-        let says = if this {
-            "IN FORCE: every key and every order of the operators is in it"
-        } else if copy.number < oldest {
-            "older; the fence refuses it. Without the fence it would bring deleted keys back, and lack newer ones"
-        } else if copy.number < state.number {
-            "older: a restore from it loses every change of keys since"
-        } else if copy.number == state.number {
-            "DAMAGED, or another state of the same number: its SHA-256 differs"
-        } else {
-            "not in force: of another enclave of the group, or of a change that was not confirmed"
-        };
-        let _ = writeln!(out, "{}  {says}", plain(&copy.path.display().to_string()));
+        let _ = writeln!(out, "{}  {}", plain(&copy.path.display().to_string()), copy.against(state, oldest));
     }
-    if !found {
+    if !copies.iter().any(|copy| copy.is(state)) {
         let _ = writeln!(out, "\nREFUSED: none of these files is the state in force. Copy the parent's blobs anew");
         return (out, Exit::Refused);
     }
-    let lost = match statement.fence.kind {
+    let _ = writeln!(out, "\n{}", lost_by_a_restore(statement.fence.kind));
+    (out, Exit::Accepted)
+}
+
+impl Copy {
+    fn is(&self, state: &StatedState) -> bool {
+        self.sha256 == state.sha256
+    }
+
+    /// What it is beside the state in force; the fence refuses states below `oldest`.
+    fn against(&self, state: &StatedState, oldest: u64) -> &'static str {
+        if self.is(state) {
+            "IN FORCE: it has every key and every order of the operators"
+        } else if self.number < oldest {
+            "older; the fence refuses it. Without the fence it would bring deleted keys back, and lack newer ones"
+        } else if self.number < state.number {
+            "older: a restore from it loses every change of keys since"
+        } else if self.number == state.number {
+            "DAMAGED, or another state of the same number: its SHA-256 differs"
+        } else {
+            "not in force: of another enclave of the group, or of a change that was not confirmed"
+        }
+    }
+}
+
+/// What even the state in force does not have.
+fn lost_by_a_restore(fence: FenceKind) -> &'static str {
+    match fence {
         FenceKind::None | FenceKind::Solo => {
-            "A restore from it loses what the keys have signed since it was sealed: the enclave stays silent for two to three epochs \
-             instead, and nothing stops an enclave that still runs. End that one first."
+            "A restore from it loses what the keys have signed since it was sealed. To make up for that, the enclave stays silent for two \
+             to three epochs, but nothing stops an enclave that still runs. End that one first."
         }
         FenceKind::File | FenceKind::Etcd | FenceKind::Dynamodb => {
-            "A restore from it loses what the keys have signed since it was sealed; the fence's floors stand for that: blocks wait for \
-             the ceilings, attestations for the next epoch."
+            "A restore from it loses what the keys have signed since it was sealed. The fence's floors cover that: blocks wait for the \
+             ceilings, attestations for the next epoch."
         }
-    };
-    let _ = writeln!(out, "\n{lost}");
-    (out, Exit::Accepted)
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
 //! Operators' Ed25519 keys.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
-use casemate_protocol::Bytes;
 use casemate_protocol::command::{OperatorKey, OperatorSignature, signed_bytes};
 use zeroize::Zeroizing;
 
-use crate::cli::OperatorCommand;
+use crate::input;
+use crate::util::{array, must_be_new, no_random_bytes, quoted};
 
 /// Longest key file that is read, in bytes.
 const MAX_FILE_LEN: u64 = 64 * 1024;
@@ -22,30 +22,36 @@ pub struct OperatorPair(Ed25519KeyPair);
 impl OperatorPair {
     /// Makes one.
     pub fn generate() -> Result<Self> {
-        Ok(Self(Ed25519KeyPair::generate().map_err(|_| anyhow::anyhow!("this machine gives no random bytes"))?))
+        Ok(Self(Ed25519KeyPair::generate().map_err(|_| no_random_bytes())?))
     }
 
     /// Reads one (PEM, PKCS #8), as `casemate operator keygen` and `openssl genpkey -algorithm ed25519` write it.
     pub fn read(path: &Path) -> Result<Self> {
-        let len = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?.len();
-        if len > MAX_FILE_LEN {
-            bail!("{} has {len} bytes; a key has at most {MAX_FILE_LEN}", path.display());
-        }
-        let text = Zeroizing::new(fs::read(path).with_context(|| format!("reading {}", path.display()))?);
+        let text = Zeroizing::new(input::read_file(path, MAX_FILE_LEN)?);
         let block = pem::parse(text.as_slice()).map_err(|_| anyhow::anyhow!("no PEM in {}", path.display()))?;
         if block.tag() != "PRIVATE KEY" {
-            bail!("{} holds a {}, not a PRIVATE KEY (PKCS #8)", path.display(), block.tag());
+            bail!("{} holds {}, not a PRIVATE KEY (PKCS #8)", path.display(), quoted(block.tag()));
         }
         let contents = Zeroizing::new(block.into_contents());
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&contents);
         Ok(Self(pair.map_err(|_| anyhow::anyhow!("{} holds no Ed25519 key", path.display()))?))
     }
 
-    /// Writes it; an existing file is not overwritten, and nobody else may read this one.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        if path.exists() {
-            bail!("{} exists already and is not overwritten", path.display());
+    /// Reads keys; one that is given twice counts once.
+    pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut pairs: Vec<Self> = Vec::new();
+        for path in paths {
+            let pair = Self::read(path)?;
+            if pairs.iter().all(|other| other.public() != pair.public()) {
+                pairs.push(pair);
+            }
         }
+        Ok(pairs)
+    }
+
+    /// Writes it; an existing file is not overwritten, and no other user may read this one.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        must_be_new(path)?;
         let der = self.0.to_pkcs8v1().map_err(|_| anyhow::anyhow!("the key cannot be written"))?;
         let text = Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", der.as_ref())));
         let mut file = OpenOptions::new()
@@ -61,20 +67,12 @@ impl OperatorPair {
 
     /// Its public half.
     pub fn public(&self) -> OperatorKey {
-        let mut key = Bytes::ZERO;
-        // Ed25519 has 32 bytes, always.
-        for (to, from) in key.0.iter_mut().zip(self.0.public_key().as_ref()) {
-            *to = *from;
-        }
-        key
+        array(self.0.public_key().as_ref().iter().copied())
     }
 
     /// Signs a command's bytes.
     pub fn sign(&self, command: &[u8]) -> OperatorSignature {
-        let mut signature = Bytes::ZERO;
-        for (to, from) in signature.0.iter_mut().zip(self.0.sign(&signed_bytes(command)).as_ref()) {
-            *to = *from;
-        }
+        let signature = array(self.0.sign(&signed_bytes(command)).as_ref().iter().copied());
         OperatorSignature { operator: self.public(), signature }
     }
 }
@@ -85,26 +83,9 @@ pub fn is_signed(command: &[u8], signature: &OperatorSignature) -> bool {
     key.verify(&signed_bytes(command), &signature.signature.0).is_ok()
 }
 
-/// `casemate operator`.
-pub fn run(command: &OperatorCommand) -> Result<String> {
-    let (pair, path) = match command {
-        OperatorCommand::Keygen { out } => {
-            let pair = OperatorPair::generate()?;
-            pair.write(out)?;
-            (pair, out)
-        }
-        OperatorCommand::Public { file } => (OperatorPair::read(file)?, file),
-    };
-    Ok(format!(
-        "{}\n\nthe public half of {}, for the configuration:\n\n[operators]\nthreshold = M\nkeys = [\"{}\", …]\n",
-        pair.public(),
-        path.display(),
-        pair.public()
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -124,7 +105,7 @@ mod tests {
         assert!(!is_signed(b"commanD", &signature));
         for (text, told) in [
             ("hello".to_owned(), "no PEM"),
-            (pem::encode(&pem::Pem::new("PUBLIC KEY", vec![1])), "PUBLIC KEY, not"),
+            (pem::encode(&pem::Pem::new("PUBLIC KEY", vec![1])), "«PUBLIC KEY», not"),
             (pem::encode(&pem::Pem::new("PRIVATE KEY", vec![1])), "no Ed25519 key"),
         ] {
             fs::write(&path, text).unwrap();

@@ -3,22 +3,28 @@
 //! The keys and signatures came through an untrusted proxy: each signature is verified here, over a message that is made here.
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::{Bytes, PublicKey, Root, Signature, Statement, Version};
 use libssz_merkle::{Sha2Hasher, merkleize, pack};
 use serde_json::{Value, json};
 
-use crate::command::DepositOutput;
-use crate::session::{Refused, hex};
+use crate::exit::refused;
+use crate::util::{array, hex, now_ms};
 
 /// Domain type of deposits (consensus specification, `DOMAIN_DEPOSIT`).
 const DOMAIN_DEPOSIT: [u8; 4] = [3, 0, 0, 0];
 const SUITE: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 /// The launchpad asks which version of the deposit tool the file's form is of.
 const FORM_VERSION: &str = "2.8.0";
+
+/// Where deposit data goes, and files of exits.
+pub struct DepositOutput<'a> {
+    pub folder: &'a Path,
+    /// Of a chain that is not built in.
+    pub genesis_fork_version: Option<&'a str>,
+}
 
 /// A deposit that the enclave has signed.
 pub struct Deposit {
@@ -40,7 +46,7 @@ impl File {
     /// Makes one, empty, before there is anything to lose.
     pub fn create(place: &DepositOutput<'_>, statement: &Statement) -> Result<Self> {
         let version = genesis_version(statement, place.genesis_fork_version)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+        let now = now_ms()? / 1000;
         for number in 0..100 {
             let suffix = if number == 0 { String::new() } else { format!("-{number}") };
             let path = place.folder.join(format!("deposit_data-{now}{suffix}.json"));
@@ -103,7 +109,7 @@ pub fn genesis_version(statement: &Statement, given: Option<&str>) -> Result<Ver
             bail!("--genesis-fork-version is {given}; {} has {known}", statement.network.name)
         }
         (Some(version), _) | (None, Some(version)) => Ok(version),
-        (None, None) => bail!("the chain {root} is not built in: --genesis-fork-version is needed"),
+        (None, None) => bail!("the chain {root} is not built in: give --genesis-fork-version"),
     }
 }
 
@@ -114,13 +120,13 @@ fn entry(deposit: &Deposit, version: Version, network: &str) -> Result<Value> {
     let key = blst::min_pk::PublicKey::from_bytes(&public_key.0);
     let signed = blst::min_pk::Signature::from_bytes(&signature.0);
     let (Ok(key), Ok(signed)) = (key, signed) else {
-        return Err(Refused(format!("the deposit of {public_key} is malformed: trust neither proxy nor file")).into());
+        return refused(format!("the deposit of {public_key} is malformed: trust neither proxy nor file"));
     };
     if signed.verify(true, &signing_root.0, SUITE, &[], &key, true) != blst::BLST_ERROR::BLST_SUCCESS {
-        let told = format!(
-            "the deposit of {public_key} is not signed for this chain, amount and address: is the genesis fork version right? The keys are there; casemate deposit has their deposits signed again"
-        );
-        return Err(Refused(told).into());
+        return refused(format!(
+            "the deposit of {public_key} is not signed for this chain, amount and address: is the genesis fork version right? The \
+             enclave has the keys; casemate keys deposit has their deposits signed again"
+        ));
     }
     let bare = const_hex::encode::<&[u8]>;
     Ok(json!({
@@ -148,20 +154,12 @@ fn roots(deposit: &Deposit) -> (Root, Root) {
 /// `compute_domain` with the genesis version and no genesis validators root.
 fn domain(version: Version) -> Root {
     let fork_data = container(&[padded(&version.0), [0; 32]]);
-    let bytes = DOMAIN_DEPOSIT.iter().chain(fork_data.0.iter().take(28));
-    let mut domain = Bytes::ZERO;
-    for (to, from) in domain.0.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    domain
+    array(DOMAIN_DEPOSIT.into_iter().chain(fork_data.0.into_iter().take(28)))
 }
 
+/// A chunk of SSZ.
 fn padded(bytes: &[u8]) -> [u8; 32] {
-    let mut chunk = [0; 32];
-    for (to, from) in chunk.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    chunk
+    array(bytes.iter().copied()).0
 }
 
 fn container(fields: &[[u8; 32]]) -> Root {

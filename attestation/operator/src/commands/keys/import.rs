@@ -1,51 +1,78 @@
-//! `casemate import`: keys from the operator's machine into an enclave that its document proves.
+//! `casemate keys import`: keys from the operator's machine into an enclave that its document proves.
 
-use std::fs::File;
-use std::io::{BufReader, IsTerminal};
-use std::path::Path;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use casemate_keystore::Secret;
 use casemate_keystore::folder::{self, Entry};
-use casemate_protocol::command::{Action, Command, EncryptedSecrets, HPKE_INFO, ImportedKey};
-use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Root};
-use casemate_slashing::interchange::{self, Histories};
-use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
-use rustls::crypto::hpke::{Hpke, HpkePublicKey};
+use casemate_protocol::command::{Action, Command, HPKE_INFO, ImportedKey};
+use casemate_protocol::{Bytes, PublicKey};
+use casemate_slashing::interchange::Histories;
+use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::cli::Import;
-use crate::command::{self, Answer, portions};
+use crate::args::{Connection, PinOptions, Signing};
+use crate::exit::Answer;
 use crate::session::Session;
-use crate::{input, progress};
+use crate::{histories, input, progress, sending};
 
 /// A key to import.
 pub type Key = (Secret, PublicKey);
 
-/// Whose past is known, and whose is not asked for.
+/// Where it is known from what the keys have signed so far.
 pub struct HistorySource {
     /// From an EIP-3076 file.
     pub known: Histories,
-    /// The others' is waived.
-    pub waived: bool,
+    /// The operator accepts that nothing is known of the others.
+    pub unknown_accepted: bool,
 }
 
-/// `casemate import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Folder with EIP-2335 keystores (Lighthouse's, Teku's, Prysm's and Nimbus's layouts), or one keystore
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "raw_keys")]
+    pub keystores: Option<PathBuf>,
+    /// Folder with the keystores' passwords, or one file with the password of all [default: asked for]
+    #[arg(long, value_name = "DIR|FILE", requires = "keystores")]
+    pub passwords: Option<PathBuf>,
+    /// Memory for decrypting keystores, in MiB, for all of them together: one with scrypt takes 256 [default: enough for every core]
+    #[arg(long, value_name = "MIB", requires = "keystores", value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory_mib: Option<u32>,
+    /// File with secret keys, one in hex a line, or - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub raw_keys: Option<PathBuf>,
+    /// What the keys have signed so far: an EIP-3076 file
+    #[arg(long, value_name = "FILE")]
+    pub slashing_protection: Option<PathBuf>,
+    /// Take keys without knowing what they have signed so far. They start above everything that could have been signed before the
+    /// import, so they stay silent for two to three epochs. If another signer still has them, this gets validators slashed
+    #[arg(long, alias = "no-history-i-accept")]
+    pub accept_unknown_history: bool,
+    #[command(flatten)]
+    pub signing: Signing,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+/// Imports keys.
 pub fn run(options: Import) -> Result<Answer> {
     if options.keystores.is_none() && options.raw_keys.is_none() {
         bail!("which keys? --keystores DIR (EIP-2335), or --raw-keys FILE");
     }
-    if options.slashing_protection.is_none() && !options.no_history_i_accept {
+    if options.slashing_protection.is_none() && !options.accept_unknown_history {
         bail!(
             "what have these keys signed so far? --slashing-protection FILE (EIP-3076, as every client exports it); \
-             --no-history-i-accept where nobody knows, at the risk of being slashed"
+             --accept-unknown-history where no one knows, at the risk of being slashed"
         );
     }
     // Before any password is asked for: there has to be an enclave.
     let mut session = Session::open(options.connection, options.pins)?;
     let root = session.statement.network.genesis_validators_root;
-    let known = options.slashing_protection.as_deref().map(|path| histories(path, root)).transpose()?;
-    let pasts = HistorySource { known: known.unwrap_or_default(), waived: options.no_history_i_accept };
+    let known = options.slashing_protection.as_deref().map(|path| histories::read(path, root)).transpose()?;
+    let source = HistorySource { known: known.unwrap_or_default(), unknown_accepted: options.accept_unknown_history };
     let keys = match (&options.keystores, &options.raw_keys) {
         (Some(keystores), _) => decrypt(
             &find(keystores, options.passwords.as_deref())?,
@@ -56,63 +83,45 @@ pub fn run(options: Import) -> Result<Answer> {
         }
         (None, None) => bail!("which keys?"),
     };
-    let commands = commands(&session, &keys, &pasts)?;
+    let commands = commands(&session, &keys, &source)?;
     drop(keys);
-    command::give(&mut session, &commands, &options.signing, None)
+    sending::give(&mut session, &commands, &options.signing, None)
 }
 
 /// The commands that import keys, encrypted to the enclave.
-pub fn commands(session: &Session, keys: &[Key], pasts: &HistorySource) -> Result<Vec<Command>> {
-    let unknown: Vec<&PublicKey> =
-        keys.iter().map(|(_, key)| key).filter(|key| !pasts.waived && !pasts.known.contains_key(key)).collect();
+pub fn commands(session: &Session, keys: &[Key], source: &HistorySource) -> Result<Vec<Command>> {
+    let unknown: Vec<&PublicKey> = keys
+        .iter()
+        .map(|(_, key)| key)
+        .filter(|key| !source.unknown_accepted && !source.known.contains_key(key))
+        .collect();
     if let Some(first) = unknown.first() {
         bail!(
-            "{} of {} keys are not in the slashing protection file, {first} among them; --no-history-i-accept lets them \
+            "{} of {} keys are not in the slashing protection file, {first} among them; --accept-unknown-history lets them \
              sign all the same",
             unknown.len(),
             keys.len()
         );
     }
-    portions(keys).map(|(number, keys)| session.command(number, import(session, keys, pasts)?)).collect()
+    session.commands(keys, |keys| action(session, keys, source))
 }
 
-fn import(session: &Session, keys: &[Key], pasts: &HistorySource) -> Result<Action> {
+fn action(session: &Session, keys: &[Key], source: &HistorySource) -> Result<Action> {
     let mut clear = Zeroizing::new(Vec::with_capacity(keys.len().saturating_mul(32)));
     for (secret, _) in keys {
         clear.extend_from_slice(secret.as_slice());
     }
-    let secrets = encrypt(session, HPKE_INFO, &clear)?;
+    let secrets = session.encrypt(HPKE_INFO, &clear)?;
     let keys = keys
         .iter()
-        .map(|(_, public_key)| ImportedKey { public_key: *public_key, history: pasts.known.get(public_key).copied() });
+        .map(|(_, public_key)| ImportedKey { public_key: *public_key, history: source.known.get(public_key).copied() });
     Ok(Action::Import { keys: keys.collect(), secrets })
-}
-
-/// Encrypts to the enclave that a document has proved, and to this boot of it.
-pub fn encrypt(session: &Session, info: &[u8], clear: &[u8]) -> Result<EncryptedSecrets> {
-    let key = HpkePublicKey(session.hpke_key.to_vec());
-    let (enc, ciphertext) = DH_KEM_X25519_HKDF_SHA256_AES_256
-        .seal(info, &session.statement.boot_nonce.0, clear, &key)
-        .context("encrypting to the enclave")?;
-    let enc = <[u8; 32]>::try_from(enc.0).map_err(|_| anyhow::anyhow!("the encapsulated key is not of X25519"))?;
-    let ciphertext = BoundedBytes::new(ciphertext).context("too much for one command")?;
-    Ok(EncryptedSecrets { enc: Bytes(enc), ciphertext })
-}
-
-/// An EIP-3076 file of the chain with this root.
-pub fn histories(path: &Path, genesis_validators_root: Root) -> Result<Histories> {
-    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let len = file.metadata().map_or(0, |metadata| metadata.len());
-    let bar = progress::bar(len, "reading what keys have signed");
-    let read = interchange::read(BufReader::new(bar.wrap_read(file)), genesis_validators_root);
-    bar.finish_and_clear();
-    read.with_context(|| format!("in {}", path.display()))
 }
 
 fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
     let Some(passwords) = passwords else {
         if !std::io::stdin().is_terminal() {
-            bail!("there is no terminal to ask for a password on: --passwords DIR or FILE");
+            bail!("there is no terminal to ask for a password on: give --passwords DIR or FILE");
         }
         let password =
             rpassword::prompt_password("Password of all these keystores: ").context("asking for the password")?;
@@ -121,7 +130,7 @@ fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
     Ok(folder::find(keystores, passwords)?)
 }
 
-/// Decrypts on every core, within so many bytes; one that fails ends it all, before anything was sent.
+/// Decrypts on every core, within so many bytes. If one fails, so does the import, before anything was sent.
 pub fn decrypt(entries: &[Entry], memory: Option<u64>) -> Result<Vec<Key>> {
     let bar = progress::bar(u64::try_from(entries.len()).unwrap_or(u64::MAX), "decrypting keystores");
     let decrypted = folder::decrypt_all(entries, memory, || bar.inc(1));

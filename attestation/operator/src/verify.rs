@@ -1,47 +1,33 @@
-//! `casemate attest`: from input to verdict.
+//! From a document to a verdict.
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aws_lc_rs::digest::{SHA256, digest};
 use casemate_document::{Anchor, At, Document, Error, Expected, MAX_NONCE_LEN, Timestamp, Unverified};
 use casemate_protocol::frame::NONCE_LEN;
 use casemate_protocol::statement::StatementError;
 use casemate_protocol::{PublicKey, Statement};
 
-use crate::cli::{AtOption, AttestCommand, ExpectedOptions, Fetch, PinOptions, Verify};
+use crate::args::{AtOption, Connection, ExpectedOptions, PinOptions};
+use crate::fence_pin::FencePin;
 use crate::fetch::Proxy;
 use crate::input::{self, Input};
-use crate::pins::FencePin;
 use crate::report::{ProxysKeys, Report, Verdict};
-use crate::{Exit, keys, pins};
+use crate::util::{fresh_nonce, now_ms, sha256};
+use crate::{keys, pins};
 
-/// Bytes of a nonce of our own.
-const FRESH_NONCE_LEN: usize = 32;
 /// How old a document may be unless the operator says.
 const MAX_AGE_SECONDS: u64 = 300;
 /// Bytes of the vault's HPKE key: X25519.
 const HPKE_KEY_LEN: usize = 32;
 
-/// Runs a command; answers the text to show and how it ended. An error is about the input, never about the document.
-pub fn run(command: &AttestCommand) -> Result<(String, Exit)> {
-    let report = match command {
-        AttestCommand::Verify(options) => verify(options)?,
-        AttestCommand::Fetch(options) => fetch(options)?,
-    };
-    let json = match command {
-        AttestCommand::Verify(Verify { expected, .. }) | AttestCommand::Fetch(Fetch { expected, .. }) => expected.json,
-    };
-    let exit = if report.is_refused() { Exit::Refused } else { Exit::Accepted };
-    Ok((if json { report.json() } else { report.text() }, exit))
-}
-
-fn verify(options: &Verify) -> Result<Report> {
-    let mut judge = Judge::new(&options.expected, None)?;
-    let mut input = input::document(input::read(&options.file)?)?;
-    if let Some(path) = &options.statement {
+/// Judges a document of a file, with its statement where there is one. An error is about the input, never about the document.
+pub fn file(document: &Path, statement: Option<&Path>, expected: &ExpectedOptions) -> Result<Report> {
+    let mut judge = Judge::new(expected, None)?;
+    let mut input = input::document(input::read(document)?)?;
+    if let Some(path) = statement {
         input.statement = Some(input::binary(input::read(path)?, "the statement")?);
     }
     // The clock is read when there is something to judge.
@@ -49,48 +35,52 @@ fn verify(options: &Verify) -> Result<Report> {
     Ok(judge.report(&input))
 }
 
-pub fn fetch(options: &Fetch) -> Result<Report> {
-    let nonce = if let Some(text) = &options.expected.nonce {
-        if options.expected.at != AtOption::Now {
-            bail!("with a --nonce of your own and another time than now, nothing would say that the document is new");
-        }
-        let nonce = nonce(text)?;
-        if !NONCE_LEN.contains(&nonce.len()) {
-            let (min, max) = (NONCE_LEN.start(), NONCE_LEN.end());
-            bail!("--nonce is {} bytes long; a signer takes {min} to {max}", nonce.len());
-        }
-        nonce
-    } else {
-        let mut fresh = vec![0; FRESH_NONCE_LEN];
-        aws_lc_rs::rand::fill(&mut fresh).map_err(|_| anyhow::anyhow!("this machine gives no random bytes"))?;
-        fresh
-    };
-    let mut judge = Judge::new(&options.expected, Some(nonce.clone()))?;
-    let mut proxy = Proxy::new(&options.connection)?;
+/// Asks a running signer for a document, and judges it. An answer that is not refused is kept in the file `save`.
+pub fn running(connection: &Connection, expected: &ExpectedOptions, save: Option<&Path>) -> Result<Report> {
+    let nonce = live_nonce(expected)?;
+    let mut judge = Judge::new(expected, Some(nonce.clone()))?;
+    let mut proxy = Proxy::new(connection)?;
     let answer = proxy.attestation(&nonce)?;
     let input = input::answer(&answer)?;
     proxy.stay_with(input.enclave);
     if input.statement.is_none() {
-        bail!("{} gave no statement", options.connection.url);
+        bail!("{} gave no statement", connection.url);
     }
     judge.start_clock();
     let mut report = judge.report(&input);
     report.enclave = input.enclave;
-    if let Some((_, Some(statement))) = &report.judged {
-        // The list proves nothing. But a proxy that names other keys than the enclave does is not this enclave's.
-        let list = proxy.public_keys().and_then(|text| keys::parse(&text));
-        report.proxys_keys = list.map_or(ProxysKeys::Unknown, |keys| ProxysKeys::listed(&keys, statement));
-        if let (ProxysKeys::Others { count, .. }, false) = (&report.proxys_keys, report.is_refused()) {
-            let of = statement.public_keys.count;
-            let reason = format!("the proxy lists other keys ({count}) than the enclave states ({of})");
-            report.verdict = Verdict::Refused(reason);
-        }
-    }
+    compare_lists(&proxy, &mut report);
     // Nothing is kept, or written over, for an answer that was refused.
-    if let (Some(path), false) = (&options.save, report.is_refused()) {
+    if let (Some(path), false) = (save, report.is_refused()) {
         fs::write(path, &answer).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(report)
+}
+
+/// The operator's nonce, or a fresh one.
+fn live_nonce(expected: &ExpectedOptions) -> Result<Vec<u8>> {
+    let Some(text) = &expected.nonce else { return Ok(fresh_nonce()?.as_ref().to_vec()) };
+    if expected.at != AtOption::Now {
+        bail!("with a --nonce of your own and another time than now, nothing would say that the document is new");
+    }
+    let nonce = nonce(text)?;
+    if !NONCE_LEN.contains(&nonce.len()) {
+        let (min, max) = (NONCE_LEN.start(), NONCE_LEN.end());
+        bail!("--nonce is {} bytes long; a signer takes {min} to {max}", nonce.len());
+    }
+    Ok(nonce)
+}
+
+/// The proxy's list proves nothing. But a proxy that names other keys than the enclave does is not this enclave's.
+fn compare_lists(proxy: &Proxy, report: &mut Report) {
+    let Some((_, Some(statement))) = &report.judged else { return };
+    let list = proxy.public_keys().and_then(|text| keys::parse(&text));
+    report.proxys_keys = list.map_or(ProxysKeys::Unknown, |keys| ProxysKeys::listed(&keys, statement));
+    if let (ProxysKeys::Others { count, .. }, false) = (&report.proxys_keys, report.is_refused()) {
+        let of = statement.public_keys.count;
+        let reason = format!("the proxy lists other keys ({count}) than the enclave states ({of})");
+        report.verdict = Verdict::Refused(reason);
+    }
 }
 
 /// Judges a document that was kept, for the nonce that it must carry.
@@ -138,7 +128,7 @@ impl Judge {
             now: Timestamp(0),
             expected,
             stated: Stated {
-                public_keys: options.public_keys.as_deref().map(public_keys).transpose()?,
+                public_keys: options.public_keys.as_deref().map(keys::read).transpose()?,
                 group: options.pins.group.clone(),
                 network: options.pins.network.clone(),
                 fence: options.pins.fence.clone(),
@@ -148,15 +138,13 @@ impl Judge {
     }
 
     fn start_clock(&mut self) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.now = Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        self.now = Timestamp(now_ms().unwrap_or_default());
     }
 
     fn report(&self, input: &Input) -> Report {
-        let document_sha256 = sha256(&input.document);
         let mut report = Report {
             len: input.document.len(),
-            sha256: document_sha256,
+            sha256: sha256(&input.document).0,
             root_sha256: self.anchor.sha256(),
             expected: self.expected.clone(),
             archived: self.at == AtOption::Document,
@@ -188,7 +176,7 @@ impl Judge {
             Ok(()) => Verdict::Accepted,
         };
         // A statement that the document does not bind says nothing.
-        let bound = input.statement.as_deref().is_some_and(|s| document.user_data() == Some(&sha256(s)));
+        let bound = input.statement.as_deref().is_some_and(|s| document.user_data() == Some(&sha256(s).0));
         report.judged = Some((document, statement.and_then(Result::ok).filter(|_| bound)));
         report
     }
@@ -208,7 +196,7 @@ impl Judge {
         raw: Option<&[u8]>,
         statement: Option<&Result<Statement, StatementError>>,
     ) -> Result<(), String> {
-        let expected = Expected { user_data: raw.map(|raw| sha256(raw).to_vec()), ..self.expected.clone() };
+        let expected = Expected { user_data: raw.map(|raw| sha256(raw).0.to_vec()), ..self.expected.clone() };
         let compared =
             if self.describe_only { document.compare(&expected) } else { document.accept(&expected).map(|_| ()) };
         compared.map_err(|error| match error {
@@ -282,21 +270,8 @@ fn anchor(path: &Path) -> Result<Anchor> {
     Anchor::from_der(&der).with_context(|| format!("{} is no usable root", path.display()))
 }
 
-fn public_keys(path: &Path) -> Result<Vec<PublicKey>> {
-    keys::parse(&input::read(path)?).with_context(|| format!("in {}", path.display()))
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut sum = [0; 32];
-    // SHA-256 gives 32 bytes, always.
-    sum.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    sum
-}
-
 #[cfg(test)]
 mod tests {
-    use casemate_protocol::Root;
-
     use super::*;
 
     /// The list's root, by another way than the vault's: known values of the SSZ specification's shape.
@@ -304,8 +279,8 @@ mod tests {
     fn the_root_of_no_keys_is_the_zero_tree_with_its_length() {
         let mut node = [0; 32];
         for _ in 0..40 {
-            node = sha256(&[node, node].concat());
+            node = sha256(&[node, node].concat()).0;
         }
-        assert_eq!(keys::root(&[]), Root::from(sha256(&[node, [0; 32]].concat())));
+        assert_eq!(keys::root(&[]), sha256(&[node, [0; 32]].concat()));
     }
 }

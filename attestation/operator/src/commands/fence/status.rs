@@ -1,0 +1,189 @@
+//! `casemate fence status`: who holds the fence, and when this enclave may sign.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use casemate_protocol::statement::{FenceStatement, StatedRecord, StatedState, StatedStatus};
+use casemate_protocol::{Bytes, Epoch, Slot, Statement};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::args::{Connection, PinOptions};
+use crate::chain::Chain;
+use crate::exit::{Answer, Exit};
+use crate::fence_pin::kind_name;
+use crate::report;
+use crate::session::Session;
+use crate::util::time;
+
+#[derive(Args, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub pins: PinOptions,
+}
+
+/// Shows it.
+pub fn run(options: Status) -> Result<Answer> {
+    let session = Session::open(options.connection, options.pins)?;
+    let statement = &session.statement;
+    let text = if options.json { format!("{:#}\n", json_of(statement)) } else { text_of(statement) };
+    Ok((text, Exit::Accepted))
+}
+
+/// When an enclave may sign: milliseconds from its own time; nothing where that cannot be told.
+struct When {
+    blocks_ms: Option<u64>,
+    attestations_ms: Option<u64>,
+}
+
+fn when(statement: &Statement) -> When {
+    let Statement { fence, network, .. } = statement;
+    let chain = Chain(network);
+    let Some(now) = fence.time_ms else { return When { blocks_ms: None, attestations_ms: None } };
+    let above = |slot: Option<Slot>, target: Option<Epoch>| When {
+        blocks_ms: Some(slot.map_or(0, |slot| chain.until(Slot(slot.0.saturating_add(1)), now))),
+        attestations_ms: Some(
+            target.map_or(0, |target| chain.until(chain.start(Epoch(target.0.saturating_add(1))), now)),
+        ),
+    };
+    match (fence.standing, &fence.record) {
+        (StatedStatus::NoStore | StatedStatus::Holding, _) => above(fence.floors.slot, fence.floors.target),
+        // If no enclave extends the record any more: it is claimed once the block ceiling has passed.
+        (StatedStatus::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
+        _ => When { blocks_ms: None, attestations_ms: None },
+    }
+}
+
+fn standing(fence: &FenceStatement) -> &'static str {
+    match fence.standing {
+        StatedStatus::NoStore => "no record: this enclave signs by itself",
+        StatedStatus::Unknown => "its store has not answered yet; nothing is signed",
+        StatedStatus::NoRecord => "the store has no record (casemate fence init); nothing is signed",
+        StatedStatus::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
+        StatedStatus::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
+        StatedStatus::Holding => "HOLDER: this enclave signs",
+        StatedStatus::HandingOver => "handing over; nothing is signed here",
+        StatedStatus::RolledBack if fence.record.is_none() => {
+            "the store has NO RECORD, though this group has had one: it was lost (casemate fence init --record-lost), or has ended in another \
+             store (--after); nothing is signed"
+        }
+        StatedStatus::RolledBack => {
+            "THE STORE SHOWS AN OLDER RECORD than before: it was restored; nothing is signed in this boot any more"
+        }
+        StatedStatus::Closed => {
+            "the record HAS ENDED (casemate fence close); nothing is signed until the next one is made (casemate fence init --after)"
+        }
+    }
+}
+
+fn text_of(statement: &Statement) -> String {
+    let Statement { fence, network, group, boot_nonce, .. } = statement;
+    let chain = Chain(network);
+    let mut out = String::new();
+    line(&mut out, "enclave", &format!("{boot_nonce} (boot nonce), group {group}, {}", network.name));
+    line(&mut out, "fence", &format!("{}; {}", kind_name(fence.kind), standing(fence)));
+    if let Some(store) = &fence.store {
+        line(&mut out, "store", store);
+    }
+    if let Some(record) = &fence.record {
+        record_lines(&mut out, record, statement, &chain);
+    }
+    if let Some(StatedState { number, sha256, fence_version }) = &statement.state {
+        let state = format!("number {number}, SHA-256 {sha256}, has seen version {fence_version} of the record");
+        line(&mut out, "state", &state);
+    }
+    line(&mut out, "keys", &format!("{} sign, root {}", statement.public_keys.count, statement.public_keys.root));
+    line(&mut out, "floors", &floors(fence));
+    line(&mut out, "clock", &clock(fence, &chain));
+    line(&mut out, "signs", &signs(statement));
+    out
+}
+
+fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "{name:<10}{text}");
+}
+
+fn record_lines(out: &mut String, record: &StatedRecord, statement: &Statement, chain: &Chain<'_>) {
+    let StatedRecord { version, holder, term, slot_ceiling, target_ceiling, source_ceiling, .. } = record;
+    let whose = if *holder == statement.boot_nonce {
+        "this enclave".to_owned()
+    } else if *holder == Bytes::ZERO {
+        "none yet".to_owned()
+    } else {
+        holder.to_string()
+    };
+    // Of a first record it is the state that was sealed with it.
+    let released = if record.released_state.is_some() && *holder != Bytes::ZERO { ", released" } else { "" };
+    let ended = if record.closed { ", ended" } else { "" };
+    line(out, "record", &format!("version {version}, term {term}, holder {whose}{released}{ended}"));
+    if record.closed {
+        line(out, "ended", &ended_line(record, statement.fence.time_ms, chain));
+    }
+    let ceilings = format!(
+        "blocks up to slot {slot_ceiling}; attestations up to target {target_ceiling}, source {source_ceiling}"
+    );
+    line(out, "ceilings", &ceilings);
+    line(out, "sealed", &format!("states with a number below {} are refused", record.min_state_version));
+}
+
+/// What may still be signed under a record that has ended.
+fn ended_line(record: &StatedRecord, now: Option<u64>, chain: &Chain<'_>) -> String {
+    let ceiling = record.slot_ceiling;
+    let passed = now.is_some_and(|now| chain.slot(now) > ceiling);
+    match (record.released_state, passed) {
+        (Some(_), _) => "its holder had released it: nothing is signed under it any more".to_owned(),
+        (None, true) => "its ceilings have passed: no enclave signs blocks under it any more".to_owned(),
+        (None, false) => {
+            let until = chain.until(Slot(ceiling.0.saturating_add(1)), now.unwrap_or(0)).div_ceil(1000);
+            format!("its last holder, if it lives, may still sign for {until} s")
+        }
+    }
+}
+
+fn floors(fence: &FenceStatement) -> String {
+    let floors = &fence.floors;
+    let mut parts = Vec::new();
+    parts.extend(floors.slot.map(|slot| format!("blocks above slot {slot}")));
+    parts.extend(floors.target.map(|target| format!("attestations with a target above {target}")));
+    parts.extend(floors.source.map(|source| format!("with a source from {source}")));
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn clock(fence: &FenceStatement, chain: &Chain<'_>) -> String {
+    fence.time_ms.map_or("NOT TRUSTED: nothing is signed".to_owned(), |ms| {
+        let slot = chain.slot(ms);
+        format!("{} (slot {slot}, epoch {})", time(ms), chain.epoch(slot))
+    })
+}
+
+fn signs(statement: &Statement) -> String {
+    let When { blocks_ms, attestations_ms } = when(statement);
+    let seconds = |ms: Option<u64>| match ms {
+        Some(0) => "now".to_owned(),
+        Some(ms) => format!("in {} s", ms.div_ceil(1000)),
+        None => "not foreseeable".to_owned(),
+    };
+    let standby = statement.fence.standing == StatedStatus::Standby;
+    let condition = if standby { " if its holder does not go on" } else { "" };
+    format!("blocks {}, attestations {}{condition}", seconds(blocks_ms), seconds(attestations_ms))
+}
+
+fn json_of(statement: &Statement) -> Value {
+    let Statement { fence, group, boot_nonce, network, .. } = statement;
+    let When { blocks_ms, attestations_ms } = when(statement);
+    json!({
+        "boot_nonce": boot_nonce.to_string(),
+        "group": group,
+        "network": network.name,
+        "fence": report::fence_json(fence),
+        "state": report::state_json(statement.state.as_ref()),
+        "public_keys": { "count": statement.public_keys.count, "root": statement.public_keys.root.to_string() },
+        "signs_blocks_in_ms": blocks_ms,
+        "signs_attestations_in_ms": attestations_ms,
+    })
+}

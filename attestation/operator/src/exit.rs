@@ -1,0 +1,58 @@
+//! How a subcommand ends, and what it says then.
+
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All that was asked for was done: a document was accepted, or shown where no more was asked for.
+    Accepted,
+    /// The document is not what was expected, or the enclave refused a command.
+    Refused,
+    /// There was nothing to judge: the input or the command line cannot be used.
+    Unusable,
+    /// The signer cannot be reached, or what became of a command is not known.
+    NoAnswer,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Accepted => 0,
+            Exit::Refused => 1,
+            Exit::Unusable => 2,
+            Exit::NoAnswer => 3,
+        })
+    }
+}
+
+impl Exit {
+    /// How a command ended that could not go on.
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        if error.is::<Refused>() {
+            Self::Refused
+        } else if error.chain().any(<dyn std::error::Error>::is::<NoAnswer>) {
+            Self::NoAnswer
+        } else {
+            Self::Unusable
+        }
+    }
+}
+
+/// The text for standard output, and how the command ended.
+pub type Answer = (String, Exit);
+
+/// The answer was no: by the document's verification or by the enclave.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// An error that says why the answer was no.
+pub fn refused<T>(why: impl Into<String>) -> anyhow::Result<T> {
+    Err(Refused(why.into()).into())
+}
+
+/// No one answered, or no one who could.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoAnswer(pub String);
