@@ -23,7 +23,7 @@ pub struct Whose<'a> {
 pub type File = (&'static str, String);
 
 /// The policies for a configuration and the measurements of its image. The key's and the table's are those of `casemate kms-policy`
-/// and `casemate fence-policy`.
+/// and `casemate fence policy`.
 pub fn policies(measured: &MeasuredConfig, measurements: &Path, whose: &Whose<'_>) -> Result<Vec<File>> {
     let configuration = &measured.configuration;
     let arn = &configuration.kms_key_arn;
@@ -56,7 +56,9 @@ pub fn policies(measured: &MeasuredConfig, measurements: &Path, whose: &Whose<'_
             ("--administrator", administrator),
             ("--parent-role", parent_role),
         ];
-        let words: Vec<&std::ffi::OsStr> = std::iter::once("fence-policy".as_ref())
+        let words: Vec<&std::ffi::OsStr> = ["fence", "policy"]
+            .into_iter()
+            .map(AsRef::as_ref)
             .chain(arguments.iter().flat_map(|(name, value)| [AsRef::as_ref(*name), AsRef::as_ref(*value)]))
             .collect();
         files.push(("fence-table-policy.json", told(&words)?));

@@ -222,7 +222,7 @@ impl Open {
             // The end, or the line in which a crash has cut it off.
             let Some(line) = bytes.strip_suffix(b"\n") else { break read <= MAX_LINE_LEN };
             at = at.saturating_add(u64::try_from(read)?);
-            match std::str::from_utf8(line).ok().map(|line| parse(line, boot_nonce)) {
+            match std::str::from_utf8(line).ok().map(|line| parse(line, boot_nonce).map(|parsed| parsed.line)) {
                 Some(Ok(Line::Record { .. })) if start.is_some() => {}
                 Some(Ok(Line::Head(head))) if start.is_some() => {
                     last = Some(head);

@@ -197,7 +197,7 @@ def signing():
         answer = ask("POST", path, body, Accept="application/json")
         conforms(own, SIGN, "POST", answer, f"the example {name}")
         allowed = (200, 412) if body["type"] in may_be_refused else (200,)
-        if name == "BLOCK_V2 with proofs" and b"proof" in answer[2] or body["type"].startswith("BLOCK") and b"policy wants" in answer[2]:
+        if name == "BLOCK_V2 with proofs" and b"proof" in answer[2] or body["type"].startswith("BLOCK") and b"policy requires" in answer[2]:
             allowed = (400, 412)
         expect(answer[0] in allowed, f"the example {name}: {answer[0]} {answer[2][:300]}")
         # Without what its type needs.

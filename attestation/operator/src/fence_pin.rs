@@ -7,17 +7,6 @@ use casemate_protocol::store::{ClusterId, KeyPrefix, etcd_identity};
 
 use crate::util::quoted;
 
-/// A kind of fence as options name it.
-pub fn kind_name(kind: FenceKind) -> &'static str {
-    match kind {
-        FenceKind::None => "none",
-        FenceKind::Solo => "solo",
-        FenceKind::File => "file",
-        FenceKind::Etcd => "etcd",
-        FenceKind::Dynamodb => "dynamodb",
-    }
-}
-
 /// The fence that a statement must name: its kind alone, or which store it is too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FencePin {
@@ -40,7 +29,7 @@ impl FencePin {
         let allowed = "none, solo, file, etcd and dynamodb are allowed, dynamodb:ARN with the table's ARN, and etcd:CLUSTER with the cluster's \
                        16 hex digits or all that casemate attest shows of the store";
         let Some((name, store)) = text.split_once(':') else {
-            let kind = Self::KINDS.into_iter().find(|kind| kind_name(*kind) == text);
+            let kind = Self::KINDS.into_iter().find(|kind| kind.to_string() == text);
             return kind.map(Self::Kind).ok_or_else(|| format!("{} is no fence; {allowed}", quoted(text)));
         };
         match (name, store.split_once('/')) {
@@ -74,7 +63,7 @@ impl FencePin {
     pub fn compare(&self, stated: &FenceStatement) -> Result<(), String> {
         let kind = self.kind();
         if stated.kind != kind {
-            let (stated, expected) = (kind_name(stated.kind), kind_name(kind));
+            let (stated, expected) = (stated.kind, kind);
             return Err(format!("the fence is of kind {stated}; {expected} was expected"));
         }
         let found = stated.store.as_deref().unwrap_or("none that it names");

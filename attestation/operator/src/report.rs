@@ -8,7 +8,6 @@ use casemate_protocol::statement::{FenceKind, FenceStatement, StatedState, State
 use casemate_protocol::{PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
-use crate::fence_pin::kind_name;
 use crate::keys;
 use crate::util::plural;
 
@@ -331,7 +330,7 @@ fn fence(fence: &FenceStatement) -> String {
         }
         FenceKind::Solo => "solo: trusted time after each start; a clone is NOT stopped".to_owned(),
         FenceKind::File => format!("file, {holds}: as good as the disk that keeps it"),
-        FenceKind::Etcd | FenceKind::Dynamodb => format!("{}, {holds}", kind_name(*of)),
+        FenceKind::Etcd | FenceKind::Dynamodb => format!("{of}, {holds}"),
     }
 }
 
@@ -361,7 +360,7 @@ fn window(window: Window) -> [String; 2] {
 /// The fence, for programs.
 pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
-        "kind": kind_name(fence.kind),
+        "kind": fence.kind,
         "store": fence.store,
         "term": fence.term,
         "standing": fence.standing,

@@ -31,6 +31,8 @@ pub struct Boot {
     terms: Vec<u64>,
     signed: u64,
     refused: u64,
+    /// Refusals whose sentence is another one than this program has for their code.
+    pub reworded: u64,
     /// First and last, in Unix milliseconds.
     times: Option<(u64, u64)>,
     /// The hash after each head's record, for the one that the enclave names.
@@ -51,6 +53,7 @@ impl Boot {
             terms: Vec::new(),
             signed: 0,
             refused: 0,
+            reworded: 0,
             times: None,
             heads: BTreeMap::new(),
             buffer: Vec::new(),

@@ -37,7 +37,7 @@ fn decrypt(c: &mut Criterion) {
             key
         });
     });
-    // As `casemate import` does it: a folder, one password, all cores.
+    // As `casemate keys import` does it: a folder, one password, all cores.
     let folder = casemate_testdata::folder("signing").unwrap().join("keystore/eip-2335/test-scrypt.json");
     let (found, many) = (tempfile::tempdir().unwrap(), 8);
     for number in 0..many {

@@ -15,7 +15,9 @@ pub enum Refusal {
     MalformedFrame(MalformedFrame),
     #[error("unknown key: this enclave does not hold it")]
     UnknownKey,
-    #[error("key refused: it has no slashing history; import an EIP-3076 file for it, or waive the history expressly")]
+    #[error(
+        "key refused: it has no slashing protection history; import an EIP-3076 file for it, or accept that its history is unknown (--accept-unknown-history)"
+    )]
     NoHistory,
     #[error("another network: genesis_validators_root is {asked}, this enclave serves {served}")]
     OtherNetwork { asked: Root, served: Root },
@@ -30,7 +32,9 @@ pub enum Refusal {
         "block refused: slot {slot} is in the future, the current slot is {now} and {latest} is the latest allowed"
     )]
     BlockFromFuture { slot: Slot, now: Slot, latest: Slot },
-    #[error("block refused: slot {slot} is not above the last signed slot {last}, and its signing root differs")]
+    #[error(
+        "block refused: slot {slot} is not above the last signed slot {last}, and its signing root differs: it could be a double proposal"
+    )]
     BlockNotAboveLast { slot: Slot, last: Slot },
     #[error("block refused: slot {slot} is not above the floor {floor} that this enclave took over")]
     BlockNotAboveFloor { slot: Slot, floor: Slot },
@@ -46,10 +50,12 @@ pub enum Refusal {
     TargetFromFuture { target: Epoch, now: Epoch, latest: Epoch },
     #[error(
         "attestation refused: target epoch {target} is not above the last signed target epoch {last}, and its signing \
-         root differs"
+         root differs: it could be a double or a surrounded vote"
     )]
     TargetNotAboveLast { target: Epoch, last: Epoch },
-    #[error("attestation refused: source epoch {source_epoch} is below the last signed source epoch {last}")]
+    #[error(
+        "attestation refused: source epoch {source_epoch} is below the last signed source epoch {last}: it could be a surrounding vote"
+    )]
     SourceBelowLast { source_epoch: Epoch, last: Epoch },
     #[error("attestation refused: target epoch {target} is not above the floor {floor} that this enclave took over")]
     TargetNotAboveFloor { target: Epoch, floor: Epoch },
@@ -66,15 +72,15 @@ pub enum Refusal {
         "message refused: epoch {epoch} is in the future, the current epoch is {now} and {latest} is the latest allowed"
     )]
     DutyFromFuture { epoch: Epoch, now: Epoch, latest: Epoch },
-    #[error("the watermark could not be saved, so nothing was signed; is the disk full?")]
+    #[error("the watermark could not be saved, so nothing was signed: check the disk's space and state")]
     NotSaved,
     #[error("proof of validation is turned off")]
     ProofOfValidationOff,
     #[error("the text is {len} bytes long; {max} are allowed")]
     TooLong { len: u64, max: u64 },
-    #[error("the text has a character that is not allowed; letters, digits, space and ._:+-/ are")]
+    #[error("the text has a character that is not allowed; use letters, digits, spaces and ._:+-/")]
     BadText,
-    #[error("too many attestation documents were asked for; the next one can be had in {seconds} s")]
+    #[error("too many attestation documents were requested; ask again in {seconds} s")]
     TooManyAttestations { seconds: u64 },
     #[error("the NSM gave no attestation document")]
     NsmFailed,
@@ -86,21 +92,21 @@ pub enum Refusal {
     NoOperators,
     #[error("another command is being carried out; send it again")]
     CommandBusy,
-    #[error("this is not the one encoding of a command within the limits")]
+    #[error("this is not the one valid encoding of a command, or it exceeds a limit")]
     MalformedCommand,
     #[error(
         "the command is for another group, chain or boot of the enclave; take a fresh attestation document and sign anew"
     )]
     CommandForAnother,
     #[error(
-        "the command's counter is {counter}; it must be above {last}, that of the last command: it was carried out, or sign anew"
+        "the command's counter is {counter}; it must be above {last}, the last command's: either this command was carried out already, or make and sign a new one"
     )]
     CommandCounter { counter: u64, last: u64 },
     #[error(
-        "the command has a signature of {operator} that is not valid, of nobody whom the configuration names, or there twice"
+        "the command's signature of operator {operator} is not valid, or appears twice, or the configuration does not name that operator"
     )]
     CommandSignature { operator: OperatorKey },
-    #[error("the command has {signatures} valid signatures of operators; the configuration asks for {threshold}")]
+    #[error("the command has {signatures} valid operators' signatures; the configuration requires {threshold}")]
     TooFewSignatures { signatures: u32, threshold: u32 },
     #[error("the secret keys of the command do not open: they were encrypted to another enclave")]
     SecretsNotOpened,
@@ -108,15 +114,15 @@ pub enum Refusal {
     WithdrawalNotAllowed(Root),
     #[error("the deposit's amount is {gwei} Gwei; {min} to {max} are allowed for these withdrawal credentials")]
     DepositAmount { gwei: u64, min: u64, max: u64 },
-    #[error("exit refused: policy does not allow it; operators do with `casemate exit`")]
+    #[error("exit refused: the policy does not allow it; operators can order it with `casemate exit`")]
     ExitNotAllowed,
     #[error(
-        "another state, version {kept}, is on the parent's disk beside that of this enclave, {ours}; start the enclave anew, so that it \
-         takes the newest"
+        "the parent's disk has a newer sealed state, version {kept}, than this enclave's, {ours}: restart the enclave, so that it \
+         loads the newest"
     )]
     OtherState { kept: u64, ours: u64 },
     #[error(
-        "it is not known whether the parent has kept the sealed state: {0}. The command may take effect at the enclave's next start: count it \
+        "it is not known whether the parent has kept the sealed state: {0}. The command may take effect when the enclave starts next: count it \
          as done, and give it again once the parent's disk works"
     )]
     MaybeSealed(Waiting),
@@ -124,7 +130,7 @@ pub enum Refusal {
     KeyNotHeld(PublicKey),
     #[error("this enclave holds {held} keys; with {more} more there would be more than {max}")]
     TooManyKeys { held: u64, more: u64, max: u64 },
-    #[error("the command was not carried out, because what it changes could not be sealed: {0}; give it again, later")]
+    #[error("the command was not carried out, because its change could not be sealed: {0}; give it again later")]
     NotSealed(Waiting),
     #[error("this enclave does not hold the fence: {0}")]
     NotHolder(NotHolder),
@@ -132,42 +138,44 @@ pub enum Refusal {
         "this enclave does not trust its clock: it has jumped, or differs from the NSM's; nothing is signed until they agree again"
     )]
     ClockStopped,
-    #[error("the fence of this enclave has no record: its configuration says {0:?}")]
+    #[error("the fence of this enclave has no record: its configuration says {0}")]
     NoFenceRecord(FenceKind),
-    #[error("the fence has a record already; a second one would forget what was signed under the first")]
+    #[error("the fence has a record already; a second record would forget what was signed under the first")]
     FenceExists,
-    #[error("the credentials for the fence's store cannot be used: they are of another kind of store, or damaged")]
+    #[error("the credentials for the fence's store cannot be used: they are for another kind of store, or damaged")]
     StoreCredentials,
     #[error("the fence could not be changed: {0}")]
     StoreAway(StoreTrouble),
     #[error(
-        "it is not known whether the fence's record was changed: {0}; look with casemate status, and count it as done"
+        "it is not known whether the fence's record was changed: {0}; look with `casemate fence status`, and count it as done"
     )]
     FenceUnclear(StoreTrouble),
     #[error(
-        "the fence's record was lost: `casemate fence init --record-lost` makes it anew, from the state of the last holder"
+        "the fence's record was lost: `casemate fence init --record-lost` makes a new one, from the last holder's state. For new credentials alone: `casemate fence init --credentials-only`"
     )]
     RecordLost,
-    #[error("the fees go to {asked}; policy wants {allowed} for this key")]
+    #[error("the fees would go to {asked}; the policy allows only {allowed} for this key")]
     FeeRecipientNotAllowed { asked: ExecutionAddress, allowed: ExecutionAddress },
-    #[error("block refused: policy wants a proof of its body at generalised index {index}, and none came with it")]
+    #[error(
+        "block refused: the policy requires a proof of its body at generalised index {index}, and the request has none"
+    )]
     BlockProofMissing { index: u64 },
-    #[error("block refused: its body does not have at generalised index {index} what policy wants there")]
+    #[error("block refused: its body does not have the value that the policy requires at generalised index {index}")]
     BlockProofWrong { index: u64 },
-    #[error("exit refused: operators have allowed it until epoch {last}; it is of epoch {epoch}")]
+    #[error("exit refused: operators allowed it until epoch {last}; this one is of epoch {epoch}")]
     ExitTooLate { epoch: Epoch, last: Epoch },
     #[error("the history of {0} lies in the future, or has a source above its target; nothing was changed")]
     ImpossiblePast(PublicKey),
     #[error(
-        "keystores are not taken from here: this host would see the secret keys. `casemate import` encrypts them to the enclave; what it writes with --command-out is taken here too. The measured policy key_manager_import allows it all the same"
+        "the enclave takes no keystores from this API: this host would see the secret keys. `casemate keys import` encrypts them to the enclave; this API also takes the file that it writes with --command-out. The measured policy key_manager_import allows keystores here all the same"
     )]
     KeyManagerImportOff,
     #[error(
-        "keys are deleted by operators' command (`casemate delete`); the measured policy key_manager_delete allows it from here"
+        "operators delete keys with `casemate keys delete`; the measured policy key_manager_delete allows it from this API too"
     )]
     KeyManagerDeleteOff,
     #[error(
-        "the host asked for a hand-over without an operator's signature, and there was one less than {slots} slots ago; operators order it with `casemate hand-over`"
+        "the host asked for a handover without an operator's signature, less than {slots} slots after the last such one; operators order one with `casemate fence handover`"
     )]
     #[serde(rename = "HandOverTooSoon")]
     HandoverTooSoon { slots: u64 },
@@ -202,7 +210,7 @@ pub enum Refusal {
     DutySlotFromFuture { slot: Slot, now: Slot, latest: Slot },
     #[error(
         "the record that the command names has ended with version {found}, and this enclave has seen version {seen} of one after it: \
-         name the end of the newest (`casemate status --json` where it ended)"
+         name the end of the newest record (`casemate fence status --json` where it ended)"
     )]
     OlderEnd { seen: u64, found: u64 },
 }
@@ -220,13 +228,13 @@ pub enum NotHolder {
     #[error("another enclave holds it, or held it until slot {slot_ceiling}; this one stands by")]
     Standby { slot_ceiling: Slot },
     #[error(
-        "the newest sealed state that the parent offers has version {found}; {oldest} is the oldest that may be loaded"
+        "the newest sealed state that the parent offers has version {found}; the oldest that may be loaded is {oldest}: bring the newest blobs to the parent"
     )]
     OldState { found: u64, oldest: u64 },
     #[error("it is handing over")]
     HandingOver,
     #[error(
-        "the store shows the record's version {found}, after version {seen}: somebody has restored an older one, or removed it \
+        "the store shows the record's version {found}, after version {seen}: someone restored an older one, or removed it \
          (version 0), or this is another store"
     )]
     #[serde(rename = "WentBack")]
@@ -236,7 +244,7 @@ pub enum NotHolder {
     )]
     Closed { slot_ceiling: Slot },
     #[error(
-        "the record's ceiling, slot {slot_ceiling}, lies further ahead than any holder can ask for at slot {now}: somebody else has written it, or a clock is wrong"
+        "the record's ceiling, slot {slot_ceiling}, lies further ahead than any holder can ask for at slot {now}: someone else wrote it, or a clock is wrong"
     )]
     FromFuture { slot_ceiling: Slot, now: Slot },
 }
@@ -253,15 +261,17 @@ pub enum StoreTrouble {
     NoCredentials,
     #[error("its store cannot be reached: check the proxy's egress list (--egress-allow), the network, then the store")]
     Away,
-    #[error("whoever answers for its store is not the store under the configured root, or wants other credentials")]
+    #[error(
+        "the server that answers is not the store under the configured root, or it refuses the client certificate: check the endpoint and its certificate, then bring new credentials with `casemate fence init --credentials-only`"
+    )]
     Tls,
-    #[error("its store answers with HTTP status {status}")]
+    #[error("its store answers with HTTP status {status}: check the credentials' rights, then the store")]
     Status { status: u16 },
-    #[error("what its store answers is no record of this group")]
+    #[error("its store's answer is not a record of this group: check the configured prefix or table")]
     Record,
     #[error(
         "another etcd cluster answers than the configuration names: check where its endpoints lead, and that their cluster-id is the \
-         configured one; one that was made anew or restored is another"
+         configured one; a cluster that was made anew or restored has another id"
     )]
     OtherStore,
 }
@@ -273,15 +283,15 @@ pub enum StoreTrouble {
 pub enum Waiting {
     #[error("its keys are being unsealed")]
     Unsealing,
-    #[error("KMS or the parent's services are away")]
+    #[error("KMS or the parent's services cannot be reached")]
     Away,
     #[error("the parent's AWS credentials do not work")]
     Credentials,
-    #[error("KMS denies it: the key policy wants other PCRs, or the parent's role has no right")]
+    #[error("KMS denies it: the key policy requires other PCRs, or the parent's role lacks the right")]
     Denied,
-    #[error("KMS or the parent refused, the broker's log says why")]
+    #[error("KMS or the parent refused; the broker's log says why")]
     Refused,
-    #[error("the state is sealed, and the fence has not confirmed that older ones are refused from now on")]
+    #[error("the state is sealed, but the fence has not confirmed that it refuses older ones from now on")]
     Fence,
 }
 
@@ -292,9 +302,9 @@ pub enum Waiting {
 pub enum MalformedFrame {
     #[error("length {len} is outside 1 to {max} bytes")]
     Length { len: u64, max: u64 },
-    #[error("version {0} is not spoken here")]
+    #[error("version {0} is not supported here")]
     Version(u64),
-    #[error("it is not the one encoding of a known message")]
+    #[error("it is not the one valid encoding of a known message")]
     Encoding,
 }
 

@@ -3,6 +3,8 @@
 //! It travels beside the document; the document's user_data is the SHA-256 of its bytes. It is CBOR with names, so that
 //! whoever keeps one can still read it in years.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
@@ -244,6 +246,18 @@ pub enum FenceKind {
     Etcd,
     /// A record in DynamoDB.
     Dynamodb,
+}
+
+impl fmt::Display for FenceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Solo => "solo",
+            Self::File => "file",
+            Self::Etcd => "etcd",
+            Self::Dynamodb => "dynamodb",
+        })
+    }
 }
 
 /// Kinds of fence that have a record.

@@ -590,7 +590,6 @@ fn without_operators_there_are_no_commands() {
         vault.attested_by(attestor).commanded_by(commands).handle(&command),
         Reply::Refused(Refusal::NoOperators)
     );
-    assert_eq!(Watermarks::NONE, Watermarks::from(Watermarks::default()));
 }
 
 fn exit(epoch: u64, validator_index: u64) -> Duty {

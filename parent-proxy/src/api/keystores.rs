@@ -1,6 +1,6 @@
 //! The key manager API (ethereum/keymanager-APIs): `/eth/v1/keystores`, for whoever has the token.
 //!
-//! This host is not trusted with keys. What it may bring are commands that operators have signed (`casemate import --command-out`);
+//! This host is not trusted with keys. What it may bring are commands that operators have signed (`casemate keys import --command-out`);
 //! keystores with their passwords go on to the vault, which takes them only where its measured policy says so.
 
 use std::collections::BTreeMap;
@@ -455,7 +455,7 @@ fn keystore_of(keystore: String, password: &str, histories: &Histories) -> Resul
     Ok(KeystoreToImport { key: ImportedKey { public_key, history }, keystore, password: Password(password) })
 }
 
-/// The commands of a file that `casemate import --command-out` has written and operators have signed.
+/// The commands of a file that `casemate keys import --command-out` has written and operators have signed.
 fn envelopes(text: &str) -> Option<Vec<Envelope>> {
     #[derive(Deserialize)]
     struct File {

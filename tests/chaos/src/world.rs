@@ -59,12 +59,12 @@ const FAULTS: &[&str] = &[
     "SIGSTOP of a vault beyond its ceilings",
     "store away",
     "older sealed state restored",
-    "hand-over",
-    "hand-over",
-    "take-over",
+    "handover",
+    "handover",
+    "takeover",
     "SIGTERM of the proxy",
     "key deleted or imported",
-    "unsigned hand-over",
+    "unsigned handover",
     "only older sealed states for all",
 ];
 
@@ -191,9 +191,9 @@ impl World {
             "SIGSTOP of a vault beyond its ceilings" => self.freeze("vault", self.chain.slot_ms * 6),
             "store away" => self.store_away(),
             "older sealed state restored" => self.restore(),
-            "hand-over" => self.handover(),
-            "take-over" => self.takeover(),
-            "unsigned hand-over" => self.unsigned_handover(),
+            "handover" => self.handover(),
+            "takeover" => self.takeover(),
+            "unsigned handover" => self.unsigned_handover(),
             "only older sealed states for all" => self.older_for_all(),
             "import cut from the store and rolled back" => self.import_cut_and_rolled_back(),
             "record lost, and an older state offered" => self.lose_the_record(),
@@ -307,12 +307,12 @@ impl World {
         show(&hidden);
     }
 
-    /// The parent asks each enclave for a hand-over, as often as it can.
+    /// The parent asks each enclave for a handover, as often as it can.
     fn unsigned_handover(&mut self) {
         for socket in &self.sockets {
             let outcome = match ask_one(&mut None, socket, Request::Handover) {
-                Some(Reply::HandedOver) => "unsigned hand-overs granted",
-                Some(Reply::Refused(Refusal::HandoverTooSoon { .. })) => "unsigned hand-overs refused as too soon",
+                Some(Reply::HandedOver) => "unsigned handovers granted",
+                Some(Reply::Refused(Refusal::HandoverTooSoon { .. })) => "unsigned handovers refused as too soon",
                 _ => continue,
             };
             *self.outcomes.entry(outcome).or_default() += 1;
@@ -339,7 +339,7 @@ impl World {
     fn handover(&mut self) {
         let begun = Instant::now();
         if self.casemate(&["fence", "handover"], true) {
-            self.marks.push(Mark { name: "a hand-over in order", at: begun });
+            self.marks.push(Mark { name: "a handover in order", at: begun });
         }
     }
 

@@ -40,7 +40,7 @@ export function sameHighest(ours, theirs) {
 }
 
 /** The highest block and vote that the signer's file names with their roots are in the client's, which writes before it
- * asks. What has no root is a floor that a take-over has left: it must not lie below the client's own. */
+ * asks. What has no root is a floor that a takeover has left: it must not lie below the client's own. */
 export function signerWithinClient(signer, client) {
   const wrong = [];
   const clients = byKey(client);

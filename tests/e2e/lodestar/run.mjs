@@ -181,7 +181,7 @@ async function survivesKill(tally, { chain, signer }) {
       .forEach(killed);
   });
   const seconds = ((Date.now() - begun) / 1000).toFixed(1);
-  tally.check("take-over", `enclave ${now} holds the fence ${seconds} s after the death of ${holder}`, true);
+  tally.check("takeover", `enclave ${now} holds the fence ${seconds} s after the death of ${holder}`, true);
   const after = await chain.watch(({ head, finalised: is }) => is >= finalised && head > slot, 8 * chain.slotsPerEpoch);
   tally.check(
     "finality",
@@ -204,14 +204,14 @@ function killed(pid) {
   }
 }
 
-/** A hand-over in order costs no duty. */
+/** A handover in order costs no duty. */
 async function handsOver(tally, { chain, signer }) {
   const holder = await signer.settled(30);
   const [slot, errors] = [chain.slotNow(), chain.clientErrors().length];
-  const { code, text } = await signer.command("hand-over", "fence", "handover", signer.url, ...signer.operator);
-  tally.check("hand-over", `casemate fence handover in slot ${slot}`, code === 0 ? [] : [text.trim()]);
+  const { code, text } = await signer.command("handover", "fence", "handover", signer.url, ...signer.operator);
+  tally.check("handover", `casemate fence handover in slot ${slot}`, code === 0 ? [] : [text.trim()]);
   const now = await signer.heldByAnotherThan(holder, 5);
-  tally.check("hand-over", `enclave ${now} holds the fence after ${holder}`, true);
+  tally.check("handover", `enclave ${now} holds the fence after ${holder}`, true);
   const epoch = chain.epochOf(slot);
   const over = (state) => state.justified >= epoch && state.slot > slot + chain.slotsPerEpoch;
   const after = await chain.watch(over, 2 * chain.slotsPerEpoch);

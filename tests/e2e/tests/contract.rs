@@ -160,7 +160,7 @@ fn the_key_manager_api_is_for_the_token_and_takes_what_operators_have_signed() {
     let absent = format!("0x{}", "ab".repeat(48));
     let kept = manager.ask("DELETE", &json!({ "pubkeys": [signing[0], absent] }));
     assert_eq!(statuses(&kept), ["error", "not_found"]);
-    assert!(kept.body.contains("casemate delete"), "{kept:?}");
+    assert!(kept.body.contains("casemate keys delete"), "{kept:?}");
     let told: Value = serde_json::from_str(kept.json()["slashing_protection"].as_str().unwrap()).unwrap();
     assert_eq!(told["data"], json!([]));
     assert_eq!(keys(&stack).len(), 3);

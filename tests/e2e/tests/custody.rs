@@ -187,7 +187,7 @@ fn while_kms_is_away_clients_hear_it_and_signing_goes_on_until_the_next_start() 
     let told = stack.until(
         "to hear it",
         |c| c.sign(&key, &attestation(5, 11, 1)),
-        |a| a.status == 503 && a.body.contains("KMS or the parent's services are away"),
+        |a| a.status == 503 && a.body.contains("KMS or the parent's services cannot be reached"),
     );
     assert!(told.body.contains("the enclave is starting"), "{}", told.body);
     for pid in stack.processes("kms") {
@@ -342,7 +342,7 @@ fn commands_are_signed_elsewhere_through_a_file() {
     casemate(&["operator", "keygen", "--out", &stranger]).done();
     casemate(&["operator", "keygen", "--out", &stranger]).unusable("exists already");
     casemate(&["command", "sign", &file, "--operator-key", &stranger, "--yes"]).done();
-    bench.ask(&stack, &["command", "send", &file], &[]).refused("of nobody whom the configuration names");
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("the configuration does not name that operator");
     std::fs::remove_file(&file).unwrap();
     bench
         .ask(&stack, &["keys", "import"], &["--raw-keys", &raw, "--accept-unknown-history", "--command-out", &file])

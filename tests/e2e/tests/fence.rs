@@ -1,4 +1,4 @@
-//! The fence through the whole stack: records, hand-overs, standbys, older states, as an operator and a client see them.
+//! The fence through the whole stack: records, handovers, standbys, older states, as an operator and a client see them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::path::Path;
@@ -17,7 +17,7 @@ const SLOT_MS: u64 = 500;
 const SLOTS_PER_EPOCH: u64 = 8;
 
 /// A stack on a chain in a hurry.
-/// Its slots are short: what the tests ask for again after a start or a hand-over is old by then, so their stacks sign
+/// Its slots are short: what the tests ask for again after a start or a handover is old by then, so their stacks sign
 /// duties of any age, and it is the fence that refuses.
 fn bench() -> Bench {
     Bench::new(PROGRAM, SLOT_MS, SLOTS_PER_EPOCH)
@@ -54,7 +54,7 @@ fn a_handover_in_order_misses_no_duty_and_forgets_none() {
     // At once, for the same epoch: the other key's duty, and what was signed before is known there.
     let begun = Instant::now();
     client.sign(&keys[1], &attestation(epoch - 1, epoch, 1)).signature();
-    println!("signed again {:?} after the hand-over", begun.elapsed());
+    println!("signed again {:?} after the handover", begun.elapsed());
     assert_eq!(client.sign(&keys[0], &attestation(epoch - 1, epoch, 1)).signature(), first, "the very same one");
     assert_eq!(client.sign(&keys[0], &attestation(epoch - 1, epoch, 2)).status, 412);
     assert_eq!(client.sign(&keys[0], &block(slot, 1)).signature(), block_signature);

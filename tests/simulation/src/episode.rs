@@ -614,7 +614,7 @@ impl Episode {
         self.release(key, message, by)
     }
 
-    /// The parent: commands late or again, hand-overs that nobody has signed.
+    /// The parent: commands late or again, handovers that nobody has signed.
     fn parent(&mut self) {
         if self.random(|random| random.chance(400)) {
             let running = self.running();
@@ -908,9 +908,9 @@ impl Episode {
         Ok(())
     }
 
-    /// A parent that asks for hand-overs all the time costs some of the duties, not nearly all of them.
+    /// A parent that asks for handovers all the time costs some of the duties, not nearly all of them.
     fn nagged(&mut self) -> Result<(), Violation> {
-        say!(self.world.lock(), "the parent asks for hand-overs all the time");
+        say!(self.world.lock(), "the parent asks for handovers all the time");
         let until = self.time.ms() + 24 * self.slot_ms.max(2000);
         let (mut looks, mut holding, mut next) = (0_u64, 0_u64, 0);
         while self.time.ms() < until {
@@ -927,7 +927,7 @@ impl Episode {
         }
         if holding * 5 < looks {
             let what =
-                format!("not alive: hand-overs that nobody has signed leave {holding} of {looks} moments to sign in");
+                format!("not alive: handovers that nobody has signed leave {holding} of {looks} moments to sign in");
             return Err(Violation(what));
         }
         Ok(())

@@ -663,7 +663,7 @@ impl Episode {
             None => Some(page.page.floor),
         };
         let Some(past) = past else { return };
-        // «Whoever has the command may still deliver it, until a later one was carried out or the enclave has started anew»: enclaves that
+        // «Anyone who has the command may still deliver it, until a later one was carried out or the enclave has started anew»: enclaves that
         // might still take such an import are ended first.
         let open: Vec<u32> =
             self.kept.iter().filter(|kept| kept.imports == Some(key)).map(|kept| kept.enclave).collect();

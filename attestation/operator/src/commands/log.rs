@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use casemate_protocol::Bytes;
 use casemate_protocol::log::LogHead;
-use casemate_protocol::log::text::{Line, MAX_LINE_LEN, parse};
+use casemate_protocol::log::text::{Line, MAX_LINE_LEN, Parsed, parse};
 use clap::{Args, Subcommand};
 
 use crate::args::{Connection, EXIT_CODES, PinOptions};
@@ -120,6 +120,14 @@ fn accepted(boots: &Boots, live: bool) -> String {
             "note: no file is of the fence's term {missing}: its enclave was behind another proxy, or was asked for nothing, or the file was removed"
         );
     }
+    let reworded: u64 = boots.values().map(|boot| boot.reworded).sum();
+    if reworded > 0 {
+        let _ = writeln!(
+            out,
+            "note: {reworded} refusals have another sentence than this program has for their code. Another version of Casemate wrote them, or \
+             someone changed the sentence since: the enclave signs for the code alone"
+        );
+    }
     let end = if live {
         "the last boot up to now"
     } else {
@@ -170,11 +178,11 @@ fn read(path: &Path, boots: &mut Boots, options: &LogVerify, bar: &indicatif::Pr
         let line = bytes.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
         let Some(line) = line else { return refused(format!("line {place} is not whole, or no text")) };
         let known = boot.as_ref().map_or(Bytes::ZERO, |boot| boot.nonce);
-        let parsed = match parse(line, known) {
+        let Parsed { line, reworded } = match parse(line, known) {
             Ok(parsed) => parsed,
             Err(error) => return refused(format!("line {place}: {error}")),
         };
-        match (parsed, boot.as_mut()) {
+        match (line, boot.as_mut()) {
             (Line::Start { boot_nonce, statement, document }, None) => {
                 let record_key = proved(boot_nonce, statement.as_ref(), document.as_ref(), options)?;
                 let begun = boots.entry(boot_nonce.0).or_insert_with(|| Boot::new(boot_nonce, record_key));
@@ -183,7 +191,10 @@ fn read(path: &Path, boots: &mut Boots, options: &LogVerify, bar: &indicatif::Pr
                 }
                 boot = Some(begun);
             }
-            (Line::Record { number, record }, Some(boot)) => boot.record(number, &record, place)?,
+            (Line::Record { number, record }, Some(boot)) => {
+                boot.reworded = boot.reworded.saturating_add(u64::from(reworded));
+                boot.record(number, &record, place)?;
+            }
             (Line::Head(head), Some(boot)) => boot.head(head, place, options.path.is_dir())?,
             (_, None) => return refused("the first line is not the beginning of a signing log"),
             (Line::Start { .. }, Some(_)) => return refused(format!("line {place} begins another log")),

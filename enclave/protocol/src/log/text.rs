@@ -45,6 +45,16 @@ pub enum Line {
     Head(LogHead),
 }
 
+/// A line that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What it says.
+    pub line: Line,
+    /// Whether a refusal's sentence is another one than this version has for its code. The enclave signs for the code alone, and a sentence may
+    /// be worded better from one version to the next; or someone has changed it since.
+    pub reworded: bool,
+}
+
 /// Why a line is none of a signing log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences say it")]
@@ -157,7 +167,7 @@ fn bounded<const MIN: usize, const MAX: usize>(word: &str) -> Option<BoundedByte
 }
 
 /// Reads a line, without its end. `boot_nonce`: that of the file's first line, for heads.
-pub fn parse(line: &str, boot_nonce: Bytes<32>) -> Result<Line, LineError> {
+pub fn parse(line: &str, boot_nonce: Bytes<32>) -> Result<Parsed, LineError> {
     if line.len() > MAX_LINE_LEN {
         return Err(LineError::TooLong(line.len()));
     }
@@ -169,13 +179,24 @@ pub fn parse(line: &str, boot_nonce: Bytes<32>) -> Result<Line, LineError> {
         "=" => head(&mut words, boot_nonce).ok_or(LineError::Malformed("a head"))?,
         _ => return Err(LineError::Malformed("it begins with none of + and =")),
     };
-    // One form: whatever else stands in the line, or stands there in another way, was not written by a proxy.
+    // One form: anything else in the line, or in another way, was not written by a proxy.
     let mut again = Comparer { expected: line };
     if write!(again, "{parsed}").is_ok() && again.expected.is_empty() {
-        Ok(parsed)
-    } else {
-        Err(LineError::Malformed("what it says is not what its code says"))
+        return Ok(Parsed { line: parsed, reworded: false });
     }
+    if reworded(line, &parsed) {
+        return Ok(Parsed { line: parsed, reworded: true });
+    }
+    Err(LineError::Malformed("what it says is not what its code says"))
+}
+
+/// Whether all but the sentence behind a refusal's code is in its one form, and there is a sentence of printable text.
+fn reworded(line: &str, parsed: &Line) -> bool {
+    let Line::Record { record: LogRecord { refusal: Some(refusal), .. }, .. } = parsed else { return false };
+    let (own, sentence) = (parsed.to_string(), refusal.to_string());
+    let up_to_code = own.strip_suffix(&sentence);
+    let other = up_to_code.and_then(|up_to_code| line.strip_prefix(up_to_code));
+    other.is_some_and(|other| !other.trim().is_empty() && other.trim() == other && !other.chars().any(char::is_control))
 }
 
 fn start<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Line> {
@@ -282,16 +303,20 @@ mod tests {
     fn lines_are_read_as_they_were_written_and_in_no_other_way() {
         for line in all() {
             let text = line.to_string();
-            assert_eq!(parse(&text, BOOT), Ok(line), "{text}");
-            for other in [
-                format!("{text} "),
-                format!(" {text}"),
-                format!("{text}x"),
-                text.replacen(' ', "  ", 1),
-                text.replacen("0x", "0X", 1),
-                text.get(..text.len() - 1).unwrap().to_owned(),
-            ] {
+            let refused = text.contains(" refused ");
+            assert_eq!(parse(&text, BOOT), Ok(Parsed { line: line.clone(), reworded: false }), "{text}");
+            for other in
+                [format!("{text} "), format!(" {text}"), text.replacen(' ', "  ", 1), text.replacen("0x", "0X", 1)]
+            {
                 assert!(parse(&other, BOOT).is_err(), "{other}");
+            }
+            for other in [format!("{text}x"), text.get(..text.len() - 1).unwrap().to_owned()] {
+                let parsed = parse(&other, BOOT);
+                if refused {
+                    assert_eq!(parsed, Ok(Parsed { line: line.clone(), reworded: true }), "{other}");
+                } else {
+                    assert!(parsed.is_err(), "{other}");
+                }
             }
         }
         let line = all().remove(0).to_string();
@@ -302,8 +327,15 @@ mod tests {
         for bad in ["", "+", "=", MAGIC, "+ 1", "hello"] {
             assert!(parse(bad, BOOT).is_err(), "{bad}");
         }
-        // The sentence belongs to its code.
+        // Another sentence than its code's is told; a code that is another one than the line's is not a line at all.
         let refused = all().into_iter().find(|line| line.to_string().contains("refused")).unwrap().to_string();
-        assert!(parse(&refused.replace("last signed slot 5", "last signed slot 6"), BOOT).is_err());
+        let parsed = |text: &str| parse(text, BOOT).map(|parsed| parsed.reworded);
+        assert_eq!(parsed(&refused), Ok(false));
+        assert_eq!(parsed(&refused.replace("last signed slot 5", "last signed slot 6")), Ok(true));
+        let (up_to_code, _) = refused.split_once(" block refused").unwrap();
+        assert_eq!(parsed(&format!("{up_to_code} another sentence")), Ok(true));
+        for sentence in ["", " ", "\u{1b}[2J", " two spaces before", "behind "] {
+            assert!(parsed(&format!("{up_to_code} {sentence}")).is_err(), "{sentence:?}");
+        }
     }
 }

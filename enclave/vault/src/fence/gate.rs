@@ -62,7 +62,7 @@ struct Orders {
     errand: Option<(KeeperRequest, Arc<Answer>)>,
     /// No keeper will come any more.
     closed: bool,
-    /// When the host was last granted a hand-over that no operator has signed.
+    /// When the host was last granted a handover that no operator has signed.
     unsigned_handover: Option<Slot>,
 }
 
@@ -258,7 +258,7 @@ impl FenceGate {
         self.woken.ring();
     }
 
-    /// Whether the host may have a hand-over now that no operator has signed: it costs seconds without a signature each time.
+    /// Whether the host may have a handover now that no operator has signed: it costs seconds without a signature each time.
     pub(crate) fn may_handover_unsigned(&self, now: Slot) -> Result<(), Refusal> {
         let mut orders = self.orders();
         match orders.unsigned_handover {
@@ -337,7 +337,7 @@ impl FenceGate {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Puts in force what the keeper has decided, which is told whether the gate is to stay closed because of a hand-over: whoever closes it
+    /// Puts in force what the keeper has decided, which is told whether the gate is to stay closed because of a handover: whoever closes it
     /// says so under its lock, so that is true as long as this lasts.
     pub(crate) fn put(&self, decide: impl FnOnce(bool) -> (View, Gate)) {
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -363,7 +363,7 @@ impl FenceGate {
         self.orders().handing_over = false;
     }
 
-    /// Whether the gate was closed for a hand-over, and is to stay so.
+    /// Whether the gate was closed for a handover, and is to stay so.
     pub(crate) fn is_handing_over(&self) -> bool {
         self.orders().handing_over
     }

@@ -42,7 +42,7 @@ pub enum ServiceError {
     Away,
     #[error("the parent's AWS credentials do not work")]
     Credentials,
-    #[error("KMS denies it: the key policy wants other PCRs, or these credentials have no right")]
+    #[error("KMS denies it: the key policy requires other PCRs, or these credentials lack the right")]
     Denied,
     #[error("the service refused")]
     Refused,

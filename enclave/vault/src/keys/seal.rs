@@ -308,7 +308,7 @@ impl From<&Contents> for Content {
 
 impl From<WrittenKey> for SealedKey {
     fn from(key: WrittenKey) -> Self {
-        let history = key.history.map_or(SlashingHistory::Missing, |history| SlashingHistory::Known(history));
+        let history = key.history.map_or(SlashingHistory::Missing, SlashingHistory::Known);
         Self { public_key: key.public_key, secret: key.secret, history, fee_recipient: key.fee_recipient }
     }
 }

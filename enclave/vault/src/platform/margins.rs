@@ -14,7 +14,7 @@ pub const CLOCK_TOLERANCE_MS: u64 = 2000;
 pub const CEILING_LEAD_SLOTS: u64 = 3;
 /// How many slots ahead of the clock the window lets blocks and targets lie.
 pub const WINDOW_LEAD_SLOTS: u64 = 1;
-/// What the parent asks for without a signature, a hand-over, is carried out once in so many slots at most.
+/// What the parent asks for without a signature, a handover, is carried out once in so many slots at most.
 pub const HANDOVER_REST: u64 = 8;
 
 /// In slots: as much as two clocks can differ that are each off by the tolerance.

@@ -179,7 +179,7 @@ impl Member {
         let (vault, ended) = (Arc::new(vault), Arc::new(AtomicBool::new(false)));
         let (kept, until) = (Arc::clone(&vault), Arc::clone(&ended));
         let keeper = std::thread::spawn(move || {
-            FenceKeeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap()
+            FenceKeeper::new(&kept, keeping, seen).run(|| until.load(Ordering::SeqCst)).unwrap();
         });
         Self { vault, ended, keeper: Some(keeper) }
     }

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::args::{Connection, PinOptions};
 use crate::chain::Chain;
 use crate::exit::{Answer, Exit};
-use crate::fence_pin::kind_name;
 use crate::report;
 use crate::session::Session;
 use crate::util::time;
@@ -86,7 +85,7 @@ fn text_of(statement: &Statement) -> String {
     let chain = Chain(network);
     let mut out = String::new();
     line(&mut out, "enclave", &format!("{boot_nonce} (boot nonce), group {group}, {}", network.name));
-    line(&mut out, "fence", &format!("{}; {}", kind_name(fence.kind), standing(fence)));
+    line(&mut out, "fence", &format!("{}; {}", fence.kind, standing(fence)));
     if let Some(store) = &fence.store {
         line(&mut out, "store", store);
     }

@@ -62,7 +62,7 @@ impl Exported {
         let mut exported = Self { histories: Histories::new(), held: 0, without: 0, unknown: 0 };
         for entry in entries.iter().filter(|entry| wanted.is_none_or(|wanted| wanted.contains(&entry.public_key))) {
             if let Some(past) = entry.highest {
-                exported.histories.insert(entry.public_key, past.into());
+                exported.histories.insert(entry.public_key, past);
                 exported.held = exported.held.saturating_add(usize::from(entry.held));
             } else {
                 exported.without = exported.without.saturating_add(1);
@@ -71,7 +71,7 @@ impl Exported {
         // An import that was rolled back, or never confirmed, may have had them sign here all the same.
         let known: BTreeSet<PublicKey> = entries.iter().map(|entry| entry.public_key).collect();
         for key in wanted.into_iter().flatten().filter(|key| !known.contains(key)) {
-            exported.histories.insert(*key, floor.into());
+            exported.histories.insert(*key, floor);
             exported.unknown = exported.unknown.saturating_add(1);
         }
         exported
