@@ -19,7 +19,7 @@ use crate::report::{ImageReport, diff};
 /// Builds, measures and signs the enclave's image. The same source and configuration give the same bytes, and so the same PCRs,
 /// on every machine with the pinned tools (docs/REPRODUCE.md).
 #[derive(Parser)]
-#[command(name = "casemate-eif", version)]
+#[command(name = "casemate-eif", version = casemate_version::VERSION)]
 struct Options {
     #[command(subcommand)]
     command: Command,

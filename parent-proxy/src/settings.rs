@@ -35,7 +35,7 @@ const LOG_LEVEL: &str = "info";
 /// Every option can also be set by its environment variable or, under its name with underscores, in the TOML file of
 /// --config. A flag wins over the environment, that over the file.
 #[derive(Parser, Default)]
-#[command(name = "casemate-proxy", version)]
+#[command(name = "casemate-proxy", version = casemate_version::VERSION)]
 struct Flags {
     /// TOML file with any of the options below
     #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_CONFIG")]

@@ -28,7 +28,7 @@ use crate::exit::Answer;
 
 /// The operator's side of Casemate: verify an enclave before you trust it.
 #[derive(Parser, Debug)]
-#[command(name = "casemate", version)]
+#[command(name = "casemate", version = casemate_version::VERSION)]
 struct Options {
     #[command(subcommand)]
     command: Command,
@@ -154,6 +154,14 @@ mod tests {
     use super::*;
 
     const URL: &str = "http://127.0.0.1:9000";
+
+    #[test]
+    fn the_version_says_what_it_was_built_from() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = crate::run(&["casemate", "--version"].map(OsString::from), &mut out, &mut err);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!((exit, text.as_str()), (crate::Exit::Accepted, &*format!("casemate {}\n", casemate_version::VERSION)));
+    }
 
     fn parsed(words: &[&str]) -> String {
         let words: Vec<OsString> = std::iter::once(&"casemate").chain(words).map(OsString::from).collect();

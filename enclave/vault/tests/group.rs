@@ -255,6 +255,20 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
 }
 
 #[test]
+fn what_is_told_of_keys_elsewhere_is_told_once_every_state_that_was_tried_is_refused() {
+    let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
+    let holder = begun(&bench, &network, &memory);
+    holder.import(1).unwrap();
+    // The parent keeps the state with another key, denies it, and does the same with the one that is sealed over it.
+    *bench.world.denials.lock().unwrap() = 2;
+    assert_eq!(holder.import(2), Err(Refusal::MaybeSealed(Waiting::Refused)));
+    let tried = kept(&bench).keys().max().copied().unwrap();
+    assert!(held(&memory).min_state_version < tried, "nothing was confirmed");
+    holder.floor();
+    assert!(held(&memory).min_state_version > tried, "a state with a key that nobody knows of could be loaded yet");
+}
+
+#[test]
 fn one_that_stands_by_loads_newer_states_as_they_come_and_asks_for_none_in_vain() {
     let (bench, network, memory) = (Bench::new(), network(SLOT_MS), Memory::default());
     let holder = begun(&bench, &network, &memory);

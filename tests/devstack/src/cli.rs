@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 /// over vsock. Keys are imported, sealed and unsealed as in an enclave. For development: the KMS and the NSM are programs, and
 /// the disk is trusted.
 #[derive(Parser)]
-#[command(name = "casemate-dev", version)]
+#[command(name = "casemate-dev", version = casemate_version::VERSION)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Options {
     /// Where to serve the Web3Signer API
