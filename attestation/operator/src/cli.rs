@@ -160,7 +160,10 @@ mod tests {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = crate::run(&["casemate", "--version"].map(OsString::from), &mut out, &mut err);
         let text = String::from_utf8(out).unwrap();
-        assert_eq!((exit, text.as_str()), (crate::Exit::Accepted, &*format!("casemate {}\n", casemate_version::VERSION)));
+        assert_eq!(
+            (exit, text.as_str()),
+            (crate::Exit::Accepted, &*format!("casemate {}\n", casemate_version::VERSION))
+        );
     }
 
     fn parsed(words: &[&str]) -> String {

@@ -5,10 +5,10 @@ use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Bytes, Epoch, Slot};
 use casemate_slashing::Ceilings;
 
-use crate::episode::{Episode, SLOTS_PER_EPOCH, Violation, Whereabouts};
 use crate::judge::Message;
 use crate::random::Random;
 use crate::say;
+use crate::state::{Episode, SLOTS_PER_EPOCH, Violation, Whereabouts};
 use crate::world::{CLOCK_TOLERANCE_MS, Forged, record_words};
 
 /// A keeper looks at a clock that has stopped every second, and gives up after 120 looks in a row; with room for what it may be doing.
@@ -196,7 +196,7 @@ impl Episode {
     /// Whether it signs a block now.
     fn signs(&mut self, number: u32) -> Result<bool, Violation> {
         let slot = self.slot().0;
-        let here = |key: &crate::episode::Key| matches!(key.place, Whereabouts::Here { .. });
+        let here = |key: &crate::state::Key| matches!(key.place, Whereabouts::Here { .. });
         let Some(key) = self.keys.iter().position(here) else { return Ok(false) };
         self.ask(number, key, Message::Block { slot, variant: 9 })
     }

@@ -21,7 +21,8 @@ pub mod judge;
 pub mod operators;
 pub mod plot;
 pub mod random;
+pub mod state;
 pub mod trace;
 pub mod world;
 
-pub use episode::{Episode, Options, Outcome};
+pub use state::{Episode, Options, Outcome};

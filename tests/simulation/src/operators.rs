@@ -4,7 +4,7 @@
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, EncryptedSecrets, ExitOrder, FENCE_HPKE_INFO, HPKE_INFO, ImportedKey, KeyHistory,
-    KeyOutcome, LastState, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
+    KeyOutcome, OperatorSignature, Outcome, RecordOrder, SignedCommand, signed_bytes,
 };
 use casemate_protocol::history_page::SignedHistoryPage;
 use casemate_protocol::statement::{StatedRecord, StatedStatus, Statement};
@@ -14,68 +14,14 @@ use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
 use rustls::crypto::hpke::{Hpke, HpkePublicKey};
 
 use crate::enclave::Boot;
-use crate::episode::{ALL_KEYS, Episode, KEYS, KeptCommand, SLOTS_PER_EPOCH, Whereabouts};
 use crate::say;
+use crate::state::{ALL_KEYS, Episode, Job, KEYS, KeptCommand, SLOTS_PER_EPOCH, Task, Whereabouts};
 use crate::world::{GENESIS, GROUP, credentials, sha256, state_words};
 
 /// So long an answer is waited for.
 const PATIENCE_MS: u64 = 150_000;
 /// The same where the parent keeps the command back.
 const IMPATIENCE_MS: u64 = 3_000;
-
-/// What operators want done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// Bring a key in.
-    Import(usize),
-    /// Take a key out.
-    Delete(usize),
-    /// The same through the key manager API, which nobody has to sign.
-    DeleteUnsigned(usize),
-    /// Where the fees of a key go.
-    FeeRecipient(usize),
-    /// An exit of a key is signed.
-    Exit(usize),
-    /// A key is to have signed more.
-    Raise(usize),
-    /// Learn what a deleted key has signed, and let it sign elsewhere.
-    MoveAway(usize),
-    /// The holder leaves in order.
-    Handover,
-    /// Another one claims at once.
-    Takeover,
-    /// The first record.
-    New,
-    /// The record anew.
-    Lost(LastState),
-    /// Other credentials.
-    Credentials,
-    /// The record ends.
-    Close,
-    /// The next one.
-    After,
-}
-
-/// What operators wait for.
-pub struct Job {
-    task: Task,
-    enclave: u32,
-    /// Nothing where the parent has kept it back, or drops the answer.
-    order: Option<u64>,
-    until: u64,
-    /// Where the key was when it was ordered.
-    was: Option<Whereabouts>,
-}
-
-impl Job {
-    /// The key that it is about.
-    pub(crate) fn key(&self) -> Option<usize> {
-        match self.task {
-            Task::Import(key) | Task::Delete(key) | Task::DeleteUnsigned(key) | Task::MoveAway(key) => Some(key),
-            _ => None,
-        }
-    }
-}
 
 /// What the tool says of a command.
 enum Told {
@@ -272,7 +218,7 @@ impl Episode {
                 _ => {}
             }
         }
-        let here = |key: &crate::episode::Key| matches!(key.place, Whereabouts::Here { .. });
+        let here = |key: &crate::state::Key| matches!(key.place, Whereabouts::Here { .. });
         if !self.keys.iter().any(here) {
             self.begin(number, Task::Import(self.spare));
         }

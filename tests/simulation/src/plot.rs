@@ -3,61 +3,14 @@
 
 use casemate_protocol::statement::StatedStatus;
 
-use crate::episode::{ALL_KEYS, Episode, KEYS, Violation, Whereabouts};
 use crate::judge::Message;
-use crate::operators::Task;
 use crate::say;
+use crate::state::{ALL_KEYS, Episode, KEYS, Kind, Plot, Stage, Task, Violation, Whereabouts};
 
 /// So long one step of a plot is waited for.
 const PATIENCE_MS: u64 = 120_000;
 /// How often conflicting messages are asked for in the end.
 const QUESTIONS: u32 = 30;
-
-/// A plot that is under way.
-#[derive(Clone, Copy)]
-pub struct Plot {
-    kind: Kind,
-    stage: Stage,
-    /// The key that it is about.
-    key: usize,
-    /// Who held the fence when it began.
-    holder: u32,
-    /// When its step is given up.
-    until: u64,
-    /// Whether the state before is what is shown afterwards.
-    rolls_back: bool,
-    /// Whether the one who holds the fence then hands it over.
-    hands_over: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A key is imported where the store does not hear of it, and imported again elsewhere with the history of the first time.
-    ImportedTwice,
-    /// The same, and then it is taken back to where it was, above what an export tells.
-    TakenBack,
-    /// The record ends while its holder does not look, and goes on in another store.
-    Moved,
-    /// A key's import is kept and denied, and offered once operators have been told that nothing has changed.
-    Denied,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Begin,
-    /// The command is carried out.
-    Ordered,
-    /// Another one is to hold the fence.
-    Succession,
-    /// It hands over, and somebody holds it again.
-    Exact,
-    /// The second command is carried out.
-    Again,
-    /// The export.
-    Exported,
-    /// Conflicting messages are asked for.
-    Questions(u32),
-}
 
 impl Episode {
     /// Begins one now and then, or does the next step of the one that is under way.
