@@ -96,7 +96,7 @@ impl Checkout {
             |variable: &str, name: &str| std::env::var_os(variable).map_or_else(|| home.join(name), PathBuf::from);
         let (real_home, rustup_home) = (folder("CARGO_HOME", ".cargo"), folder("RUSTUP_HOME", ".rustup"));
         self.check_recipe()?;
-        // A cargo home with nothing in it but the crates: no configuration of whoever builds.
+        // A cargo home with nothing in it but the crates: no configuration of anyone who builds.
         let cargo_home = self.target.join("cargo-home");
         fs::create_dir_all(&cargo_home).with_context(|| format!("making {}", cargo_home.display()))?;
         let registry = cargo_home.join("registry");
@@ -263,7 +263,7 @@ struct CustomMetadata<'a> {
 /// The first, in PCR1: the software, the same for everybody. The second, in PCR2: whose it is.
 fn ramdisks(programs: Programs, measured: &MeasuredConfig) -> [Vec<u8>; 2] {
     let software = [
-        // First, so that whoever moves the boundary in front of it loses it, and with it everything.
+        // First, so that anyone who moves the boundary in front of it loses it, and with it everything.
         ("init", Entry::File(0o500, programs.init)),
         ("dev", Entry::Folder(0o755)),
         // The kernel opens it for init before anything is mounted.

@@ -51,7 +51,7 @@ pub fn kernel(cache: &Path, from: &From<'_>) -> Result<Kernel> {
     let folder = cache.join(format!("kernel-{}", key.get(..16).unwrap_or(&key)));
     let path = folder.join("bzImage");
     fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
-    // One at a time; whoever waited finds it built.
+    // One at a time; anyone who waited finds it built.
     let lock = File::create(cache.join("kernel.lock")).context("the kernel's lock")?;
     lock.lock().context("waiting for another build of the kernel")?;
     if !folder.join("complete").exists() {

@@ -1,4 +1,4 @@
-//! What an image is made with (pinned.toml), held against what is here.
+//! What an image is made with (pinned.toml), compared with what is here.
 
 use std::collections::BTreeMap;
 use std::process::Command;

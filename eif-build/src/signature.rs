@@ -2,7 +2,7 @@
 //!
 //! As nitro-cli writes it: CBOR `[{signing_certificate, signature}]`, both as arrays of numbers; the certificate in PEM; the
 //! signature an untagged COSE_Sign1 (RFC 9052) over `{register_index: 0, register_value: PCR0}`. PCR8 is the certificate's own
-//! measurement, so a key policy on PCR8 trusts whoever holds the key; PCR0 to PCR2 say what runs.
+//! measurement, so a key policy on PCR8 trusts anyone who holds the key; PCR0 to PCR2 say what runs.
 
 use std::time::SystemTime;
 

@@ -284,7 +284,7 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
                 }
             }
         }
-        // Whoever slipped in while the connection went away hears so now.
+        // Anyone who slipped in while the connection went away hears so now.
         while queued.try_recv().is_ok() {}
         if queued.is_closed() {
             return;

@@ -82,7 +82,7 @@ struct Body<'a> {
 }
 
 /// An attestation's body, read in one go: there are more of them than of all others together. Whatever does not look just like this
-/// is read the long way, which also says what is wrong with it.
+/// takes the general path, which also says what is wrong with it.
 #[derive(Deserialize)]
 struct AttestationBody {
     #[serde(rename = "type")]
@@ -121,7 +121,7 @@ pub fn parse(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
     parse_any(body, network)
 }
 
-/// The same, without the short way of attestations.
+/// The same, without the fast path of attestations.
 pub fn parse_any(body: &[u8], network: &Network) -> Result<Parsed, BadRequest> {
     let body: Body = serde_json::from_slice(body).map_err(|e| bad("the body is not a sign request", e))?;
     let kind = body.kind.to_ascii_uppercase();

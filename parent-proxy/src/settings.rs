@@ -92,7 +92,7 @@ struct Options {
     /// Folder that keeps the enclave's sealed blobs [default: blobs]
     #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_BLOBS")]
     blobs: Option<PathBuf>,
-    /// Folder that keeps the records of fences whose kind is `file`. Whoever can write there can have keys slashed: only on a
+    /// Folder that keeps the records of fences whose kind is `file`. Anyone who can write there can have keys slashed: only on a
     /// disk that its owner trusts
     #[arg(long, value_name = "DIR", env = "CASEMATE_PROXY_FENCE_FILES")]
     fence_files: Option<PathBuf>,
@@ -107,7 +107,7 @@ struct Options {
     /// A file of the signing log that has grown to this gets a successor, in bytes [default: 67108864]
     #[arg(long, value_name = "BYTES", env = "CASEMATE_PROXY_SIGNING_LOG_FILE_BYTES")]
     signing_log_file_bytes: Option<NonZeroU64>,
-    /// Serve the key manager API (/eth/v1/keystores) to whoever has the token in this file; made where there is none. Without it, the
+    /// Serve the key manager API (/eth/v1/keystores) to anyone who has the token in this file; made where there is none. Without it, the
     /// API is not there
     #[arg(long, value_name = "FILE", env = "CASEMATE_PROXY_KEY_MANAGER_TOKEN_FILE")]
     key_manager_token_file: Option<PathBuf>,

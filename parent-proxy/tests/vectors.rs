@@ -79,7 +79,7 @@ fn gloas_roots_equal_lodestars() {
         assert_eq!(
             request::parse_any(body.to_string().as_bytes(), &network).as_ref(),
             Ok(&parsed),
-            "{kind}: the long way"
+            "{kind}: the general path"
         );
         match parsed.duty {
             Duty::ExecutionPayloadBid { object_root, .. }

@@ -13,7 +13,7 @@ use crate::{Document, Error};
 /// not hashed, so PCR0 alone does not say where one ends: all three are needed.
 const NEEDED: [u8; 3] = [0, 1, 2];
 
-/// What a document is held against.
+/// What a document is compared with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
     /// PCRs by index. 0, 1 and 2 must be among them; for debug images, as zeros.

@@ -110,7 +110,7 @@ pub enum Error {
     #[error("user_data is {found}; {expected} was expected")]
     UserDataDiffers { expected: String, found: String },
     #[error(
-        "nothing was expected of {}: a document that nothing is held against proves nothing{}",
+        "nothing was expected of {}: a document that nothing is compared with proves nothing{}",
         Pcrs(missing), if *debug { " (of an enclave in debug mode, expect zeros)" } else { "" }
     )]
     NothingExpected { missing: Vec<u8>, debug: bool },

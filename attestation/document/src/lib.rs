@@ -1,4 +1,4 @@
-//! Attestation documents of AWS Nitro Enclaves: parsed, verified, held against what an operator expects.
+//! Attestation documents of AWS Nitro Enclaves: parsed, verified, compared with what an operator expects.
 //!
 //! Three steps, each with a type of its own, so that nothing of a document can be read before its signature is checked
 //! and nothing counts as accepted before it was compared:

@@ -101,7 +101,7 @@ impl Document {
         self.user_data.as_deref()
     }
 
-    /// The nonce that whoever asked for it gave.
+    /// The nonce that anyone who asked for it gave.
     pub fn nonce(&self) -> Option<&[u8]> {
         self.nonce.as_deref()
     }

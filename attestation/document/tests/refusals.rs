@@ -353,7 +353,7 @@ fn fields_have_one_type() {
             );
         }
     }
-    // Pieces of a byte string, put together by whoever reads them.
+    // Pieces of a byte string, put together by anyone who reads them.
     let mut pieces = vec![0x5f];
     pieces.extend(bytes(b"non"));
     pieces.extend(bytes(b"ce"));

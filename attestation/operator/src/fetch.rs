@@ -126,7 +126,7 @@ impl Proxy {
         struct Answer {
             boot_nonce: String,
             term: String,
-            seq: String,
+            sequence: String,
             time_ms: String,
             hash: String,
             signature: String,
@@ -139,7 +139,7 @@ impl Proxy {
         let head = LogHead {
             boot_nonce: hex(&answer.boot_nonce, "a boot nonce")?,
             term: number(&answer.term)?,
-            number: number(&answer.seq)?,
+            number: number(&answer.sequence)?,
             time_ms: number(&answer.time_ms)?,
             hash: hex(&answer.hash, "a hash")?,
             signature: hex(&answer.signature, "a signature")?,

@@ -35,7 +35,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::parent::{Parent, ParentError};
 
-/// KMS answers in milliseconds: whoever waits longer waits for a way that is broken.
+/// KMS answers in milliseconds: anyone who waits longer waits for a way that is broken.
 const ATTEMPTS: u32 = 3;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,7 +68,7 @@ pub enum KmsError {
     /// The parent's services, its list, its network, or KMS itself.
     #[error("KMS is away: {0}")]
     Away(String),
-    /// Whoever answered is not KMS under these roots.
+    /// Anyone who answered is not KMS under these roots.
     #[error("TLS to KMS failed: {0}")]
     Tls(String),
     /// The parent's credentials are missing, wrong or expired.
@@ -335,7 +335,7 @@ impl VaultTlsConnector {
                 return Err(ConnectorError::io("the connection ended before KMS had answered".into()));
             }
             Err(NoResponse::Tls(why)) => {
-                // Whoever answers with another certificate will do so again.
+                // Anyone who answers with another certificate will do so again.
                 return Err(ConnectorError::user(format!("{TLS_FAILED} ({}): {why}", self.host).into()));
             }
             Err(NoResponse::Malformed) => return Err(ConnectorError::io("KMS's response is not HTTP".into())),

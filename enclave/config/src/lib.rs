@@ -1,6 +1,6 @@
 //! The measured configuration: TOML in, checked types out.
 //!
-//! The vault never parses TOML: whoever starts it reads the file here and hands it [`Configuration`].
+//! The vault never parses TOML: anyone who starts it reads the file here and hands it [`Configuration`].
 #![forbid(unsafe_code)]
 
 use std::net::Ipv6Addr;

@@ -22,7 +22,7 @@ use casemate_slashing::{Ceilings, Floors, Limits};
 
 use crate::record::{Beginning, MAX_TERM, Record};
 
-/// A record's version is believed up to so far above the newest that was seen: else whoever can write to the store once could use
+/// A record's version is believed up to so far above the newest that was seen: else anyone who can write to the store once could use
 /// up all versions, for good. Changes are counted one by one; nobody makes so many.
 pub const MAX_VERSION_STEP: u64 = 1 << 48;
 
@@ -358,7 +358,7 @@ impl FenceMachine {
 
     fn found(&mut self, found: Option<Record>) -> Option<StoreRequest> {
         let version = found.map_or(0, |found| found.version);
-        // Whoever has it made anew knows already what is there: nothing, or one that has ended.
+        // Anyone who has it made anew knows already what is there: nothing, or one that has ended.
         let expected = matches!(self.state, State::Creating { old, .. } if found == old);
         if version < self.seen && !expected {
             let looks =
@@ -402,7 +402,7 @@ impl FenceMachine {
             {
                 self.ask(StoreOp::Swap { old, new })
             }
-            // It has ended, whoever has ended it: also one that this enclave holds.
+            // It has ended, anyone who has ended it: also one that this enclave holds.
             _ if found.closed => {
                 self.state = State::Closed(found);
                 None

@@ -12,8 +12,8 @@
 //! - A read and its answer are one step. What an enclave does between them is to sign, and hearing of its own swap earlier only
 //!   allows it more; hearing of another's, it has lost either way.
 //! - A swap and its «yes» are one step, for the same reason. A lost «yes» is a time-out before the swap is carried out.
-//! - Whoever boots or looks reads and asks for its claim at once; it could as well have done so later.
-//! - A swap that can no longer be carried out is refused at once, and nobody waits for it any more. Whoever was leaving reads at
+//! - Anyone who boots or looks reads and asks for its claim at once; it could as well have done so later.
+//! - A swap that can no longer be carried out is refused at once, and nobody waits for it any more. Anyone who was leaving reads at
 //!   once that it has lost.
 //! - A question that comes twice is left out: the second finds a newer version, and a «conflict» is heard like no answer at all.
 #![forbid(unsafe_code)]
@@ -78,7 +78,7 @@ enum Broken {
     SealedBeforeTheLast,
     /// A claim leaves in the record what the holder before had left behind.
     CleanNotCleared,
-    /// Whoever has heard no answer never asks again. It is safe, and never signs.
+    /// Anyone who has heard no answer never asks again. It is safe, and never signs.
     GivesUp,
 }
 
@@ -185,7 +185,7 @@ fn holder(boot: usize) -> Bytes<32> {
     Bytes([u8::try_from(boot + 1).unwrap(); 32])
 }
 
-/// Equal states have equal digests: whoever signed nothing more can pass for its predecessor.
+/// Equal states have equal digests: anyone who signed nothing more can pass for its predecessor.
 fn digest(state: Watermarks) -> Root {
     let mut digest = [1; 32];
     digest[..8].copy_from_slice(&watermarks_code(state).to_be_bytes());

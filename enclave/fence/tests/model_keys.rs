@@ -10,14 +10,14 @@
 //! made anew; they are put back to older ones. An adversary chooses the order of all that, and each message that the first key is asked
 //! to sign. Each world has some of this; the tests at the end list them.
 //!
-//! **Properties.** No two released signatures of one key are slashable, whoever made them. A key whose deletion was confirmed signs
+//! **Properties.** No two released signatures of one key are slashable, anyone who made them. A key whose deletion was confirmed signs
 //! nothing above the floors at its deletion. It may still sign below: an earlier holder that is cut off signs up to its ceilings, and
 //! everybody else stays above those.
 //!
 //! **What is left out, and why no outcome is lost:**
 //!
 //! - A question to the store and its answer are one step. `model.rs` takes them apart, and shows that the fence deals with late, lost
-//!   and doubled messages. Whoever does not hear a «yes» can only do less, but for one thing: a change that waits for the «yes».
+//!   and doubled messages. Anyone who does not hear a «yes» can only do less, but for one thing: a change that waits for the «yes».
 //!   [`Outcome`] therefore has three cases. A swap that comes late is a swap that is asked for late: it takes place only where the
 //!   record is still the same, and what the enclave does in between commutes with it.
 //! - An enclave that is killed takes no more steps. One that starts claims at once, or could as well have started later.
@@ -50,7 +50,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const SLASHABLE: &str = "no two released signatures of a key are slashable";
 const DELETED: &str = "a key whose deletion was confirmed signs nothing above what the deleter's floors allow others";
-const NOTICED: &str = "whoever has seen a newer record gains nothing from a restored one";
+const NOTICED: &str = "anyone who has seen a newer record gains nothing from a restored one";
 
 /// A message that was signed. Two roots: what differs conflicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ enum Broken {
     ReturningKeyForgetsItsPast,
     /// What an enclave knew is gone with the next state that it loads.
     ReloadForgetsHistory,
-    /// A new record is free of floors for whoever has a state of its number.
+    /// A new record is free of floors for anyone who has a state of its number.
     FirstByNumber,
     /// A lost record is made anew from any state.
     LostAtAnyState,
@@ -116,7 +116,7 @@ enum Broken {
     ExportWithoutDelete,
     /// An import that the parent has kept back is carried out after the key went elsewhere.
     LateImport,
-    /// Whoever does not hold a record does not see that it has ended.
+    /// Anyone who does not hold a record does not see that it has ended.
     ClosedCanBeClaimed,
     /// Its holder does not see it.
     ClosedCanBeExtended,
@@ -254,7 +254,7 @@ impl Hash for State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// The swap took place; whoever asked has not heard so.
+    /// The swap took place; anyone who asked has not heard so.
     Unheard,
     /// It did not.
     Away,
@@ -306,7 +306,7 @@ const WAS_ELSEWHERE: u16 = 256;
 const ELSEWHERE_SIGNED: u16 = 512;
 const NEXT_MADE: u16 = 1024;
 
-/// Whoever closes a record that it does not hold.
+/// Anyone who closes a record that it does not hold.
 const OPERATOR: usize = 200;
 
 fn holder(boot: usize) -> Bytes<32> {
@@ -1365,7 +1365,7 @@ fn every_way_to_break_the_protocol_has_a_counterexample() {
 /// - A key in force before older states are refused has signed at or below ceilings that the next term's group floor includes.
 ///   Without the group floor it is slashable ([`Broken::InForceBeforeEnforcedWithoutFloor`]).
 /// - A claim that leaves the oldest state what it was lets an older state follow: a key that this lacks is below the group floor.
-/// - A reload that forgets: whoever loads a state holds nothing. What it has signed itself lies at or below the ceilings of its
+/// - A reload that forgets: anyone who loads a state holds nothing. What it has signed itself lies at or below the ceilings of its
 ///   term, which are in the floors of the next, or in the exact state. What protects is that a holder never loads one.
 #[test]
 fn second_lines_of_defence_are_not_the_only_ones() {
@@ -1431,7 +1431,7 @@ fn equal_keys_have_equal_futures() {
     }
 }
 
-/// In another store there is no record yet: it is no older one for whoever has seen nothing newer than the one that has ended.
+/// In another store there is no record yet: it is no older one for anyone who has seen nothing newer than the one that has ended.
 #[test]
 fn the_next_record_may_begin_in_another_store() {
     let begin = |seen, above_version, lost| {

@@ -319,7 +319,7 @@ fn a_record_that_has_ended_is_nobodys_and_the_next_lies_above_it() {
         (None, None, None)
     );
     assert_eq!(holder.extend(ceilings(200, 9, 8), 90), None);
-    // Whoever holds it finds that it has ended.
+    // Anyone who holds it finds that it has ended.
     let (mut other, mine) = claimed(held(), None, 77);
     assert_eq!(look(&mut other, Some(Record { version: 12, closed: true, ..mine })), None);
     assert!(matches!(other.status(), FenceStatus::Closed(_)));

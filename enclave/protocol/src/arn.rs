@@ -1,6 +1,6 @@
 //! Amazon Resource Names of what the configuration names: the fence's table, and the KMS key.
 //!
-//! An ARN says partition, region **and** account. A table that is named by region and name alone is chosen by whoever brings the
+//! An ARN says partition, region **and** account. A table that is named by region and name alone is chosen by anyone who brings the
 //! credentials: theirs say the account. Read strictly, because hosts are made of the parts: what is taken here is a DNS label there.
 
 use std::fmt;

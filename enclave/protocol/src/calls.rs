@@ -145,7 +145,7 @@ pub enum BrokerRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum NoResponse {
-    /// Whoever answered is not KMS under the vault's roots, or broke TLS; with rustls's sentence.
+    /// Anyone who answered is not KMS under the vault's roots, or broke TLS; with rustls's sentence.
     Tls(String),
     /// The connection ended before the response did.
     Closed,

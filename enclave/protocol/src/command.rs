@@ -1,6 +1,6 @@
 //! Operators' commands: what changes an enclave's keys, signed by M of N operators that its measured configuration names.
 //!
-//! A command is CBOR with names, so that whoever signs it on another machine can read it there: everything but the secret keys
+//! A command is CBOR with names, so that anyone who signs it on another machine can read it there: everything but the secret keys
 //! is in clear. It is for one boot of one enclave (its boot nonce stands in it) and can be carried out once (its counter rises).
 //! The parent carries it and can at most lose it.
 
@@ -99,7 +99,7 @@ pub enum Action {
         record: RecordOrder,
         /// [`StoreCredentials`], encrypted to the enclave; nothing where the store needs none.
         credentials: Option<EncryptedSecrets>,
-        /// Which credentials those are, for whoever signs the command: the enclave compares it with what it decrypts.
+        /// Which credentials those are, for anyone who signs the command: the enclave compares it with what it decrypts.
         credentials_id: Option<CredentialsId>,
     },
     /// Leave in order: sign no more, and leave the exact state for a successor.
@@ -728,7 +728,7 @@ mod tests {
         assert_eq!(dynamodb.id(none), Some(CredentialsId::AccessKey("AKID".into())));
         let der = |byte: u8| BoundedBytes::new(vec![byte; 3]).unwrap();
         let etcd = |certificates| StoreCredentials::Etcd { certificates, key: der(9) };
-        // The client's own certificate, whoever issued it.
+        // The client's own certificate, anyone who issued it.
         let digest = |bytes: &[u8]| Bytes([bytes[0]; 32]);
         assert_eq!(etcd(vec![der(1), der(2)]).id(digest), Some(CredentialsId::Certificate(Bytes([1; 32]))));
         assert_eq!(etcd(Vec::new()).id(digest), None);

@@ -1,4 +1,4 @@
-//! What the measured configuration tells the vault, as whoever starts it hands it over: one CBOR map through a pipe.
+//! What the measured configuration tells the vault, as anyone who starts it hands it over: one CBOR map through a pipe.
 //!
 //! The TOML itself is read outside the vault (casemate-config); its digest stands in the statement.
 
@@ -155,7 +155,7 @@ pub struct Operators {
 pub struct Policy {
     /// Sign proofs of validation.
     pub proof_of_validation: bool,
-    /// Sign voluntary exits for whoever asks.
+    /// Sign voluntary exits for anyone who asks.
     pub voluntary_exits: bool,
     /// Addresses that deposits may withdraw to.
     pub withdrawal_addresses: Vec<ExecutionAddress>,

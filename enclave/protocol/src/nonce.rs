@@ -9,5 +9,5 @@ pub const NONCE_LEN: std::ops::RangeInclusive<usize> = MIN_NONCE_LEN..=MAX_NONCE
 const MIN_NONCE_LEN: usize = 8;
 const MAX_NONCE_LEN: usize = 64;
 
-/// A nonce that whoever asks for an attestation document made up, so that the answer cannot be an old one.
+/// A nonce that anyone who asks for an attestation document made up, so that the answer cannot be an old one.
 pub type Nonce = BoundedBytes<MIN_NONCE_LEN, MAX_NONCE_LEN>;

@@ -1,7 +1,7 @@
 //! The statement: what an enclave says of itself, and binds into its attestation document.
 //!
 //! It travels beside the document; the document's user_data is the SHA-256 of its bytes. It is CBOR with names, so that
-//! whoever keeps one can still read it in years.
+//! anyone who keeps one can still read it in years.
 
 use std::fmt;
 
@@ -51,7 +51,7 @@ pub struct Statement {
     pub state: Option<StatedState>,
 }
 
-/// A sealed state, by what tells it from every other: whoever keeps copies of the parent's blobs can say which one it is.
+/// A sealed state, by what tells it from every other: anyone who keeps copies of the parent's blobs can say which one it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatedState {
@@ -170,7 +170,7 @@ pub struct StatedRecord {
     /// The oldest sealed state that may be loaded.
     #[serde(rename = "sealed_generation")]
     pub min_state_version: u64,
-    /// The exact state that its last holder has left behind, or that was sealed with a first record, by its SHA-256: whoever has that
+    /// The exact state that its last holder has left behind, or that was sealed with a first record, by its SHA-256: anyone who has that
     /// one needs no floors.
     #[serde(rename = "clean")]
     pub released_state: Option<Root>,

@@ -112,7 +112,7 @@ impl From<KeyPrefix> for String {
     }
 }
 
-/// What the statement says of an etcd. The id alone proves nothing to whoever does not know who answers: it stands with the root
+/// What the statement says of an etcd. The id alone proves nothing to anyone who does not know who answers: it stands with the root
 /// that TLS was held to.
 pub fn etcd_identity(cluster: ClusterId, prefix: &KeyPrefix, root_sha256: &Root) -> String {
     format!("{cluster}/{prefix}#root-sha256={}", const_hex::encode(root_sha256.0))

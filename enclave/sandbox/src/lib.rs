@@ -66,7 +66,7 @@ pub fn enter_vault(journal: bool) -> Result<(), SandboxError> {
     if journal {
         list.extend(JOURNAL);
     }
-    // Whoever makes threads falls back to clone, whose flags a filter can see; those of clone3 lie in memory.
+    // Anyone who makes threads falls back to clone, whose flags a filter can see; those of clone3 lie in memory.
     apply(&[(libc::SYS_clone3, vec![])], SeccompAction::Allow, SeccompAction::Errno(no_such_call()))?;
     allow(&list)
 }

@@ -31,7 +31,7 @@ pub struct Ceilings {
 impl Floors {
     /// These floors as watermarks: what a key may have signed at most, before this enclave.
     ///
-    /// Whoever seals a state in a term adds them to each history: the state stands for that term's past too.
+    /// Anyone who seals a state in a term adds them to each history: the state stands for that term's past too.
     pub fn watermarks(&self) -> Watermarks {
         let block = self.slot.map(|slot| BlockMark { slot, signing_root: None });
         let attestation = match (self.source, self.target) {

@@ -238,7 +238,7 @@ pub fn serve(link: Link, vault: &Vault, keeping: Keeping, seen: u64, workers: No
         scope.spawn(|| {
             let kept = FenceKeeper::new(vault, keeping, seen).run(|| ended.load(Ordering::Relaxed));
             if let Err(error) = kept {
-                // Nothing can be signed any more. Whoever starts this process anew gives it another chance.
+                // Nothing can be signed any more. Anyone who starts this process anew gives it another chance.
                 eprintln!("casemate-vault: {error}");
                 std::process::exit(1);
             }

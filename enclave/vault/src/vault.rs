@@ -168,7 +168,7 @@ impl Vault {
     /// What the keys have signed, and stay above besides.
     fn history_page(&self, nonce: &Nonce, start: u32) -> Result<SignedHistoryPage, Refusal> {
         let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
-        // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: whoever takes the keys
+        // Only the holder knows what was signed. An earlier holder's signatures lie at or below the floors: anyone who takes the keys
         // elsewhere must stay above them too.
         let (term, floors) = self.still_held()?;
         let keys = current(&self.keys);
@@ -354,7 +354,7 @@ impl Vault {
         let mut root = None;
         let judged = self.judge_unlogged(request, &mut root);
         let refusal = judged.as_ref().err();
-        // Whoever asks for keys that are not here must not fill the log of those that are.
+        // Anyone who asks for keys that are not here must not fill the log of those that are.
         let foreign = match refusal {
             Some(Refusal::UnknownKey) => true,
             // Nobody has looked for the key yet.

@@ -1,4 +1,4 @@
-//! Attestation documents of the vault, made by a software NSM and held against the verifier.
+//! Attestation documents of the vault, made by a software NSM and compared with the verifier.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::sync::Arc;

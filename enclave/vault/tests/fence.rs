@@ -189,7 +189,7 @@ fn a_store_that_shows_an_older_record_ends_the_signing_of_this_boot() {
     assert_eq!(*memory.record.lock().unwrap(), Some(first_record()), "it does not write there any more");
 }
 
-/// Nobody can claim the last term. Whoever stands by all the same hears of what is put in its place.
+/// Nobody can claim the last term. Anyone who stands by all the same hears of what is put in its place.
 #[test]
 fn a_record_whose_terms_are_used_up_is_looked_at_until_it_is_mended() {
     let (bench, network, memory) = (Bench::new(), network(50), Memory::default());

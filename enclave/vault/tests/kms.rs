@@ -92,7 +92,7 @@ fn a_response_comes_whole_whatever_the_pieces() {
     }
 }
 
-/// Whoever carries the bytes may append what he likes behind KMS's end of TLS.
+/// Anyone who carries the bytes may append what he likes behind KMS's end of TLS.
 #[test]
 fn what_follows_the_end_of_tls_ends_the_exchange() {
     let kms = Kms::new(&[&rustls::version::TLS13]);

@@ -88,7 +88,7 @@ fn a_blob_of_another_place_or_an_older_state_version_is_refused_before_kms_is_as
     assert!(seal::header(&blob, &place(), 5).is_ok());
 }
 
-/// The header rewritten by whoever keeps the blob, so that it fits: the content knows better.
+/// The header rewritten by anyone who keeps the blob, so that it fits: the content knows better.
 #[test]
 fn every_field_of_the_header_is_bound() {
     let blob = sealed();

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The vault gives two documents a second.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// The queue in front of the vault's rate limit: one request at a time, in the order of their coming, so that whoever asks
+/// The queue in front of the vault's rate limit: one request at a time, in the order of their coming, so that anyone who asks
 /// often does not keep others from being answered.
 pub(super) struct Turns {
     waiting: Semaphore,
@@ -62,7 +62,7 @@ pub(super) async fn attestation(
 
 impl App {
     async fn attest(&self, number: Option<usize>, nonce: Nonce) -> Result<Response, Failure> {
-        // The same one until it answers; and whoever asked learns which, so that what follows goes there too.
+        // The same one until it answers; and anyone who asked learns which, so that what follows goes there too.
         let number = self.enclave.select(number);
         let turns = &self.attestations;
         let _place = turns.waiting.try_acquire().map_err(|_| too_many())?;

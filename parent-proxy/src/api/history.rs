@@ -27,7 +27,7 @@ pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
     let start = start.ok_or_else(|| {
         Failure::new(StatusCode::BAD_REQUEST, format!("start= is to be a number up to {}, given once", u32::MAX))
     })?;
-    // One at a time, and nobody waits for it: whoever asks without end keeps no operator from anything else.
+    // One at a time, and nobody waits for it: anyone who asks without end keeps no operator from anything else.
     let _alone = app.telling.try_lock().map_err(|_| Failure::from(Refusal::CommandBusy))?;
     let page = app.history_page(app.number(uri.query())?, nonce, start).await?;
     Ok(json_body(&json!({
@@ -37,7 +37,7 @@ pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
 }
 
 impl App {
-    /// One page of the keys' history. Each asks the fence's store, on the vault's thread of commands: only whoever holds `telling` may.
+    /// One page of the keys' history. Each asks the fence's store, on the vault's thread of commands: only anyone who holds `telling` may.
     pub(super) async fn history_page(
         &self,
         number: Option<usize>,
@@ -67,7 +67,7 @@ pub(super) async fn signing_log_head(State(app): State<Arc<App>>, uri: Uri) -> R
             Ok(json_body(&json!({
                 "boot_nonce": head.boot_nonce.to_string(),
                 "term": head.term.to_string(),
-                "seq": head.number.to_string(),
+                "sequence": head.number.to_string(),
                 "time_ms": head.time_ms.to_string(),
                 "hash": head.hash.to_string(),
                 "signature": head.signature.to_string(),

@@ -1,4 +1,4 @@
-//! The key manager API (ethereum/keymanager-APIs): `/eth/v1/keystores`, for whoever has the token.
+//! The key manager API (ethereum/keymanager-APIs): `/eth/v1/keystores`, for anyone who has the token.
 //!
 //! This host is not trusted with keys. What it may bring are commands that operators have signed (`casemate keys import --command-out`);
 //! keystores with their passwords go on to the vault, which takes them only where its measured policy says so.
@@ -43,7 +43,7 @@ const TOKEN_LEN: usize = 32;
 /// Shortest token that is taken, in characters: 256 bits in base64.
 const MIN_TOKEN_LEN: usize = 43;
 
-/// Whoever has it may ask for anything that this API does. Only its digest is kept.
+/// Anyone who has it may ask for anything that this API does. Only its digest is kept.
 pub struct Token(Digest);
 
 impl Token {

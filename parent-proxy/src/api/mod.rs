@@ -66,7 +66,7 @@ pub struct App {
     managing: tokio::sync::Mutex<()>,
 }
 
-/// The API: what is signed goes the short way, everything else through the router.
+/// The API: what is signed takes the fast path, everything else goes through the router.
 #[derive(Clone)]
 pub struct Api {
     app: Arc<App>,

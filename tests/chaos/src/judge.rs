@@ -1,4 +1,4 @@
-//! What came out, held against every rule.
+//! What came out, compared with every rule.
 
 use std::fmt::Write as _;
 use std::time::Duration;

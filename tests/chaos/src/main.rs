@@ -2,7 +2,7 @@
 //! random: processes killed and stopped, older sealed states restored, the store away, keys imported and deleted, the fence handed
 //! over and taken over; and a hostile client that asks every enclave at once for duties that conflict.
 //!
-//! At the end every signature that was released is held against every other of its key. The choices are seeded; the processes'
+//! At the end every signature that was released is compared with every other of its key. The choices are seeded; the processes'
 //! timing is the machine's.
 #![forbid(unsafe_code)]
 #![allow(

@@ -70,8 +70,8 @@ pub fn text(running: &Running) -> String {
     }
     let _ = writeln!(
         out,
-        "\nIts attestation document, held against this stack's own root and measurements (in this checkout, casemate is\n\
-         `cargo run --release -p casemate --`; without --root it is held against AWS's root, and refused):\n\n{}",
+        "\nIts attestation document, compared with this stack's own root and measurements (in this checkout, casemate is\n\
+         `cargo run --release -p casemate --`; without --root it is compared with AWS's root, and refused):\n\n{}",
         attest(running)
     );
     if let Some(key) = &running.operator_key {
@@ -112,19 +112,19 @@ fn past(running: &Running) -> String {
     let data_dir = &running.data_dir;
     match running.fence {
         None => format!(
-            "the watermarks are kept in\n{data_dir}, on a disk that is trusted: whoever restores an old copy can get a validator \
+            "the watermarks are kept in\n{data_dir}, on a disk that is trusted: anyone who restores an old copy can get a validator \
              slashed"
         ),
         Some(FenceKind::File) if running.enclaves == 1 => format!(
-            "the fence's record and the watermarks are files in\n{data_dir}: a second enclave on that record is kept out, but whoever \
+            "the fence's record and the watermarks are files in\n{data_dir}: a second enclave on that record is kept out, but anyone who \
              restores an old\ncopy of that folder, or runs a copy of it, can get a validator slashed"
         ),
         Some(FenceKind::File) => format!(
-            "the fence's record is a file in\n{data_dir}: whoever restores an old copy of it can get a validator slashed"
+            "the fence's record is a file in\n{data_dir}: anyone who restores an old copy of it can get a validator slashed"
         ),
         Some(FenceKind::Etcd) => {
             format!(
-                "the fence's etcd is one node, and its data is in\n{data_dir}: whoever restores an old copy can get a validator slashed"
+                "the fence's etcd is one node, and its data is in\n{data_dir}: anyone who restores an old copy can get a validator slashed"
             )
         }
         Some(FenceKind::Solo) => {

@@ -52,7 +52,7 @@ pub struct KmsBoot {
 /// The software NSM, and what it measured.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct BootNsm {
-    /// Folder with the development root, for whoever verifies.
+    /// Folder with the development root, for anyone who verifies.
     pub folder: PathBuf,
     /// The root's certificate and key, PEM: a vault that starts again uses the same, whatever became of the files.
     pub root: String,

@@ -331,7 +331,7 @@ fn what_solo_has_signed_is_not_forgotten_under_a_first_record() {
     stack.kill_all();
     bench.keep_blobs("solo");
 
-    // A first record where the parent offers the keys: whoever claims it stays above everything.
+    // A first record where the parent offers the keys: anyone who claims it stays above everything.
     let beside = bench.copied_without("etcd");
     let stack = beside.start(&[ANY_AGE, "--interop-keys", "1", "--fence", "file"]);
     assert!(floors(&beside.status(&stack, 0)).0.is_some_and(|floor| floor >= slot));
@@ -625,7 +625,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
         refused_as_slashable(&stack, &key, &others);
         signs_on(&bench, &stack, &key);
     }
-    // Which store it is can be held against it, by every command and by the full verification.
+    // Which store it is can be compared with it, by every command and by the full verification.
     for command in [&["attest", "fetch"][..], &["fence", "status"]] {
         let with = |fence: &str| bench.casemate(&stack, &[command, &["--fence", fence]].concat(), false);
         let store = bench.status(&stack, 0)["fence"]["store"].as_str().unwrap().to_owned();

@@ -285,7 +285,7 @@ impl Cluster {
         let mut command = Command::new(self.launcher.first().unwrap_or(&self.program.clone().into_os_string()));
         command
             .args(self.launcher.iter().skip(1))
-            // Ctrl-C goes to whoever started the cluster alone: it ends last.
+            // Ctrl-C goes to anyone who started the cluster alone: it ends last.
             .process_group(0)
             .arg("--name")
             .arg(member(number))

@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(same["KeyId"], "arn");
         assert_eq!(same["Recipient"]["AttestationDocument"], "ZA==");
     }
-    // Whoever is not KMS gets no response out of it.
+    // Anyone who is not KMS gets no response out of it.
     let mut exchange = Exchange::begin(&ENDPOINT, &asked, &headers, BODY.as_bytes()).unwrap();
     let hello = exchange.outgoing();
     assert!(!hello.windows(4).any(|window| window == b"KeyI"), "nothing is sent before TLS stands");

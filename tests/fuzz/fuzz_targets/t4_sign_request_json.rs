@@ -1,4 +1,4 @@
-//! A body of a sign request parses or is refused with a sentence, on both presets; an attestation's short way says what the long one
+//! A body of a sign request parses or is refused with a sentence, on both presets; an attestation's fast path says what the long one
 //! says.
 #![no_main]
 

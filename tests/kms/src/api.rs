@@ -112,7 +112,7 @@ struct RecipientInfo {
 }
 
 impl Kms {
-    /// One request of whoever holds an account: `X-Amz-Target` and the body.
+    /// One request of anyone who holds an account: `X-Amz-Target` and the body.
     pub fn handle(&mut self, target: &str, body: &[u8], now: Timestamp) -> Result<Value, Failure> {
         self.handle_as("arn:aws:iam::000000000000:root", target, body, now)
     }

@@ -12,7 +12,7 @@ pub type Attested<'a> = Option<&'a BTreeMap<u8, String>>;
 /// What is to be judged.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyRequest<'a> {
-    /// ARN of whoever asks.
+    /// ARN of anyone who asks.
     pub principal: &'a str,
     /// `kms:Decrypt`.
     pub action: &'a str,

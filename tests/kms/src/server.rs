@@ -33,7 +33,7 @@ pub struct Access {
     pub account: String,
 }
 
-/// Whoever the access key of a signed request belongs to.
+/// Anyone who the access key of a signed request belongs to.
 fn principal(headers: &BTreeMap<String, String>, account: &str) -> String {
     let credential = headers.get("authorization").and_then(|text| text.split("Credential=").nth(1));
     let access_key = credential.and_then(|rest| rest.split('/').next()).unwrap_or_default();

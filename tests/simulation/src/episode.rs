@@ -496,7 +496,7 @@ impl Episode {
         if let Some(key) = imports {
             self.keys[key].deleted = None;
         }
-        // Ordered long ago, and not withdrawn: whoever still had it in their hands could deliver it.
+        // Ordered long ago, and not withdrawn: anyone who still had it in their hands could deliver it.
         if let Some(key) = deletes
             && let Whereabouts::Here { history } = self.keys[key].place
         {

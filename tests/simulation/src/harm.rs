@@ -218,7 +218,7 @@ fn forged(random: &mut Random, before: Record) -> (Record, bool) {
     let (holder, term) = random.pick(&[
         (before.holder, term),
         (Bytes([9; 32]), term + 1),
-        // As one that was just made: whoever sees it may claim it at once.
+        // As one that was just made: anyone who sees it may claim it at once.
         (Bytes::ZERO, term + 1),
     ]);
     let next = Record { version, holder, term, released_state: named, ..before };

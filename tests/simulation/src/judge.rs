@@ -88,7 +88,7 @@ impl Signed {
         }
     }
 
-    /// One of the last that were signed: whoever wants to see a key slashed asks for what conflicts with it.
+    /// One of the last that were signed: anyone who wants to see a key slashed asks for what conflicts with it.
     pub fn some(&self, random: &mut Random) -> Option<Message> {
         let blocks = self.blocks.values().rev().take(10).filter_map(|all| all.first());
         let all: Vec<Message> = blocks.chain(self.votes.iter().rev().take(10)).map(|one| one.message).collect();

@@ -150,7 +150,7 @@ impl Episode {
             return next.then_some(Task::After);
         }
         match statement.fence.standing {
-            // Whoever brings in credentials hears too that there is no record.
+            // Anyone who brings in credentials hears too that there is no record.
             StatedStatus::NoRecord | StatedStatus::RolledBack | StatedStatus::Unknown
                 if self.made && self.is_record_missing() =>
             {
@@ -413,7 +413,7 @@ impl Episode {
             Reply::Refused(
                 Refusal::MaybeSealed(_)
                 | Refusal::FenceUnclear(_)
-                // Not carried out so far: whoever has it may deliver it yet.
+                // Not carried out so far: anyone who has it may deliver it yet.
                 | Refusal::CommandBusy
                 | Refusal::ClockStopped
                 | Refusal::CommandCounter { .. },

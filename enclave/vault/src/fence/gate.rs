@@ -18,7 +18,7 @@ use crate::platform::runtime::{Bell, Kernel, Runtime};
 use crate::platform::sync::atomic::{AtomicU64, Ordering};
 use crate::platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-/// Longest time for what the keeper is sent for, for whoever waits.
+/// Longest time for what the keeper is sent for, for anyone who waits.
 const ERRAND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What the fence lets this enclave sign, for everybody who has to know.
@@ -337,7 +337,7 @@ impl FenceGate {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Puts in force what the keeper has decided, which is told whether the gate is to stay closed because of a handover: whoever closes it
+    /// Puts in force what the keeper has decided, which is told whether the gate is to stay closed because of a handover: anyone who closes it
     /// says so under its lock, so that is true as long as this lasts.
     pub(crate) fn put(&self, decide: impl FnOnce(bool) -> (View, Gate)) {
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);

@@ -216,7 +216,7 @@ impl Bell for TellingBell {
 fn nobody_is_sent_where_no_keeper_comes() {
     let solo = FenceParts::solo(Limits::NONE).split().0;
     assert!(matches!(solo.ask_keeper(KeeperRequest::Look), Err(Refusal::NoFenceRecord(FenceKind::Solo))));
-    // Whoever waits when the keeper ends is told so, and whoever comes later.
+    // Anyone who waits when the keeper ends is told so, and anyone who comes later.
     let (tell, told) = mpsc::channel();
     let fence_gate = with_record().running_on(Arc::new(Telling(Kernel::default(), tell)));
     std::thread::scope(|scope| {

@@ -31,11 +31,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const ORDER_TIMEOUT: Duration = Duration::from_secs(12);
 /// After so long one that has left in order comes back, if nobody else has come: a standby takes a second or two.
 const RECLAIM_DELAY: Duration = Duration::from_secs(5);
-/// How often the clock is held against the NSM's.
+/// How often the clock is compared with the NSM's.
 const CLOCK_CHECK: Duration = Duration::from_mins(2);
 /// The same while it is not trusted.
 const CLOCK_RECHECK: Duration = Duration::from_secs(1);
-/// After so many checks in a row that have failed, it will not agree again by itself: the process ends, and whoever starts it anew gives
+/// After so many checks in a row that have failed, it will not agree again by itself: the process ends, and anyone who starts it anew gives
 /// it another chance.
 const MAX_FAILED_CHECKS: u32 = 120;
 
@@ -231,7 +231,7 @@ impl<'a> FenceKeeper<'a> {
         let network = self.vault.network();
         let now = network.slot_at(self.vault.clock().unix_ms()?);
         let slot = now.saturating_add(CEILING_LEAD_SLOTS);
-        // A justified epoch has begun: whoever asks for a later one would only lock out the others of the group.
+        // A justified epoch has begun: anyone who asks for a later one would only lock out the others of the group.
         let latest = network.epoch_of(now);
         let source = wanted.map_or(record.ceilings.source, |wanted| wanted.source.min(latest));
         Some(Ceilings { slot, target: network.epoch_of(slot), source })
@@ -265,7 +265,7 @@ impl<'a> FenceKeeper<'a> {
         };
         let slot = Duration::from_millis(self.vault.network().slot_duration_ms());
         let steady = self.since(since) >= STABLE_BEFORE_CLAIM.min(slot);
-        // A record that was just made: nobody holds it. Floors hold for whoever claims it, as for any other.
+        // A record that was just made: nobody holds it. Floors hold for anyone who claims it, as for any other.
         let first = record.holder == Holder::ZERO;
         self.takeover || first || left_behind || (passed && steady)
     }

@@ -304,7 +304,7 @@ fn a_record_whose_ceilings_have_passed_is_claimed_once_it_has_stayed_the_same() 
         world.go(&mut keeper, 4000);
         assert_eq!(world.claimed(), Some(after));
     }
-    // Its holder lives: whoever waits begins anew.
+    // Its holder lives: anyone who waits begins anew.
     let world = World::new(12_000, Some(others(NOW - 5)));
     let mut keeper = world.keeper(0);
     world.go(&mut keeper, 900);

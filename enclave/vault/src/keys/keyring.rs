@@ -322,7 +322,7 @@ impl Key {
         Self { public: key.public, secret: None, history: Arc::clone(&key.history), fee_recipient: key.fee_recipient }
     }
 
-    /// Its past, locked: whoever changes it holds this from the check to the end of the saving.
+    /// Its past, locked: anyone who changes it holds this from the check to the end of the saving.
     pub(crate) fn lock(&self) -> MutexGuard<'_, SlashingHistory> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! KMS, over TLS that begins in the vault.
 //!
-//! KMS does not sign its answers. Whoever ends TLS can therefore answer `GenerateDataKey` with a data key of its own, and read
+//! KMS does not sign its answers. Anyone who ends TLS can therefore answer `GenerateDataKey` with a data key of its own, and read
 //! what is sealed with it; so TLS ends here and not in the broker. The broker's client writes and signs the request, for which it
 //! has the credentials; `KmsRequest::check` lets it through only if it is the request that the vault has asked for. Bytes go in and
 //! out through [`Exchange`]: there is no socket here.
@@ -43,7 +43,7 @@ pub fn host_of_key(key_arn: &str) -> Option<String> {
     KeyArn::parse(key_arn).ok().map(|arn| arn.host())
 }
 
-/// Amazon's trust anchors alone, out of webpki-roots: whoever else the web trusts has no business with KMS.
+/// Amazon's trust anchors alone, out of webpki-roots: anyone who else the web trusts has no business with KMS.
 pub fn amazon_roots() -> RootCertStore {
     let names: [&[u8]; 2] = [b"Amazon Root CA", b"Starfield Services Root Certificate Authority - G2"];
     let ours = |subject: &[u8]| names.iter().any(|name| subject.windows(name.len()).any(|window| window == *name));

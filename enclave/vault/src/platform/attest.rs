@@ -1,4 +1,4 @@
-//! Attestation documents for whoever asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
+//! Attestation documents for anyone who asks: the asker's nonce, the vault's HPKE key, the digest of the statement.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Trusted time.
 //!
-//! In the image the kernel's clock is kvm-clock, kept by the hypervisor. Nothing is taken on trust: it is held against the
+//! In the image the kernel's clock is kvm-clock, kept by the hypervisor. Nothing is taken on trust: it is compared with the
 //! timestamp of the NSM's documents at the start and every few minutes ([`TrustedClock::check`]), and against the monotonic clock
 //! at every reading. A jump either way beyond two seconds stops it, until it agrees with the NSM's again. It never goes back.
 

@@ -1,6 +1,6 @@
 //! How far from the clock anything may be: each distance once, with its name.
 //!
-//! All that may be signed is bounded by a clock that is trusted to [`CLOCK_TOLERANCE_MS`]. Whoever has to lie above what another may have
+//! All that may be signed is bounded by a clock that is trusted to [`CLOCK_TOLERANCE_MS`]. Anyone who has to lie above what another may have
 //! signed, or may sign yet, allows for two such clocks that are off in opposite ways ([`clock_margin`]).
 
 use casemate_fence::Record;

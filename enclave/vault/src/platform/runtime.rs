@@ -1,4 +1,4 @@
-//! Time and waiting, for the keeper of the fence's record and for whoever waits for it.
+//! Time and waiting, for the keeper of the fence's record and for anyone who waits for it.
 //!
 //! Every program runs on [`Kernel`]. The simulator (tests/simulation) has one of its own, so that it decides who goes on, and a run can be
 //! repeated step by step.
@@ -20,7 +20,7 @@ pub trait Runtime: Send + Sync {
 
 /// Wakes one who waits. A ring that nobody hears is kept until somebody waits.
 pub trait Bell: Send + Sync {
-    /// Wakes whoever waits, or who waits next.
+    /// Wakes anyone who waits, or who waits next.
     fn ring(&self);
 
     /// Waits until it rings, at most so long.

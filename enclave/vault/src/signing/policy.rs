@@ -17,9 +17,9 @@ use crate::platform::ssz::{hash_pair, leaf};
 pub struct Policy {
     /// Sign proofs of validation (Web3Signer's signing extension).
     pub proof_of_validation: bool,
-    /// Sign voluntary exits for whoever asks.
+    /// Sign voluntary exits for anyone who asks.
     pub voluntary_exits: bool,
-    /// Which deposits are signed for whoever asks.
+    /// Which deposits are signed for anyone who asks.
     pub deposits: Deposits,
     /// Where the fees of keys go that operators have not given another address; nothing where anybody may say.
     pub fee_recipient: Option<ExecutionAddress>,

@@ -1,6 +1,6 @@
 //! The record in DynamoDB: one item of a table, whose partition key is the string attribute `group`.
 //!
-//! The table is named by its whole ARN in every request: a name alone would be looked up in the account of whoever the credentials
+//! The table is named by its whole ARN in every request: a name alone would be looked up in the account of anyone who the credentials
 //! belong to. Reads are strongly consistent. A swap is a `PutItem` whose condition compares version, term and the record itself.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The record in a file on the parent's disk, for a disk that its owner trusts: the development stack's. Whoever can write the
+//! The record in a file on the parent's disk, for a disk that its owner trusts: the development stack's. Anyone who can write the
 //! file can roll the record back.
 
 use std::sync::Arc;
