@@ -1,8 +1,10 @@
 //! Frames between broker and parent: whatever decodes is the one encoding of what it decoded to.
 #![no_main]
 
-use casemate_protocol::host_services::{MAX_HOST_FRAME_LEN, decode_reply, decode_request, encode_reply, encode_request};
 use casemate_protocol::frame;
+use casemate_protocol::host_services::{
+    MAX_HOST_FRAME_LEN, decode_reply, decode_request, encode_reply, encode_request,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -5,13 +5,13 @@
 use std::cell::RefCell;
 
 use casemate_protocol::Bytes;
-use casemate_vault::keys::seal::{self, Contents, GroupId};
+use casemate_vault::keys::seal::{self, Contents, SealBinding};
 use libfuzzer_sys::fuzz_target;
 
 const DATA_KEY: [u8; 32] = [7; 32];
 
-fn place() -> GroupId {
-    GroupId { key_arn: "arn".into(), group: "g".into(), network: Bytes([5; 32]) }
+fn place() -> SealBinding {
+    SealBinding { key_arn: "arn".into(), group: "g".into(), network: Bytes([5; 32]) }
 }
 
 thread_local! {

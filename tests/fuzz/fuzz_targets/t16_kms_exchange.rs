@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
 use casemate_protocol::calls;
-use casemate_vault::link::kms::{KmsRequest, Endpoint, Exchange, amazon_roots, response};
+use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, amazon_roots, response};
 use libfuzzer_sys::fuzz_target;
 
 static ENDPOINT: LazyLock<Endpoint> =
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(response)) = response(bytes) {
         assert!(response.status >= 200 && response.body.as_ref().len() <= calls::MAX_KMS_BODY_LEN);
     }
-    if let Ok(answer) = calls::decode_answer(bytes) {
+    if let Ok(answer) = calls::decode_reply(bytes) {
         let mut out = Vec::new();
         calls::encode(answer.id, &answer.content, &mut out);
         assert_eq!(&out[12..], bytes);

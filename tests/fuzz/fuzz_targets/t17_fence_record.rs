@@ -3,9 +3,9 @@
 
 use std::sync::LazyLock;
 
+use casemate_fence::{GroupId, Record};
 use casemate_protocol::Bytes;
 use casemate_protocol::command::StoreCredentials;
-use casemate_fence::{GroupId, Record};
 use libfuzzer_sys::fuzz_target;
 
 static PLACE: LazyLock<GroupId> = LazyLock::new(|| GroupId { group: "alpha".into(), network: Bytes([5; 32]) });

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, LazyLock, Mutex};
 
+use casemate_fence::{GroupId, Record, StoreOp, StoreResponse};
 use casemate_protocol::arn::TableArn;
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::configuration::StoreEndpoint;
@@ -11,7 +12,6 @@ use casemate_protocol::statement::RecordKind;
 use casemate_protocol::store::{ClusterId, KeyPrefix};
 use casemate_protocol::{BoundedBytes, Bytes};
 use casemate_slashing::Ceilings;
-use casemate_fence::{Heard, GroupId, Question, Record};
 use casemate_vault::SystemClock;
 use casemate_vault::fence::store::dynamodb::Dynamodb;
 use casemate_vault::fence::store::etcd::{Etcd, Which};
@@ -46,7 +46,7 @@ fuzz_target!(|bytes: &[u8]| {
         term: 1,
         ceilings: Ceilings::ZERO,
         min_state_version: 0,
-        clean: None,
+        released_state: None,
         closed: false,
     };
     let new = Record { version: 2, term: 2, ..old };
@@ -72,21 +72,21 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(dynamodb.open(&StoreCredentials::Dynamodb { access_key_id: "A".into(), secret_access_key: "s".into() }));
     let stores: [&mut dyn Store; 2] = [&mut etcd, &mut dynamodb];
     for store in stores {
-        for question in [Question::Read, Question::Create(old), Question::Swap { old, new }] {
+        for question in [StoreOp::Read, StoreOp::Create(old), StoreOp::Swap { old, new }] {
             *carrier.0.lock().unwrap() = Some(Response { status, body: body.clone() });
             let (heard, _) = store.ask(&question);
             match (&question, heard) {
-                (Question::Read, Heard::Record(_) | Heard::Unclear) => {}
-                (Question::Read, other) => panic!("{other:?} to a read"),
-                (_, Heard::Swapped) => {
+                (StoreOp::Read, StoreResponse::Record(_) | StoreResponse::Unclear) => {}
+                (StoreOp::Read, other) => panic!("{other:?} to a read"),
+                (_, StoreResponse::Swapped) => {
                     assert_eq!(status, 200);
                     // Of etcd only the configured cluster's answers count.
                     let whose = serde_json::from_slice::<serde_json::Value>(body.as_ref()).unwrap_or_default();
                     let ours = whose["header"]["cluster_id"] == CLUSTER.to_string();
                     assert!(store.kind() != RecordKind::Etcd || ours);
                 }
-                (_, Heard::Conflict | Heard::Unclear) => {}
-                (_, Heard::Record(_)) => panic!("a record to a swap"),
+                (_, StoreResponse::Conflict | StoreResponse::Unclear) => {}
+                (_, StoreResponse::Record(_)) => panic!("a record to a swap"),
             }
         }
     }

@@ -2,8 +2,8 @@
 #![no_main]
 
 use casemate_protocol::Bytes;
-use casemate_protocol::log::text::parse;
 use casemate_protocol::history_page::HistoryPage;
+use casemate_protocol::log::text::parse;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use casemate_protocol::{Duty, Reply, Request, frame};
-use casemate_slashing::{SlashingHistory, Limits, Watermarks};
+use casemate_slashing::{Limits, SlashingHistory, Watermarks};
 use casemate_vault::keys::journal::NullJournal;
 use casemate_vault::{Clock, Keys, Policy, Vault};
 use libfuzzer_sys::fuzz_target;
@@ -30,14 +30,8 @@ fuzz_target!(|bytes: &[u8]| {
         SlashingHistory::Known(Watermarks::NONE)
     })
     .unwrap();
-    let vault = Vault::new(
-        network,
-        held,
-        Limits::NONE,
-        Policy::permissive(),
-        Box::new(EndOfTime),
-        Box::new(NullJournal),
-    );
+    let vault =
+        Vault::new(network, held, Limits::NONE, Policy::permissive(), Box::new(EndOfTime), Box::new(NullJournal));
     let mut votes: Vec<(u64, u64, Duty)> = Vec::new();
     let mut blocks: Vec<(u64, Duty)> = Vec::new();
     let mut rest = bytes;
