@@ -2,7 +2,7 @@
 #![no_main]
 
 use casemate_eif::eif::{Eif, write};
-use casemate_eif::report::{MeasuredConfig, diff};
+use casemate_eif::report::{ImageReport, diff};
 use casemate_eif::signature::Signature;
 use libfuzzer_sys::fuzz_target;
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
             let sections: Vec<_> = image.sections.iter().map(|s| (s.kind, s.content)).collect();
             assert_eq!(write(&sections), bytes);
         }
-        if let Ok(measured) = MeasuredConfig::of(&bytes) {
+        if let Ok(measured) = ImageReport::from_bytes(&bytes) {
             let _ = measured.text();
             let _ = diff(&measured, &measured);
         }
