@@ -117,7 +117,7 @@ impl<'a> ImageReport<'a> {
     }
 }
 
-/// For [`MeasuredConfig::json`], where there is nothing to add.
+/// For [`ImageReport::json`], where there is nothing to add.
 pub fn nothing_else() -> Map<String, Value> {
     Map::new()
 }

@@ -15,6 +15,14 @@
 //! | [`group`] | which of a group's enclaves holds the fence |
 //! | [`signing_log`] | what the enclave has signed and refused, written down |
 //! | [`egress`] | what the enclave asks of the parent: egress, credentials, a disk for sealed blobs |
+//!
+//! ```
+//! // The enclave reaches the hosts on a list, each with its port, and no others.
+//! use casemate_proxy::egress::Target;
+//!
+//! assert!("kms.eu-central-1.amazonaws.com:443".parse::<Target>().is_ok());
+//! assert!("kms.eu-central-1.amazonaws.com".parse::<Target>().is_err());
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod api;

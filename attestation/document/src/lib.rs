@@ -13,6 +13,16 @@
 //!
 //! No I/O, no clock, no global state: the time and the root are arguments. Revocation lists are not consulted: AWS says to
 //! turn that off, and leaves live three hours.
+//!
+//! ```
+//! use casemate_document::{Anchor, At, Timestamp, Unverified};
+//!
+//! // The root is pinned; what comes from outside is not even parsed unless it has the one form of a document.
+//! let aws = Anchor::aws()?;
+//! assert_eq!(const_hex::encode(aws.sha256()), casemate_document::AWS_ROOT_G1_SHA256);
+//! assert!(Unverified::parse(b"no document").and_then(|d| d.verify(&aws, At::Time(Timestamp(0)))).is_err());
+//! # Ok::<_, casemate_document::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod accept;

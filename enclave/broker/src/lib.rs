@@ -7,6 +7,19 @@
 //! Every queue is bounded: a connection has at most [`IN_FLIGHT`] requests outstanding and is not read from beyond
 //! that; all connections share one short queue to the vault; a connection that leaves [`UNREAD_BYTES`] of replies
 //! unread is closed.
+//!
+//! ```
+//! # use casemate_protocol::address::Address;
+//! let folder = std::env::temp_dir().join(format!("casemate-doc-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder)?;
+//! let address: Address = format!("unix:{}", folder.join("broker.sock").display()).parse().expect("an address");
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! // Listening is the one thing that the broker does before its sandbox closes.
+//! assert!(casemate_broker::Listener::bind(&address).is_ok());
+//! # });
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<_, std::io::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod kms;

@@ -1,6 +1,14 @@
 //! The measured configuration: TOML in, checked types out.
 //!
 //! The vault never parses TOML: anyone who starts it reads the file here and hands it [`Configuration`].
+//!
+//! ```
+//! let mainnet = casemate_config::named("mainnet").expect("it is built in")?;
+//! assert_eq!((mainnet.slot_duration_ms(), mainnet.slots_per_epoch()), (12_000, 32));
+//! // A file is taken whole or not at all.
+//! assert!(casemate_config::configuration("group = \"main\"", casemate_protocol::Root::ZERO).is_err());
+//! # Ok::<_, casemate_config::ConfigError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 use std::net::Ipv6Addr;

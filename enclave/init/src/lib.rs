@@ -1,4 +1,20 @@
 //! What process 1 does, as far as it can be tried outside an enclave.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//!
+//! /// A parent that answers the heartbeat with the same byte, as the hypervisor's side does.
+//! struct Parent(Vec<u8>);
+//! # impl Read for Parent {
+//! #     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> { self.0.as_slice().read(out) }
+//! # }
+//! # impl Write for Parent {
+//! #     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> { self.0.write(bytes) }
+//! #     fn flush(&mut self) -> std::io::Result<()> { Ok(()) }
+//! # }
+//! casemate_init::heartbeat(Parent(Vec::new()))?;
+//! # Ok::<_, anyhow::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};

@@ -3,6 +3,11 @@
 //! This is for the operator's machine, where keys are imported from. The vault reads keystores with it too, for operators whose
 //! measured policy lets the key manager API bring them (`key_manager_import`), and decrypts them itself: without the feature
 //! `decrypt` this crate only reads.
+//!
+//! ```
+//! let error = casemate_keystore::Keystore::parse(b"{}").err().expect("an empty object is no keystore");
+//! assert!(!error.to_string().is_empty());
+//! ```
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "decrypt")]

@@ -4,6 +4,18 @@
 //! everything here is written for hostile input: lengths are checked before a byte is kept, a frame has exactly
 //! one encoding, and what comes out of [`frame::decode_request`] is already valid. docs/PROTOCOL.md describes
 //! the bytes.
+//!
+//! ```
+//! use casemate_protocol::frame::{self, RequestFrame};
+//! use casemate_protocol::Request;
+//!
+//! let mut bytes = Vec::new();
+//! frame::encode_request(&RequestFrame::new(7, Request::Info), &mut bytes);
+//! // The length is in front, and what follows has one encoding.
+//! let (inner, used) = frame::split(&bytes, casemate_protocol::nonce::MAX_FRAME_LEN)?.expect("it is whole");
+//! assert_eq!((used, frame::decode_request(inner)?.id), (bytes.len(), 7));
+//! # Ok::<_, casemate_protocol::frame::FrameError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod address;

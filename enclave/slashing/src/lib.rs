@@ -12,6 +12,19 @@
 //!
 //! The watermarks are the minimal strategy of EIP-3076: the highest slot, source and target ever signed. They refuse
 //! more than a complete history would, and never less.
+//!
+//! ```
+//! use casemate_protocol::{Refusal, Root, Slot};
+//! use casemate_slashing::{Limits, Watermarks, rules};
+//!
+//! let (root, other) = (Root::from([1; 32]), Root::from([2; 32]));
+//! let signed = rules::block::check(Watermarks::NONE, Slot(5), root, &Limits::NONE)?;
+//! // The very same block again slashes nobody; another one at its slot would.
+//! assert_eq!(rules::block::check(signed, Slot(5), root, &Limits::NONE), Ok(signed));
+//! let refused = rules::block::check(signed, Slot(5), other, &Limits::NONE);
+//! assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(5), last: Slot(5) }));
+//! # Ok::<_, Refusal>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod group;

@@ -2,6 +2,19 @@
 //!
 //! The runtime's own sockets are registered for both ways, and a Unix socket tells of room after each read of its peer: that were as
 //! many wake-ups again as there are batches of frames, and each takes a core from the vault. Here room is asked for when there is none.
+//!
+//! ```
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+//! let mut ours = casemate_socket::Socket::new(ours)?;
+//! std::io::Write::write_all(&mut &theirs, b"frame")?;
+//! let mut bytes = [0; 5];
+//! tokio::io::AsyncReadExt::read_exact(&mut ours, &mut bytes).await?;
+//! assert_eq!(&bytes, b"frame");
+//! # Ok::<_, std::io::Error>(())
+//! # })?;
+//! # Ok::<_, std::io::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};

@@ -10,12 +10,22 @@
 //! 3. refuse what lies in the future, by trusted time;
 //! 4. under the key's lock: check the slashing rules, save the new watermarks, and only then go on;
 //! 5. multiply the hashed message with the key ([`signing::bls`]); the hash is kept, because all attesters of a slot sign the
-//!    same root ([`signing::points`]).
+//!    same root ([`signing::hash_cache`]).
 //!
 //! [`platform::attest`] answers for all this: a document of the NSM ([`platform::nsm`]) over what the vault is and holds. Keys come sealed from the
 //! parent's disk, with a data key of KMS ([`keys::custody`], [`keys::seal`], [`link::kms`]); operators' commands change them ([`admin`]).
 //!
 //! No async runtime, no logger, no file and no network: a test reads the dependency tree for it.
+//!
+//! ```
+//! use casemate_vault::signing::bls::{HashedMessage, SecretKey};
+//!
+//! // A key in this compartment: it gives its public key and signatures, and never itself.
+//! let key = SecretKey::from_be_bytes(&mut [7; 32]).map_err(|_| "no key")?;
+//! let signature = key.sign(&HashedMessage::new(&[1; 32]));
+//! assert_eq!((key.public_key().0.len(), signature.0.len()), (48, 96));
+//! # Ok::<_, &str>(())
+//! ```
 #![deny(unsafe_code)]
 
 pub mod admin;

@@ -17,7 +17,7 @@ use crate::keys::keyring::{Key, current};
 use crate::platform::attest::Attestor;
 use crate::signing::bls::{HashedMessage, SecretKey, sign_batch};
 use crate::signing::log::SigningLog;
-use crate::signing::points::PointCache;
+use crate::signing::hash_cache::PointCache;
 use crate::signing::policy::{Exits, Policy};
 use crate::signing::signing_root;
 use crate::{Clock, Journal, Keys, Loaded, Nsm};

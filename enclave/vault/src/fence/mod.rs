@@ -1,6 +1,6 @@
 //! The fence at work: the gate that every signature passes, and the one thread that keeps the record.
 //!
-//! What may be signed is decided by [`casemate_fence::FenceStatement`]; here its questions are put to the store and its limits put in
+//! What may be signed is decided by [`casemate_fence::FenceMachine`]; here its requests go to the store and its limits put in
 //! force.
 
 pub(crate) mod gate;

@@ -21,7 +21,7 @@ pub trait Journal: Send + Sync {
         None
     }
 
-    /// Saves the group's floor. Where a journal stands for the past ([`Self::leaves`]), it must know that too.
+    /// Saves the group's floor. Where a journal stands for the past ([`Self::durable_state_digest`]), it must know that too.
     fn raise_floor(&self, floor: GroupFloor) -> Result<(), NotSaved> {
         let _ = floor;
         Ok(())

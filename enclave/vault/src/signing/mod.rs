@@ -2,6 +2,6 @@
 
 pub mod bls;
 pub(crate) mod log;
-pub mod points;
+pub mod hash_cache;
 pub(crate) mod policy;
 pub mod signing_root;

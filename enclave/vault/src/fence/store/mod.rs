@@ -1,7 +1,7 @@
-//! Stores of the fence's record: they put questions ([`Question`]) to a linearizable store and say what came of them.
+//! Stores of the fence's record: they send requests ([`StoreOp`]) to a linearizable store and say what it answered.
 //!
 //! TLS ends here, with credentials that are sealed with the group: the broker carries bytes, and can neither forge an answer nor
-//! write the record. Whatever is not clearly a yes or a no is [`Heard::Unclear`].
+//! write the record. Whatever is not clearly a yes or a no is [`StoreResponse::Unclear`].
 
 pub mod dynamodb;
 pub mod etcd;
