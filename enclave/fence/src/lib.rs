@@ -1,18 +1,18 @@
 //! The fence: a record in a store that only moves by compare-and-swap, and what it lets one enclave sign.
 //!
-//! Of all the enclaves with the same keys one signs. [`FenceStatement`] is the state machine that sees to it, without I/O and without a clock:
-//! the vault's keeper puts its questions to a store and tells it what came of them. The record itself is [`Record`].
+//! Of all the enclaves with the same keys one signs. [`FenceMachine`] is the state machine that sees to it, without I/O and without a clock:
+//! the vault's keeper sends its requests to a store and tells it the answers. The record itself is [`Record`].
 //!
 //! ```
-//! use casemate_fence::{Beginning, Fence, Heard, Standing};
+//! use casemate_fence::{FenceMachine, FenceStatus, StoreResponse};
 //! use casemate_protocol::Bytes;
 //!
 //! // An enclave that has just started signs nothing: first it looks for the record.
-//! let mut fence = Fence::new(Bytes([7; 32]), 0);
-//! let ask = fence.look().unwrap();
+//! let mut fence = FenceMachine::new(Bytes([7; 32]), 0);
+//! let request = fence.poll().unwrap();
 //! // The store has none. Nobody signs before operators have one made.
-//! fence.hear(ask.number, Heard::Record(None));
-//! assert_eq!(fence.standing(), Standing::NoRecord);
+//! fence.on_response(request.number, StoreResponse::Record(None));
+//! assert_eq!(fence.status(), FenceStatus::NoRecord);
 //! assert!(fence.limits().is_none());
 //! ```
 #![forbid(unsafe_code)]

@@ -194,7 +194,7 @@ pub enum Reply {
     Command(Outcome),
     /// To [`Request::Handover`]: whatever was signed is in the state that was left behind.
     HandedOver,
-    /// To [`Request::HistoryPage`].
+    /// To [`Request::SlashingProtection`].
     #[serde(rename = "Pasts")]
     SlashingProtection(SignedHistoryPage),
     /// To [`Request::Log`].
