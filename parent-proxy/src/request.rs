@@ -177,24 +177,36 @@ fn duty(kind: &str, body: &Body, network: &Network) -> Result<Duty, BadRequest> 
                 object_root: object_root(key, &data, network)?,
             }
         }
-        "VALIDATOR_REGISTRATION" => {
-            let data: Registration = field(kind, "validator_registration", body.validator_registration)?;
-            Duty::ValidatorRegistration {
-                fee_recipient: data.fee_recipient.0,
-                gas_limit: data.gas_limit.0,
-                timestamp: data.timestamp.0,
-                public_key: data.pubkey.0,
-            }
-        }
-        "DEPOSIT" => {
-            let data: Deposit = field(kind, "deposit", body.deposit)?;
-            Duty::Deposit {
-                public_key: data.pubkey.0,
-                withdrawal_credentials: data.withdrawal_credentials.0,
-                amount: data.amount.0,
-                genesis_fork_version: data.genesis_fork_version.0,
-            }
-        }
+        "VALIDATOR_REGISTRATION" => registration(&field(kind, "validator_registration", body.validator_registration)?),
+        "DEPOSIT" => deposit(&field(kind, "deposit", body.deposit)?),
+        _ => match gloas_duty(kind, body, network)? {
+            Some(duty) => duty,
+            None => return Err(BadRequest(format!("unknown type {}", shown(&body.kind)))),
+        },
+    })
+}
+
+fn registration(data: &Registration) -> Duty {
+    Duty::ValidatorRegistration {
+        fee_recipient: data.fee_recipient.0,
+        gas_limit: data.gas_limit.0,
+        timestamp: data.timestamp.0,
+        public_key: data.pubkey.0,
+    }
+}
+
+fn deposit(data: &Deposit) -> Duty {
+    Duty::Deposit {
+        public_key: data.pubkey.0,
+        withdrawal_credentials: data.withdrawal_credentials.0,
+        amount: data.amount.0,
+        genesis_fork_version: data.genesis_fork_version.0,
+    }
+}
+
+/// The duties that come with Gloas; nothing where it is none of them.
+fn gloas_duty(kind: &str, body: &Body, network: &Network) -> Result<Option<Duty>, BadRequest> {
+    Ok(Some(match kind {
         "EXECUTION_PAYLOAD_BID" => {
             let key = "execution_payload_bid";
             let data: ssz::ExecutionPayloadBid = gloas(kind, key, body.execution_payload_bid)?;
@@ -233,8 +245,8 @@ fn duty(kind: &str, body: &Body, network: &Network) -> Result<Duty, BadRequest> 
             let data: ssz::BuilderRequestAuth = gloas(kind, key, body.builder_request_auth)?;
             Duty::BuilderRequestAuth { slot: Slot(data.slot.0), object_root: object_root(key, &data, network)? }
         }
-        _ => return Err(BadRequest(format!("unknown type {}", shown(&body.kind)))),
-    })
+        _ => return Ok(None),
+    }))
 }
 
 // Blocks.

@@ -356,6 +356,7 @@ impl FenceMachine {
         }
     }
 
+    /// What the store shows: believed where it is not older than what was seen, and not absurdly newer.
     fn found(&mut self, found: Option<Record>) -> Option<StoreRequest> {
         let version = found.map_or(0, |found| found.version);
         // Anyone who has it made anew knows already what is there: nothing, or one that has ended.
@@ -375,20 +376,28 @@ impl FenceMachine {
             return None;
         }
         self.seen = self.seen.max(version);
-        let Some(found) = found else {
-            return match self.state {
-                // Not there, or not yet: the same again. It can be made once.
-                State::Creating { old: None, new } => self.ask(StoreOp::Create(new)),
-                State::Unknown | State::NoRecord | State::Standby(_) | State::Implausible { .. } => {
-                    self.state = State::NoRecord;
-                    None
-                }
-                _ => {
-                    self.state = State::Superseded;
-                    None
-                }
-            };
-        };
+        match found {
+            Some(found) => self.found_record(found),
+            None => self.found_none(),
+        }
+    }
+
+    fn found_none(&mut self) -> Option<StoreRequest> {
+        match self.state {
+            // Not there, or not yet: the same again. It can be made once.
+            State::Creating { old: None, new } => self.ask(StoreOp::Create(new)),
+            State::Unknown | State::NoRecord | State::Standby(_) | State::Implausible { .. } => {
+                self.state = State::NoRecord;
+                None
+            }
+            _ => {
+                self.state = State::Superseded;
+                None
+            }
+        }
+    }
+
+    fn found_record(&mut self, found: Record) -> Option<StoreRequest> {
         match self.state {
             State::Acquiring { new, .. } | State::Releasing { new } | State::Closing { new, .. } if found == new => {
                 self.swapped();
@@ -402,7 +411,7 @@ impl FenceMachine {
             {
                 self.ask(StoreOp::Swap { old, new })
             }
-            // It has ended, anyone who has ended it: also one that this enclave holds.
+            // It has ended, no matter who ended it: also one that this enclave holds.
             _ if found.closed => {
                 self.state = State::Closed(found);
                 None

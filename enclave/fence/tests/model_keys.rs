@@ -10,7 +10,7 @@
 //! made anew; they are put back to older ones. An adversary chooses the order of all that, and each message that the first key is asked
 //! to sign. Each world has some of this; the tests at the end list them.
 //!
-//! **Properties.** No two released signatures of one key are slashable, anyone who made them. A key whose deletion was confirmed signs
+//! **Properties.** No two released signatures of one key are slashable, no matter who made them. A key whose deletion was confirmed signs
 //! nothing above the floors at its deletion. It may still sign below: an earlier holder that is cut off signs up to its ceilings, and
 //! everybody else stays above those.
 //!

@@ -728,7 +728,7 @@ mod tests {
         assert_eq!(dynamodb.id(none), Some(CredentialsId::AccessKey("AKID".into())));
         let der = |byte: u8| BoundedBytes::new(vec![byte; 3]).unwrap();
         let etcd = |certificates| StoreCredentials::Etcd { certificates, key: der(9) };
-        // The client's own certificate, anyone who issued it.
+        // The client's own certificate, no matter who issued it.
         let digest = |bytes: &[u8]| Bytes([bytes[0]; 32]);
         assert_eq!(etcd(vec![der(1), der(2)]).id(digest), Some(CredentialsId::Certificate(Bytes([1; 32]))));
         assert_eq!(etcd(Vec::new()).id(digest), None);

@@ -71,7 +71,7 @@ impl Peers {
         }
     }
 
-    /// From now on nothing arrives of what `from` says to `to`, anyone who has made the connection; or all does again.
+    /// From now on nothing arrives of what `from` says to `to`, no matter who made the connection; or all does again.
     pub fn drop_direction(&self, from: usize, to: usize, dropped: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if dropped {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use casemate_fence::FenceMachine;
-use casemate_fence::{FenceStatus, Holder, Record, StoreOp, StoreRequest, StoreResponse};
+use casemate_fence::{Beginning, FenceStatus, Holder, Record, StoreOp, StoreRequest, StoreResponse};
 use casemate_protocol::command::StoreCredentials;
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::StatedStatus;
@@ -348,93 +348,104 @@ impl<'a> FenceKeeper<'a> {
         });
     }
 
-    fn carry_out(&mut self, errand: KeeperRequest) -> Result<KeeperReply, Refusal> {
-        match errand {
+    fn carry_out(&mut self, request: KeeperRequest) -> Result<KeeperReply, Refusal> {
+        match request {
             KeeperRequest::Probe(credentials) => self.probe(credentials.as_ref()),
-            KeeperRequest::Look => {
-                self.look_again();
-                self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record)
-                    | FenceStatus::Standby(record)
-                    | FenceStatus::Released(record)
-                    | FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
-                    FenceStatus::NoRecord => Progress::Ended(Ok(KeeperReply::Record(None))),
-                    FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
-                    FenceStatus::RolledBack { seen, found } => {
-                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
-                    }
-                    _ => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
-                })
-            }
-            KeeperRequest::Create(beginning) => {
-                self.look_again();
-                let mut asked = false;
-                self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::NoRecord | FenceStatus::RolledBack { found: 0, .. } | FenceStatus::Closed(_)
-                        if !asked =>
-                    {
-                        asked = true;
-                        let ask = keeper.fence.create(&beginning);
-                        let refused = match keeper.fence.status() {
-                            FenceStatus::Closed(_) => Refusal::FenceClosed,
-                            _ => Refusal::RecordLost,
-                        };
-                        ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
-                    }
-                    FenceStatus::Standby(record) if asked && record.is_new(beginning.min_state_version) => {
-                        Progress::Ended(Ok(KeeperReply::Yes))
-                    }
-                    FenceStatus::Creating | FenceStatus::Unknown => Progress::Wait,
-                    _ => Progress::Ended(Err(Refusal::FenceExists)),
-                })
-            }
+            KeeperRequest::Look => self.look(),
+            KeeperRequest::Create(beginning) => self.create(&beginning),
             KeeperRequest::Credentials(credentials) => self.try_credentials(&credentials),
             KeeperRequest::Close(left) => self.close(left),
-            KeeperRequest::Raise { sealed, term } => self.drive(|keeper| match keeper.fence.status() {
-                FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
-                FenceStatus::Holding(record) if record.min_state_version >= sealed => {
-                    Progress::Ended(Ok(KeeperReply::Yes))
-                }
-                FenceStatus::Holding(record) => {
-                    keeper.fence.extend(record.ceilings, sealed).map_or(Progress::Wait, Progress::Ask)
-                }
-                _ => Progress::Ended(Err(other_term())),
-            }),
-            KeeperRequest::Leave { state, term } => {
-                let left = self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
-                    // The state stands for what was signed until the gate was closed: it must be closed still.
-                    FenceStatus::Holding(_) if !keeper.fence_gate.is_handing_over() => {
-                        Progress::Ended(Err(other_term()))
-                    }
-                    FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
-                    FenceStatus::Released(_) => Progress::Ended(Ok(KeeperReply::Yes)),
-                    FenceStatus::Releasing => Progress::Wait,
-                    _ => Progress::Ended(Err(other_term())),
-                });
-                self.left = Some(self.runtime.now());
-                left
-            }
-            KeeperRequest::Takeover => {
-                self.takeover = true;
-                self.look_again();
-                let claimed = self.drive(|keeper| match keeper.fence.status() {
-                    FenceStatus::Holding(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
-                    FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
-                    FenceStatus::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
-                    FenceStatus::RolledBack { seen, found } => {
-                        Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
-                    }
-                    FenceStatus::Standby(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
-                        let unfit = keeper.unfit.unwrap_or(NotHolder::NoRecord);
-                        Progress::Ended(Err(Refusal::NotHolder(unfit)))
-                    }
-                    _ => keeper.next().map_or(Progress::Wait, Progress::Ask),
-                });
-                self.takeover = false;
-                claimed
-            }
+            KeeperRequest::Raise { sealed, term } => self.raise(sealed, term),
+            KeeperRequest::Leave { state, term } => self.release(state, term),
+            KeeperRequest::Takeover => self.acquire_now(),
         }
+    }
+
+    /// The record as the store shows it now.
+    fn look(&mut self) -> Result<KeeperReply, Refusal> {
+        self.look_again();
+        self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::Holding(record)
+            | FenceStatus::Standby(record)
+            | FenceStatus::Released(record)
+            | FenceStatus::Closed(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
+            FenceStatus::NoRecord => Progress::Ended(Ok(KeeperReply::Record(None))),
+            FenceStatus::Implausible { .. } => Progress::Ended(Err(Refusal::StoreAway(StoreTrouble::Record))),
+            FenceStatus::RolledBack { seen, found } => {
+                Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
+            }
+            _ => keeper.fence.poll().map_or(Progress::Wait, Progress::Ask),
+        })
+    }
+
+    /// Makes the record.
+    fn create(&mut self, beginning: &Beginning) -> Result<KeeperReply, Refusal> {
+        self.look_again();
+        let mut asked = false;
+        self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::NoRecord | FenceStatus::RolledBack { found: 0, .. } | FenceStatus::Closed(_) if !asked => {
+                asked = true;
+                let ask = keeper.fence.create(beginning);
+                let refused = match keeper.fence.status() {
+                    FenceStatus::Closed(_) => Refusal::FenceClosed,
+                    _ => Refusal::RecordLost,
+                };
+                ask.map_or(Progress::Ended(Err(refused)), Progress::Ask)
+            }
+            FenceStatus::Standby(record) if asked && record.is_new(beginning.min_state_version) => {
+                Progress::Ended(Ok(KeeperReply::Yes))
+            }
+            FenceStatus::Creating | FenceStatus::Unknown => Progress::Wait,
+            _ => Progress::Ended(Err(Refusal::FenceExists)),
+        })
+    }
+
+    /// Has older states refused than the one that was sealed in this term.
+    fn raise(&mut self, sealed: u64, term: u64) -> Result<KeeperReply, Refusal> {
+        self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
+            FenceStatus::Holding(record) if record.min_state_version >= sealed => Progress::Ended(Ok(KeeperReply::Yes)),
+            FenceStatus::Holding(record) => {
+                keeper.fence.extend(record.ceilings, sealed).map_or(Progress::Wait, Progress::Ask)
+            }
+            _ => Progress::Ended(Err(other_term())),
+        })
+    }
+
+    /// Leaves in order, with the state that was sealed in this term once its gate was closed.
+    fn release(&mut self, state: Root, term: u64) -> Result<KeeperReply, Refusal> {
+        let left = self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::Holding(record) if record.term != term => Progress::Ended(Err(other_term())),
+            // The state stands for what was signed until the gate was closed: it must be closed still.
+            FenceStatus::Holding(_) if !keeper.fence_gate.is_handing_over() => Progress::Ended(Err(other_term())),
+            FenceStatus::Holding(_) => keeper.fence.release(state).map_or(Progress::Wait, Progress::Ask),
+            FenceStatus::Released(_) => Progress::Ended(Ok(KeeperReply::Yes)),
+            FenceStatus::Releasing => Progress::Wait,
+            _ => Progress::Ended(Err(other_term())),
+        });
+        self.left = Some(self.runtime.now());
+        left
+    }
+
+    /// Acquires the fence without waiting.
+    fn acquire_now(&mut self) -> Result<KeeperReply, Refusal> {
+        self.takeover = true;
+        self.look_again();
+        let claimed = self.drive(|keeper| match keeper.fence.status() {
+            FenceStatus::Holding(record) => Progress::Ended(Ok(KeeperReply::Record(Some(record)))),
+            FenceStatus::NoRecord => Progress::Ended(Err(Refusal::NotHolder(NotHolder::NoRecord))),
+            FenceStatus::Closed(_) => Progress::Ended(Err(Refusal::FenceClosed)),
+            FenceStatus::RolledBack { seen, found } => {
+                Progress::Ended(Err(Refusal::NotHolder(NotHolder::RolledBack { seen, found })))
+            }
+            FenceStatus::Standby(_) if matches!(keeper.unfit, Some(NotHolder::FromFuture { .. })) => {
+                let unfit = keeper.unfit.unwrap_or(NotHolder::NoRecord);
+                Progress::Ended(Err(Refusal::NotHolder(unfit)))
+            }
+            _ => keeper.next().map_or(Progress::Wait, Progress::Ask),
+        });
+        self.takeover = false;
+        claimed
     }
 
     /// Ends the record.
