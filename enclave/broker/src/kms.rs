@@ -28,7 +28,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use casemate_protocol::BoundedBytes;
-use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
+use casemate_protocol::broker::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
 use casemate_protocol::host_services::{HostReply, HostRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, mpsc};
@@ -289,7 +289,7 @@ impl Conversation {
 
     async fn say(&self, answer: &BrokerReply) -> io::Result<()> {
         let mut bytes = Vec::new();
-        calls::encode(self.id, answer, &mut bytes);
+        broker::encode(self.id, answer, &mut bytes);
         self.to_vault.send(bytes).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -35,7 +35,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
-use casemate_protocol::calls::{self, CHANNEL, Numbered};
+use casemate_protocol::broker::{self, CHANNEL, Numbered};
 use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
 use casemate_protocol::{FrameError, Refusal, Reply, ReplyFrame};
 use casemate_socket::Socket;
@@ -361,15 +361,15 @@ struct VaultCalls {
     /// To the vault, like the parent's requests.
     answers: mpsc::Sender<Vec<u8>>,
     /// Calls under way, in which the vault may say more.
-    conversations: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<calls::BrokerRequest>>>>,
+    conversations: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<broker::BrokerRequest>>>>,
 }
 
 impl VaultCalls {
     /// Each in a task of its own: KMS takes its time, and the vault's replies must not wait for it.
     fn carry_out(&self, frame: &[u8]) -> Result<(), FrameError> {
-        use calls::BrokerRequest::{Close, NoResponse, Response, TlsOut};
+        use broker::BrokerRequest::{Close, NoResponse, Response, TlsOut};
 
-        let Numbered { id, content: call, .. } = calls::decode_request(frame)?;
+        let Numbered { id, content: call, .. } = broker::decode_request(frame)?;
         if matches!(call, TlsOut { .. } | Response { .. } | NoResponse { .. } | Close) {
             // To a call that has ended nothing more is said.
             if let Some(conversation) = self.lock().get(&id) {
@@ -384,17 +384,17 @@ impl VaultCalls {
         tokio::spawn(async move {
             let answer = match services {
                 Some(services) => services.answer(call, Conversation::new(id, answers.clone(), said)).await,
-                None => calls::BrokerReply::Failed(calls::Failure::Refused),
+                None => broker::BrokerReply::Failed(broker::Failure::Refused),
             };
             conversations.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             let mut bytes = Vec::new();
-            calls::encode(id, &answer, &mut bytes);
+            broker::encode(id, &answer, &mut bytes);
             let _ = answers.send(bytes).await;
         });
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<calls::BrokerRequest>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<broker::BrokerRequest>>> {
         self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

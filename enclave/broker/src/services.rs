@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use casemate_protocol::calls::{BrokerReply, BrokerRequest, Failure, PART_LEN};
+use casemate_protocol::broker::{BrokerReply, BrokerRequest, Failure, PART_LEN};
 use casemate_protocol::host_services::MAX_BLOB_LEN;
 use casemate_protocol::{BoundedBytes, HostReply, HostRequest, Root};
 use tokio::time::timeout;

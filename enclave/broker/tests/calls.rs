@@ -25,7 +25,7 @@ use casemate_slashing::{SlashingHistory, Watermarks};
 use casemate_vault::Nsm;
 use casemate_vault::keys::custody::{Custody, CustodyError, EncryptionContext, ServiceError, Services as _, Unsealed};
 use casemate_vault::keys::seal::{Contents, SealBinding, SealError, SealedKey, SecretBytes};
-use casemate_vault::link::calls::BrokerServices;
+use casemate_vault::link::broker_client::BrokerServices;
 use casemate_vault::link::kms::Endpoint;
 use casemate_vault::link::server;
 use casemate_vault::signing::bls::SecretKey;
@@ -241,7 +241,7 @@ fn without_a_broker_calls_fail_at_once() {
 /// A broker that was taken over, and answers in KMS's place: without KMS's certificate it gets nowhere.
 #[test]
 fn a_forged_answer_of_kms_is_no_answer() {
-    use casemate_protocol::calls::{self, BrokerReply};
+    use casemate_protocol::broker::{self, BrokerReply};
 
     let bench = Bench::new();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -253,7 +253,7 @@ fn a_forged_answer_of_kms_is_no_answer() {
     theirs.read_exact(&mut head).unwrap();
     // The call is the first: number 1. Done, and nothing came over the vault's TLS.
     let mut bytes = Vec::new();
-    calls::encode(1, &BrokerReply::Done, &mut bytes);
+    broker::encode(1, &BrokerReply::Done, &mut bytes);
     theirs.write_all(&bytes).unwrap();
     assert_eq!(asking.join().unwrap(), Err(ServiceError::Refused));
 }

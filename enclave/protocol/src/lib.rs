@@ -18,26 +18,22 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod address;
-pub mod arn;
-pub mod bytes;
-pub mod calls;
-pub mod cbor;
-pub mod command;
-pub mod configuration;
-pub mod duty;
-pub mod frame;
-pub mod history_page;
-pub mod host_services;
+pub mod attestation;
+pub mod consensus;
+pub mod history;
+pub mod host;
 pub mod log;
-pub mod network;
-pub mod nonce;
+pub mod operator;
 pub mod refusal;
-pub mod statement;
-pub mod store;
-pub mod time;
-pub mod watermarks;
-pub mod window;
+pub mod wire;
+
+// Each module has a name of its own, so the rooms need not be named.
+pub use attestation::{configuration, statement};
+pub use consensus::{duty, network, time, window};
+pub use history::{history_page, watermarks};
+pub use host::{arn, broker, host_services, store};
+pub use operator::command;
+pub use wire::{address, bytes, cbor, frame, nonce};
 
 pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};
 pub use command::Command;

@@ -20,7 +20,7 @@ use crate::fence::store::{self, DynamodbAt, StoreError};
 use crate::keys::custody::{self, Custody, CustodyError};
 use crate::keys::journal::NullJournal;
 use crate::keys::seal::{Contents, SealBinding};
-use crate::link::calls::{BrokerClient, BrokerServices};
+use crate::link::broker_client::{BrokerClient, BrokerServices};
 use crate::link::kms::Endpoint;
 use crate::link::server::Link;
 use crate::platform::clock::{KernelClocks, Sources};

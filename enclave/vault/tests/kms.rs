@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use casemate_protocol::Bytes;
-use casemate_protocol::calls::NoResponse;
+use casemate_protocol::broker::NoResponse;
 use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, Response};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use casemate_protocol::Bytes;
-use casemate_protocol::calls;
+use casemate_protocol::broker;
 use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, amazon_roots, response};
 use libfuzzer_sys::fuzz_target;
 
@@ -15,11 +15,11 @@ const BODY: &str = r#"{"KeyId":"arn","EncryptionContext":{"casemate:group":"g","
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(response)) = response(bytes) {
-        assert!(response.status >= 200 && response.body.as_ref().len() <= calls::MAX_KMS_BODY_LEN);
+        assert!(response.status >= 200 && response.body.as_ref().len() <= broker::MAX_KMS_BODY_LEN);
     }
-    if let Ok(answer) = calls::decode_reply(bytes) {
+    if let Ok(answer) = broker::decode_reply(bytes) {
         let mut out = Vec::new();
-        calls::encode(answer.id, &answer.content, &mut out);
+        broker::encode(answer.id, &answer.content, &mut out);
         assert_eq!(&out[12..], bytes);
     }
     let asked = KmsRequest { key_arn: "arn", group: "g", network: Bytes([5; 32]), document: b"d", wrapped: None };

@@ -1,7 +1,7 @@
 //! The vault's side of a call of KMS, for tests that look at what the broker's client says.
 
 use casemate_broker::kms::Conversation;
-use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
+use casemate_protocol::broker::{self, BrokerReply, BrokerRequest, NoResponse, PART_LEN};
 use casemate_protocol::{BoundedBytes, Bytes, frame};
 use casemate_vault::link::kms::{Endpoint, Exchange, KmsRequest, Response};
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ async fn vault(
     while let Some(bytes) = from_broker.recv().await {
         let (inner, _) = frame::split(&bytes, 1 << 20).unwrap().unwrap();
         let (channel, inner) = frame::split_channel(inner).unwrap();
-        let answer = calls::decode_reply(inner).unwrap();
+        let answer = broker::decode_reply(inner).unwrap();
         assert_eq!((channel, answer.id), (0, 7));
         let (attempt, came) = match answer.content {
             BrokerReply::Request { attempt, headers, body } => {

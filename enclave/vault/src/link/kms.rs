@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::Root;
 use casemate_protocol::arn::KeyArn;
-use casemate_protocol::calls::{Header, MAX_HEADER_LEN, MAX_HEADERS, NoResponse};
+use casemate_protocol::broker::{Header, MAX_HEADER_LEN, MAX_HEADERS, NoResponse};
 use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 

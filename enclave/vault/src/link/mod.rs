@@ -1,6 +1,6 @@
 //! The ways out of this process, all over the broker's socket: frames, calls, TLS to KMS and to the store.
 
-pub mod calls;
+pub mod broker_client;
 pub mod kms;
 pub mod server;
 pub mod store;

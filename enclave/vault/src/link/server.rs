@@ -14,13 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use casemate_protocol::calls::CHANNEL;
+use casemate_protocol::broker::CHANNEL;
 use casemate_protocol::frame::{self, CHANNEL_LEN, LENGTH_LEN, MAX_COMMAND_FRAME_LEN};
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::{Refusal, Reply, ReplyFrame, Request as Asked, RequestFrame};
 
 use crate::Vault;
-use crate::link::calls::BrokerClient;
+use crate::link::broker_client::BrokerClient;
 use crate::signing::bls::BATCH;
 use crate::vault::Due;
 

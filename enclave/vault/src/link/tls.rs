@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use casemate_protocol::BoundedBytes;
-use casemate_protocol::calls::{MAX_KMS_BODY_LEN, NoResponse};
+use casemate_protocol::broker::{MAX_KMS_BODY_LEN, NoResponse};
 use rustls::client::WantsClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};

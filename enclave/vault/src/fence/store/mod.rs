@@ -18,7 +18,7 @@ use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::statement::RecordKind;
 use rustls::RootCertStore;
 
-use crate::link::calls::BrokerClient;
+use crate::link::broker_client::BrokerClient;
 use crate::link::kms::amazon_roots;
 pub use crate::link::store::{Carrier, TIMEOUT};
 use crate::link::tls::Endpoint;

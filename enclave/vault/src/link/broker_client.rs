@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use casemate_protocol::calls::{self, BrokerReply, BrokerRequest, Failure, NoResponse, PART_LEN};
+use casemate_protocol::broker::{self, BrokerReply, BrokerRequest, Failure, NoResponse, PART_LEN};
 use casemate_protocol::host_services::RecordBytes;
 use casemate_protocol::refusal::StoreTrouble;
 use casemate_protocol::{BoundedBytes, FrameError};
@@ -52,7 +52,7 @@ impl BrokerClient {
 
     /// An answer from the broker. One to a number that nobody waits for any more is dropped.
     pub(crate) fn deliver(&self, frame: &[u8]) -> Result<(), FrameError> {
-        let answer = calls::decode_reply(frame)?;
+        let answer = broker::decode_reply(frame)?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // The reader must not wait. A broker that says more than is taken has ended the call.
         if waiting.calls.get(&answer.id).is_some_and(|asker| asker.try_send(answer.content).is_err()) {
@@ -209,7 +209,7 @@ impl Conversation<'_> {
 
     fn say(&self, call: &BrokerRequest) -> Result<(), ServiceError> {
         let mut bytes = Vec::new();
-        calls::encode(self.id, call, &mut bytes);
+        broker::encode(self.id, call, &mut bytes);
         let written = self.calls.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
         written.map_err(|_| ServiceError::Away)
     }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     fn golden() -> Vec<Vec<u8>> {
-        let text = include_str!("../../tests/golden-frames.txt");
+        let text = include_str!("../../../tests/golden-frames.txt");
         text.lines().map(|line| const_hex::decode(&line.split_once(' ').unwrap().1[8..]).unwrap()).collect()
     }
 

@@ -1,0 +1,4 @@
+//! Slashing protection history: watermarks, and the pages in which the vault tells them.
+
+pub mod history_page;
+pub mod watermarks;

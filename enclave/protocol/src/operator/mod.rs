@@ -1,0 +1,3 @@
+//! Operators: their commands, and what comes of them.
+
+pub mod command;
