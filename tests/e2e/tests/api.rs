@@ -864,7 +864,7 @@ fn keystores_load_and_sign_only_with_a_history() {
     let stack = bench.start(&path_options);
     let mut client = stack.client();
     assert_eq!(keys(&mut client).len(), 0);
-    refused(&mut client, key, &randao(10), 412, &["no slashing history"]);
+    refused(&mut client, key, &randao(10), 412, &["no slashing protection history"]);
     assert!(stack.banner.contains("--slashing-protection"), "{}", stack.banner);
     assert_eq!(client.get("/healthcheck", &[]).status, 503);
     drop(stack);

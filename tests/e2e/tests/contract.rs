@@ -369,6 +369,11 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
         assert_eq!(exit, Exit::Refused, "{what}: {said}");
         assert!(word.split('|').any(|word| said.contains(word)), "{what}: {said}");
     }
+    // What another version has worded in another way is taken by its code, where the operator says so.
+    let path = copy.join(file.file_name().unwrap());
+    fs::write(&path, changed(refusal, "is not above", "is just above").join("\n") + "\n").unwrap();
+    let (exit, said) = verify(&bench, &copy, &["--accept-reworded"]);
+    assert!(exit == Exit::Accepted && said.contains("note: 1 refusals have another sentence"), "{said}");
     // That the end is missing the enclave alone can tell.
     let path = copy.join(file.file_name().unwrap());
     fs::write(&path, lines[..=head].join("\n") + "\n").unwrap();
@@ -700,9 +705,9 @@ fn blocks_prove_their_fee_recipient_where_policy_says_so() {
     let index = missing.error().split("generalised index ").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let node = root(7);
     for (proofs, word) in [
-        (json!([{ "index": index, "proof": [node] }]), "does not have at generalised index"),
-        (json!([{ "index": 5, "proof": [node] }]), "none came with it"),
-        (json!([]), "none came with it"),
+        (json!([{ "index": index, "proof": [node] }]), "does not have the value that the policy requires"),
+        (json!([{ "index": 5, "proof": [node] }]), "the request has none"),
+        (json!([]), "the request has none"),
         (json!({}), "proofs"),
         (json!([{ "index": index, "proof": vec![node.clone(); 17] }]), "at most 16"),
         (json!(vec![json!({ "index": "1", "proof": [] }); 5]), "at most 4"),

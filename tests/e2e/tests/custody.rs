@@ -336,7 +336,7 @@ fn commands_are_signed_elsewhere_through_a_file() {
         "{shown}"
     );
     assert!(!std::fs::read_to_string(&file).unwrap().contains(&secret[2..]));
-    bench.ask(&stack, &["command", "send", &file], &[]).refused("0 valid signatures");
+    bench.ask(&stack, &["command", "send", &file], &[]).refused("0 valid operators' signatures");
     // A stranger's signature is no signature.
     let stranger = bench.path("stranger.pem");
     casemate(&["operator", "keygen", "--out", &stranger]).done();

@@ -55,6 +55,10 @@ pub struct LogVerify {
     /// Which of the proxy's enclaves, counted from 0 [default: the one that holds the fence]
     #[arg(long, value_name = "N", requires = "url")]
     pub enclave: Option<u32>,
+    /// Take refusals whose sentence is another one than this program has for their code: another version of Casemate wrote the log. The
+    /// enclave signs for the code alone
+    #[arg(long)]
+    pub accept_reworded: bool,
     #[command(flatten)]
     pub pins: PinOptions,
 }
@@ -124,8 +128,7 @@ fn accepted(boots: &Boots, live: bool) -> String {
     if reworded > 0 {
         let _ = writeln!(
             out,
-            "note: {reworded} refusals have another sentence than this program has for their code. Another version of Casemate wrote them, or \
-             someone changed the sentence since: the enclave signs for the code alone"
+            "note: {reworded} refusals have another sentence than this program has for their code; the enclave signs for the code alone"
         );
     }
     let end = if live {
@@ -182,6 +185,12 @@ fn read(path: &Path, boots: &mut Boots, options: &LogVerify, bar: &indicatif::Pr
             Ok(parsed) => parsed,
             Err(error) => return refused(format!("line {place}: {error}")),
         };
+        if reworded && !options.accept_reworded {
+            return refused(format!(
+                "line {place}: its sentence is not what its code says. Someone changed it, or another version of Casemate wrote it: in that case \
+                 --accept-reworded takes it, by its code alone"
+            ));
+        }
         match (line, boot.as_mut()) {
             (Line::Start { boot_nonce, statement, document }, None) => {
                 let record_key = proved(boot_nonce, statement.as_ref(), document.as_ref(), options)?;
