@@ -5,7 +5,7 @@ use std::path::Path;
 use aws_nitro_enclaves_image_format::defs::EifIdentityInfo;
 use aws_nitro_enclaves_image_format::utils::eif_reader::EifReader;
 use aws_nitro_enclaves_image_format::utils::{EifBuilder, PcrSignatureChecker, SignKeyData};
-use casemate_eif::build::{self, Measured, Programs};
+use casemate_eif::build::{self, MeasuredConfig, Programs};
 use casemate_eif::eif::{Eif, Kind};
 use casemate_eif::report;
 use sha2::{Digest, Sha384};
@@ -31,7 +31,7 @@ impl Bench {
         let mut kernel = vec![9; 100_001];
         kernel[0x202..0x206].copy_from_slice(b"HdrS");
         let programs = Programs { init: vec![1; 1234], vault: vec![2; 7_000_001], broker: vec![3; 4_567] };
-        let measured = Measured::of(CONFIGURATION.to_owned()).unwrap();
+        let measured = MeasuredConfig::from_text(CONFIGURATION.to_owned()).unwrap();
         let ours = build::image(&kernel, "6.12.117", programs, &measured).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
@@ -71,7 +71,7 @@ fn measured_by_them(path: &Path) -> std::collections::BTreeMap<String, String> {
     reader.get_measurements().unwrap()
 }
 
-fn same(ours: &report::Measured<'_>, theirs: &std::collections::BTreeMap<String, String>) {
+fn same(ours: &report::ImageReport<'_>, theirs: &std::collections::BTreeMap<String, String>) {
     let json = ours.json(report::nothing_else());
     let ours: std::collections::BTreeMap<String, String> = serde_json::from_value(json["Measurements"].clone()).unwrap();
     let pcrs = |of: &std::collections::BTreeMap<String, String>| {
@@ -91,9 +91,9 @@ fn an_unsigned_image_is_the_same_to_the_byte() {
         assert!(ours.kind == theirs.kind && ours.content == theirs.content, "{:?} differs", ours.kind);
     }
     assert!(bench.ours == theirs, "the images differ");
-    same(&report::Measured::of(&bench.ours).unwrap(), &measurements);
+    same(&report::ImageReport::from_bytes(&bench.ours).unwrap(), &measurements);
     fs::write(bench.path("ours.eif"), &bench.ours).unwrap();
-    same(&report::Measured::of(&bench.ours).unwrap(), &measured_by_them(&bench.path("ours.eif")));
+    same(&report::ImageReport::from_bytes(&bench.ours).unwrap(), &measured_by_them(&bench.path("ours.eif")));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_signed_image_is_the_same_but_for_the_signature_itself() {
     let read = |name: &str| fs::read(bench.path(name)).unwrap();
     let ours = build::sign(&bench.ours, &read("key.pem"), &read("cert.pem")).unwrap();
     let (theirs, measurements) = bench.theirs(true);
-    let (a, b) = (report::Measured::of(&ours).unwrap(), report::Measured::of(&theirs).unwrap());
+    let (a, b) = (report::ImageReport::from_bytes(&ours).unwrap(), report::ImageReport::from_bytes(&theirs).unwrap());
     same(&a, &measurements);
     same(&b, &measurements);
     assert_eq!(a.signature.as_ref().unwrap().certificate, b.signature.as_ref().unwrap().certificate);
