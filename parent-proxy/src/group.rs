@@ -37,9 +37,9 @@ impl Group {
     pub fn connect(settings: &Settings) -> Self {
         let connect = |address| {
             let connections = settings.enclave_connections.get();
-            Enclave::connect(address, connections, settings.max_in_flight, settings.request_timeout)
+            Enclave::connect(address, connections, settings.max_in_flight.get(), settings.request_timeout)
         };
-        let enclaves: Arc<[Enclave]> = settings.enclaves.iter().map(connect).collect();
+        let enclaves: Arc<[Enclave]> = settings.enclave.iter().map(connect).collect();
         let standings = Arc::new(watch::Sender::new(vec![None; enclaves.len()]));
         let group = Self { enclaves, standings, last: Arc::default() };
         for number in 0..group.enclaves.len() {

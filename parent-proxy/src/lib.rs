@@ -49,8 +49,9 @@ pub use settings::Settings;
 
 /// The whole program, from its arguments (the program's name first) to the end on SIGTERM or SIGINT.
 pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
-    let settings = Settings::from_arguments(arguments)?;
-    settings.log.install();
+    let settings = Settings::from_arguments(arguments)
+        .or_else(|error| error.downcast::<clap::Error>().and_then(|said_by_clap| said_by_clap.exit()))?;
+    settings.install_log();
     let mut runtime = match settings.threads.get() {
         // Everything that has come in is taken up before anything goes on to the enclave: few writes, few wake-ups.
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -66,16 +67,17 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            let Some(egress) = settings.egress.clone() else { return server::run(&settings, None, shutdown).await };
-            let source = match egress.credentials {
+            let Some(egress) = &settings.egress else { return server::run(&settings, None, shutdown).await };
+            let source = match settings.credentials {
                 CredentialsFrom::Imds => Source::imds(None)?,
                 CredentialsFrom::Environment => Source::environment()?,
             };
-            let services = Egress::new(egress.allowed, source, BlobStore::new(egress.blobs));
-            let services = Arc::new(services.with_records(egress.fence_files.map(RecordFiles::new)));
+            let blobs = BlobStore::new(settings.blobs.clone());
+            let services = Egress::new(settings.egress_allow.clone(), source, blobs);
+            let services = Arc::new(services.with_records(settings.fence_files.clone().map(RecordFiles::new)));
             tokio::select! {
                 ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
-                ended = services.serve(&egress.address) => ended.context("serving the enclave's egress"),
+                ended = services.serve(egress) => ended.context("serving the enclave's egress"),
             }
         },
     )

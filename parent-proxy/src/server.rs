@@ -36,26 +36,26 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves until `shutdown` resolves, then answers what is in flight and ends.
 pub async fn run(settings: &Settings, egress: Option<Arc<Counters>>, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let tls = settings.tls.clone().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
+    let tls = settings.tls().map(Tls::new).transpose().context("TLS")?.map(Arc::new);
     let group = Group::connect(settings);
     let token = settings.key_manager_token_file.as_deref().map(api::Token::of_file).transpose()?;
     let log = settings
         .signing_log
         .as_deref()
-        .map(|folder| SigningLog::start(folder, settings.signing_log_file_bytes, group.clone()))
+        .map(|folder| SigningLog::start(folder, settings.signing_log_file_bytes.get(), group.clone()))
         .transpose()?;
     let api = api::api(settings, group.clone(), tls.clone(), egress, token);
     let listener =
         TcpListener::bind(settings.listen).await.with_context(|| format!("listening on {}", settings.listen))?;
     let address = listener.local_addr().context("the listening address")?;
-    info!(%address, tls = tls.is_some(), enclaves = ?settings.enclaves, "proxy listening");
+    info!(%address, tls = tls.is_some(), enclaves = ?settings.enclave, "proxy listening");
     // Clients that come with the first moment wait in the socket's queue: some give up for good on a 503 at their start.
     let _ = timeout(FIRST_CONNECTION, group.ready()).await;
 
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_headers(64);
     let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(settings.max_connections));
+    let connections = Arc::new(Semaphore::new(settings.max_connections.get()));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let stream = tokio::select! {

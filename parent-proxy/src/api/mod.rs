@@ -86,7 +86,7 @@ pub fn api(
 ) -> Api {
     let app = Arc::new(App {
         enclave: enclave.clone(),
-        max_body_bytes: settings.max_body_bytes,
+        max_body_bytes: settings.max_body_bytes.get(),
         hosts: settings.hosts(),
         large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         listing: tokio::sync::Mutex::new(()),

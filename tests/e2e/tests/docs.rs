@@ -308,9 +308,8 @@ fn the_example_of_the_proxys_unit_starts_the_proxy() {
     assert!(words[0].ends_with("/casemate-proxy"));
     // The proxy's own parser: an option that it does not have, or a value that is none, is an error.
     let settings = casemate_proxy::settings::Settings::from_arguments(words.into_iter().map(Into::into)).unwrap();
-    assert!(settings.tls.is_some_and(|tls| tls.client_ca.is_some()));
-    let egress = settings.egress.unwrap();
-    let targets: Vec<String> = egress.allowed.iter().map(|allowed| allowed.target.to_string()).collect();
+    assert!(settings.tls().is_some_and(|tls| tls.client_ca.is_some()));
+    let targets: Vec<String> = settings.egress_allow.iter().map(|allowed| allowed.target.to_string()).collect();
     // What the example of the configuration needs: KMS and the table, in its region.
     assert_eq!(targets, ["kms", "dynamodb"].map(|service| format!("{service}.eu-central-1.amazonaws.com:443")));
     assert!(settings.signing_log.is_some());
@@ -318,7 +317,7 @@ fn the_example_of_the_proxys_unit_starts_the_proxy() {
     let file = root().join("docs/examples/proxy.toml");
     let arguments = ["casemate-proxy", "--config", file.to_str().unwrap()].map(Into::into);
     let settings = casemate_proxy::settings::Settings::from_arguments(arguments).unwrap();
-    assert_eq!(settings.enclaves.len(), 2);
+    assert_eq!(settings.enclave.len(), 2);
     assert_eq!(settings.hosts().unwrap(), ["signer.internal"]);
 }
 
