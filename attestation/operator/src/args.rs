@@ -40,9 +40,9 @@ pub struct Connection {
     pub enclave: Option<u32>,
 }
 
-/// Which enclave is meant: what its document must prove.
+/// The measurements of one image, as PCRs.
 #[derive(Args, Clone, Debug, Default)]
-pub struct PinOptions {
+pub struct PcrOptions {
     /// PCR0: the whole image
     #[arg(long, value_name = "HEX")]
     pub pcr0: Option<String>,
@@ -55,6 +55,21 @@ pub struct PinOptions {
     /// PCR8: the certificate that signed the image
     #[arg(long, value_name = "HEX")]
     pub pcr8: Option<String>,
+}
+
+impl PcrOptions {
+    /// Those that are given, by their index.
+    pub fn given(&self) -> impl Iterator<Item = (u8, &str)> {
+        let all = [(0, &self.pcr0), (1, &self.pcr1), (2, &self.pcr2), (8, &self.pcr8)];
+        all.into_iter().filter_map(|(index, text)| Some((index, text.as_deref()?)))
+    }
+}
+
+/// Which enclave is meant: what its document must prove.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PinOptions {
+    #[command(flatten)]
+    pub pcrs: PcrOptions,
     /// Measurements of the image, as casemate-eif and nitro-cli write them
     #[arg(long, value_name = "FILE")]
     pub measurements: Option<PathBuf>,

@@ -4,23 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::ClosedRecord;
+use casemate_protocol::reported::ReportedRecord;
 use serde_json::{Value, json};
 
 use crate::input;
-use crate::reported::ReportedRecord;
 
 /// For people who keep it, and for [`read`].
-pub fn to_json(record: &ClosedRecord) -> Value {
-    json!({
-        "closed": true,
-        "version": record.version,
-        "term": record.term,
-        "slot_ceiling": record.slot_ceiling.0,
-        "target_ceiling": record.target_ceiling.0,
-        "source_ceiling": record.source_ceiling.0,
-        "min_state_version": record.min_state_version,
-        "released_state": record.released_state.map(|state| state.to_string()),
-    })
+pub fn line(record: &ClosedRecord) -> String {
+    json!(ReportedRecord::from(record)).to_string()
 }
 
 /// From a file: the line of `casemate fence close`, or the answer of `casemate fence status --json`.
@@ -38,7 +29,7 @@ fn parse(text: &[u8]) -> Result<ClosedRecord> {
     if record.get("closed") != Some(&Value::Bool(true)) {
         bail!("the record in it has not ended: end it with casemate fence close");
     }
-    serde_json::from_value::<ReportedRecord>(record.clone())?.record()
+    Ok(serde_json::from_value::<ReportedRecord>(record.clone())?.record()?)
 }
 
 #[cfg(test)]
@@ -58,8 +49,8 @@ mod tests {
             min_state_version: 12,
             released_state: Some(Bytes([0xab; 32])),
         };
-        let line = to_json(&record).to_string();
-        let status = json!({ "fence": { "record": to_json(&record) } });
+        let line = line(&record);
+        let status = json!({ "fence": { "record": ReportedRecord::from(&record) } });
         for text in [line.clone(), format!("ended:\n{line}\nits holder has left\n"), format!("{status:#}")] {
             assert_eq!(parse(text.as_bytes()).ok(), Some(record), "{text}");
         }

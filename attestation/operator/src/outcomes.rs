@@ -1,6 +1,7 @@
 //! What became of commands, in words. Only what a document proves is told as done.
 
 use anyhow::Result;
+use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, GeneratedKey, ImportedKey, KeyHistory, KeyOutcome, Outcome, RecordOrder, SignedExit,
 };
@@ -10,7 +11,7 @@ use casemate_protocol::{Epoch, ExecutionAddress, PublicKey, Root};
 use crate::closed_record;
 use crate::deposit_data::Deposit;
 use crate::exit::{Exit, Refused};
-use crate::reported::ReportedOutcome;
+use crate::reported::proved;
 use crate::session::CommandStatus;
 use crate::summary::history;
 use crate::util::plain;
@@ -68,7 +69,7 @@ impl Report {
     /// The enclave's document says that it was carried out, with this digest of its outcome.
     fn done(&mut self, command: &Command, told: &Result<ReportedOutcome>, outcome_sha256: Root) -> bool {
         self.carried_out = self.carried_out.saturating_add(1);
-        let outcome = told.as_ref().ok().and_then(|reported| reported.proved(outcome_sha256));
+        let outcome = told.as_ref().ok().and_then(|reported| proved(reported, outcome_sha256));
         let Some(outcome) = outcome else {
             self.refused(&format!(
                 "CARRIED OUT, by the enclave's own document; but what became of each key is not known, because the proxy tells something else \
@@ -156,7 +157,7 @@ impl Report {
         self.line(
             "the fence's record has ended: no enclave claims or extends it any more. Keep this line for casemate fence init --after:",
         );
-        self.line(&closed_record::to_json(record).to_string());
+        self.line(&closed_record::line(record));
         let up_to = format!("slot {} and target epoch {}", record.slot_ceiling, record.target_ceiling);
         self.line(&match record.released_state {
             Some(_) => format!("its holder has released it and signs no more; nothing above {up_to} was signed under it"),

@@ -18,8 +18,7 @@ pub fn pins(options: &PinOptions) -> Result<BTreeMap<u8, Pcr>> {
         Some(path) => file(path)?,
         None => BTreeMap::new(),
     };
-    for (index, given) in [(0, &options.pcr0), (1, &options.pcr1), (2, &options.pcr2), (8, &options.pcr8)] {
-        let Some(text) = given else { continue };
+    for (index, text) in options.pcrs.given() {
         let value = pcr(text).with_context(|| format!("--pcr{index}"))?;
         if pins.insert(index, value).is_some_and(|measured| measured != value) {
             bail!("--pcr{index} differs from PCR{index} of the measurements");

@@ -11,6 +11,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use casemate_protocol::command::{Action, Command, EncryptedSecrets, MAX_KEYS, SignedCommand};
 use casemate_protocol::frame::Nonce;
 use casemate_protocol::log::LogHead;
+use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::statement::{CommandResult, FenceKind};
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Statement};
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256;
@@ -20,7 +21,6 @@ use crate::args::{Connection, ExpectedOptions, PinOptions};
 use crate::exit::{Refused, refused};
 use crate::fetch::Proxy;
 use crate::report::Verdict;
-use crate::reported::ReportedOutcome;
 use crate::util::{now_ms, sha256};
 use crate::{keys, verify};
 

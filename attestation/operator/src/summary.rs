@@ -160,7 +160,7 @@ fn record_order(record: &RecordOrder) -> (&'static str, Option<String>) {
         ),
         RecordOrder::Keep => ("EXCHANGE THE CREDENTIALS of the fence's store", None),
         RecordOrder::After { closed } => {
-            ("MAKE THE FENCE'S NEXT RECORD, after one that has ended", Some(closed_record::to_json(closed).to_string()))
+            ("MAKE THE FENCE'S NEXT RECORD, after one that has ended", Some(closed_record::line(closed)))
         }
     }
 }

@@ -32,7 +32,7 @@ pub use attestation::{configuration, statement};
 pub use consensus::{duty, network, time, window};
 pub use history::{history_page, watermarks};
 pub use host::{arn, broker, host_services, store};
-pub use operator::command;
+pub use operator::{command, reported};
 pub use wire::{address, bytes, cbor, frame, nonce};
 
 pub use bytes::{BoundedBytes, Bytes, ExecutionAddress, PublicKey, Root, Signature, Version};

@@ -10,10 +10,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use casemate_protocol::Reply;
-use casemate_protocol::command::{
-    ClosedRecord, Envelope, GeneratedKey, KeyOutcome, MAX_SIGNED_LEN, Outcome, SignedExit,
-};
-use serde_json::{Value, json};
+use casemate_protocol::command::{Envelope, MAX_SIGNED_LEN, Outcome};
+use casemate_protocol::reported::ReportedOutcome;
+use serde_json::json;
 use tracing::info;
 
 use super::keys::json_body;
@@ -34,7 +33,7 @@ pub(super) async fn command(
             info!(id = id.as_str(), status = failure.status.as_u16(), reason = failure.message, "command refused");
         }
     }
-    answer.map(|outcome| json_body(&shown(&outcome)))
+    answer.map(|outcome| json_body(&json!(ReportedOutcome::from(&outcome))))
 }
 
 impl App {
@@ -82,68 +81,5 @@ fn count(outcome: &Outcome) -> usize {
         | Outcome::FenceClosed { .. }
         | Outcome::HandedOver
         | Outcome::TookOver { .. } => 0,
-    }
-}
-
-fn shown(outcome: &Outcome) -> Value {
-    let names = |keys: &[KeyOutcome]| keys.iter().map(|key| json!(name(*key))).collect::<Vec<_>>();
-    match outcome {
-        Outcome::Imported { keys } => json!({ "outcome": "imported", "keys": names(keys) }),
-        Outcome::Deleted { keys } => json!({ "outcome": "deleted", "keys": names(keys) }),
-        Outcome::FeeRecipientsSet { keys } => json!({ "outcome": "fee_recipients_set", "keys": names(keys) }),
-        Outcome::HistoryRaised { keys } => json!({ "outcome": "history_raised", "keys": names(keys) }),
-        Outcome::ExitsSigned { exits } => json!({ "outcome": "exits_signed", "exits": signed_exits(exits) }),
-        Outcome::Generated { keys } => json!({ "outcome": "generated", "keys": deposits(keys) }),
-        Outcome::Deposited { keys } => json!({ "outcome": "deposited", "keys": deposits(keys) }),
-        Outcome::FenceReady => json!({ "outcome": "fence_ready" }),
-        Outcome::CredentialsTaken => json!({ "outcome": "credentials_taken" }),
-        Outcome::FenceClosed { record } => json!({ "outcome": "fence_closed", "record": closed(record) }),
-        Outcome::HandedOver => json!({ "outcome": "handed_over" }),
-        Outcome::TookOver { term } => json!({ "outcome": "took_over", "term": term }),
-    }
-}
-
-fn closed(record: &ClosedRecord) -> Value {
-    json!({
-        "closed": true,
-        "version": record.version,
-        "term": record.term,
-        "slot_ceiling": record.slot_ceiling.0,
-        "target_ceiling": record.target_ceiling.0,
-        "source_ceiling": record.source_ceiling.0,
-        "min_state_version": record.min_state_version,
-        "released_state": record.released_state.map(|state| state.to_string()),
-    })
-}
-
-fn deposits(keys: &[GeneratedKey]) -> Vec<Value> {
-    let one = |key: &GeneratedKey| json!({ "public_key": key.public_key.to_string(), "deposit_signature": key.deposit_signature.to_string() });
-    keys.iter().map(one).collect()
-}
-
-fn signed_exits(exits: &[SignedExit]) -> Vec<Value> {
-    let one = |exit: &SignedExit| {
-        json!({
-            "public_key": exit.public_key.to_string(),
-            "epoch": exit.epoch.0,
-            "validator_index": exit.validator_index,
-            "signature": exit.signature.to_string(),
-        })
-    };
-    exits.iter().map(one).collect()
-}
-
-pub(super) fn name(outcome: KeyOutcome) -> &'static str {
-    match outcome {
-        KeyOutcome::Imported => "imported",
-        KeyOutcome::Duplicate => "duplicate",
-        KeyOutcome::WrongSecret => "wrong_secret",
-        KeyOutcome::Deleted => "deleted",
-        KeyOutcome::NotFound => "not_found",
-        KeyOutcome::ImpossibleHistory => "impossible_history",
-        KeyOutcome::Changed => "changed",
-        KeyOutcome::NoHistory => "no_history",
-        KeyOutcome::Unreadable => "unreadable",
-        KeyOutcome::WrongPassword => "wrong_password",
     }
 }

@@ -33,7 +33,6 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 use unicode_normalization::UnicodeNormalization;
 
-use super::commands::name;
 use super::keys::json_body;
 use super::{App, Failure, RequestId};
 use crate::json::{Hex, shown};
@@ -190,7 +189,7 @@ impl Status {
             KeyOutcome::WrongPassword => Self::error("wrong password"),
             KeyOutcome::WrongSecret => Self::error("the secret key is not that of the keystore's pubkey"),
             KeyOutcome::Unreadable => Self::error("this is no EIP-2335 keystore within the limits"),
-            KeyOutcome::Changed => Self::error(name(outcome)),
+            KeyOutcome::Changed => Self::error(outcome.word()),
         }
     }
 
@@ -310,7 +309,7 @@ impl App {
         }
         let wrong = outcomes.iter().find(|one| !matches!(one, KeyOutcome::Imported | KeyOutcome::Duplicate));
         match wrong {
-            Some(wrong) => Status::error(format!("a key of this command was not taken: {}", name(*wrong))),
+            Some(wrong) => Status::error(format!("a key of this command was not taken: {}", wrong.word())),
             None if outcomes.contains(&KeyOutcome::Imported) => Status::of(KeyOutcome::Imported),
             None => Status::of(KeyOutcome::Duplicate),
         }

@@ -11,6 +11,7 @@ use casemate_protocol::arn::KeyArn;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use crate::args::PcrOptions;
 use crate::arn::{check_account, check_arn, partition_of};
 use crate::exit::{Answer, Exit};
 use crate::pins;
@@ -35,18 +36,8 @@ pub struct KmsPolicy {
     /// The enclave's group, which the encryption context names
     #[arg(long, value_name = "NAME")]
     pub group: String,
-    /// PCR0: the whole image
-    #[arg(long, value_name = "HEX")]
-    pub pcr0: Option<String>,
-    /// PCR1: kernel and boot ramdisk
-    #[arg(long, value_name = "HEX")]
-    pub pcr1: Option<String>,
-    /// PCR2: the application and its configuration
-    #[arg(long, value_name = "HEX")]
-    pub pcr2: Option<String>,
-    /// PCR8: the certificate that signed the image
-    #[arg(long, value_name = "HEX")]
-    pub pcr8: Option<String>,
+    #[command(flatten)]
+    pub pcrs: PcrOptions,
     /// Measurements of the image, as casemate-eif and nitro-cli write them; several while one image follows another
     #[arg(long, value_name = "FILE")]
     pub measurements: Vec<PathBuf>,
@@ -99,12 +90,9 @@ fn check_principals(options: &KmsPolicy) -> Result<()> {
 /// The PCRs of each image.
 fn images(options: &KmsPolicy) -> Result<Vec<BTreeMap<u8, Pcr>>> {
     let mut images = options.measurements.iter().map(|path| pins::file(path)).collect::<Result<Vec<_>>>()?;
-    let given = [(0, &options.pcr0), (1, &options.pcr1), (2, &options.pcr2), (8, &options.pcr8)];
     let mut own = BTreeMap::new();
-    for (index, text) in given {
-        if let Some(text) = text {
-            own.insert(index, pins::pcr(text)?);
-        }
+    for (index, text) in options.pcrs.given() {
+        own.insert(index, pins::pcr(text)?);
     }
     match (images.as_mut_slice(), own.is_empty()) {
         (_, true) => {}

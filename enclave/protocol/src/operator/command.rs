@@ -576,6 +576,43 @@ pub enum KeyOutcome {
     WrongPassword,
 }
 
+impl KeyOutcome {
+    /// Every one.
+    pub const ALL: [Self; 10] = [
+        Self::Imported,
+        Self::Duplicate,
+        Self::WrongSecret,
+        Self::Deleted,
+        Self::NotFound,
+        Self::ImpossibleHistory,
+        Self::Changed,
+        Self::NoHistory,
+        Self::Unreadable,
+        Self::WrongPassword,
+    ];
+
+    /// What it is called in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Imported => "imported",
+            Self::Duplicate => "duplicate",
+            Self::WrongSecret => "wrong_secret",
+            Self::Deleted => "deleted",
+            Self::NotFound => "not_found",
+            Self::ImpossibleHistory => "impossible_history",
+            Self::Changed => "changed",
+            Self::NoHistory => "no_history",
+            Self::Unreadable => "unreadable",
+            Self::WrongPassword => "wrong_password",
+        }
+    }
+
+    /// The one that is called so.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.word() == word)
+    }
+}
+
 /// A key that the vault has made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
