@@ -1,7 +1,7 @@
 //! The enclave image format, version 4: a header, then sections, all numbers big-endian.
 //!
 //! Source: the structures of aws-nitro-enclaves-image-format (Apache-2.0), which nitro-cli is built on; that crate reads what is
-//! written here and the other way round in a test of its own (tests/eif-oracle).
+//! written here and the other way round in a test of its own (tests/suites/eif-oracle).
 
 use aws_lc_rs::digest::{Context, SHA384};
 

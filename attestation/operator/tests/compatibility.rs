@@ -1,4 +1,4 @@
-//! What earlier versions wrote is still read: the folders of tests/compatibility (docs/COMPATIBILITY.md).
+//! What earlier versions wrote is still read: the folders of tests/suites/compatibility (docs/COMPATIBILITY.md).
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use casemate_protocol::Slot;
 const HOODI: &str = "212f13fc4df078b6cb7db228f1c8307566dcecf900867401a92023d7ba99cb5f";
 
 fn versions() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compatibility");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/suites/compatibility");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let versions: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
     assert!(!versions.is_empty());

@@ -1,4 +1,4 @@
-//! The broker's KMS client and the vault's TLS, against a KMS that we did not write: moto's. `tests/kms/moto.py` starts it and says
+//! The broker's KMS client and the vault's TLS, against a KMS that we did not write: moto's. `tests/fakes/kms/moto.py` starts it and says
 //! where it is; without it this test says that it was skipped.
 //!
 //! moto knows no Recipient: it answers with plaintexts, from which the vault takes nothing.
@@ -28,7 +28,7 @@ async fn motos_kms_understands_the_brokers_client() {
     let (Ok(port), Ok(root), Ok(key_arn)) =
         (std::env::var("CASEMATE_MOTO_PORT"), std::env::var("CASEMATE_MOTO_ROOT"), std::env::var("CASEMATE_MOTO_KEY"))
     else {
-        println!("SKIPPED: no moto here (tests/run starts it: tests/kms/moto.py)");
+        println!("SKIPPED: no moto here (tests/run starts it: tests/fakes/kms/moto.py)");
         return;
     };
     let port: u16 = port.parse().unwrap();

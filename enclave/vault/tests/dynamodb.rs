@@ -1,4 +1,4 @@
-//! The fence on a DynamoDB that we did not write: moto's. `tests/kms/moto.py` starts it and says where it is; without it this test
+//! The fence on a DynamoDB that we did not write: moto's. `tests/fakes/kms/moto.py` starts it and says where it is; without it this test
 //! says that it was skipped.
 #![allow(
     missing_docs,
@@ -37,7 +37,7 @@ fn store(table: &str) -> Option<Dynamodb<Direct>> {
 /// The same in an account of one's choice. moto's own is 123456789012.
 fn store_in(account: &str, table: &str) -> Option<Dynamodb<Direct>> {
     let (Ok(port), Ok(root)) = (std::env::var("CASEMATE_MOTO_PORT"), std::env::var("CASEMATE_MOTO_ROOT")) else {
-        println!("SKIPPED: no moto here (tests/run starts it: tests/kms/moto.py)");
+        println!("SKIPPED: no moto here (tests/run starts it: tests/fakes/kms/moto.py)");
         return None;
     };
     let mut roots = RootCertStore::empty();

@@ -197,7 +197,7 @@ fn the_documented_example_opens() {
     let lines = example.lines().filter_map(|line| line.strip_prefix("    ")?.split_once("  ")).map(|(_, hex)| hex);
     opens(&lines.collect::<String>(), watermarks);
     // And as each version wrote it (docs/COMPATIBILITY.md).
-    let versions = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compatibility");
+    let versions = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/suites/compatibility");
     let versions = std::fs::read_dir(versions).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     for version in versions {
         opens(&std::fs::read_to_string(version.join("sealed-state.hex")).unwrap().replace('\n', ""), watermarks);

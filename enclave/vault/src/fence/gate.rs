@@ -1,7 +1,7 @@
 //! The gate: every signature passes it, and one thread, the keeper, opens and closes it.
 //!
 //! A signature takes the gate's read lock from the look at the limits to the saving of the watermark: once the gate is closed, nothing
-//! is under way any more. tests/shuttle runs this very file, with [`crate::keys::keyring`], through the orders in which threads can meet here.
+//! is under way any more. tests/suites/shuttle runs this very file, with [`crate::keys::keyring`], through the orders in which threads can meet here.
 
 use std::time::Duration;
 

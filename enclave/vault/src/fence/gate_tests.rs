@@ -1,4 +1,4 @@
-//! The gate by itself, without a keeper. Beside `gate.rs` and not in it: tests/shuttle compiles that file with other locks.
+//! The gate by itself, without a keeper. Beside `gate.rs` and not in it: tests/suites/shuttle compiles that file with other locks.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The keys by themselves. Beside `keys.rs` and not in it: tests/shuttle compiles that file with other locks.
+//! The keys by themselves. Beside `keys.rs` and not in it: tests/suites/shuttle compiles that file with other locks.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Mutex;

@@ -1,6 +1,6 @@
 //! Time and waiting, for the keeper of the fence's record and for anyone who waits for it.
 //!
-//! Every program runs on [`Kernel`]. The simulator (tests/simulation) has one of its own, so that it decides who goes on, and a run can be
+//! Every program runs on [`Kernel`]. The simulator (tests/suites/simulation) has one of its own, so that it decides who goes on, and a run can be
 //! repeated step by step.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,5 +1,5 @@
 //! `casemate-vm-vault`: the vault of test images. All of it is the production vault's library; only that KMS's certificate comes from
-//! a root that everybody has the key of (tests/kms/vm-root).
+//! a root that everybody has the key of (tests/fakes/kms/vm-root).
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-const ROOT: &[u8] = include_bytes!("../../../kms/vm-root/root.pem");
+const ROOT: &[u8] = include_bytes!("../../kms/vm-root/root.pem");
 
 fn main() -> ExitCode {
     let started = std::io::stdout().as_fd().try_clone_to_owned();

@@ -14,7 +14,7 @@ pub const ZERO_ROOT: &str = "0x0000000000000000000000000000000000000000000000000
 /// Gloas types that no recorded client sends yet, for the first interop key on the chain of [`crate::requests::NETWORK`]: type, request,
 /// signature. The object roots are Lodestar's, the domains the API document's.
 pub fn gloas_types() -> Vec<(String, Value, String)> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parent-proxy/tests/gloas-oracle/gloas.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../parent-proxy/tests/gloas-oracle/gloas.json");
     let secret = casemate_dev::interop::secret_key(0);
     let (root4, mut cases) = (root(4), Vec::new());
     for case in json(&file).as_array().unwrap() {

@@ -733,7 +733,7 @@ fn nameless(path: &str) -> String {
 
 /// Path and method of every route, out of the source.
 fn routes() -> BTreeSet<(String, String)> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parent-proxy/src/api/mod.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../parent-proxy/src/api/mod.rs");
     let source = fs::read_to_string(source).unwrap();
     let mut routes = BTreeSet::new();
     for route in source.split(".route(\"").skip(1) {

@@ -1,5 +1,5 @@
 //! The very images, booted in QEMU's nitro-enclave machine, behind the production proxy. `tests/run` builds the machine and runs
-//! these; by hand: `tests/e2e/nitro-vm/tools && CASEMATE_NITRO_VM=1 cargo test -p casemate-e2e --test nitro_vm`.
+//! these; by hand: `tests/tools/nitro-vm/tools && CASEMATE_NITRO_VM=1 cargo test -p casemate-e2e --test nitro_vm`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +45,7 @@ fn tools() -> Option<(Tools, MutexGuard<'static, ()>)> {
         println!("SKIPPED: CASEMATE_NITRO_VM is not set; tests/run sets it, once it has built QEMU");
         return None;
     }
-    let tools = Tools::find().expect("tests/e2e/nitro-vm/tools has built QEMU");
+    let tools = Tools::find().expect("tests/tools/nitro-vm/tools has built QEMU");
     Some((tools, ONE.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 

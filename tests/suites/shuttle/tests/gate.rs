@@ -13,9 +13,9 @@
     reason = "the vault's files see another error here"
 )]
 
-#[path = "../../../enclave/vault/src/fence/gate.rs"]
+#[path = "../../../../enclave/vault/src/fence/gate.rs"]
 mod gate;
-#[path = "../../../enclave/vault/src/keys/keyring.rs"]
+#[path = "../../../../enclave/vault/src/keys/keyring.rs"]
 mod keyring;
 
 /// The rooms of the vault, as its files name them.

@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "plain")]
     pub enclaves: u8,
     /// Run the enclave for real: build its image and boot it in QEMU's nitro-enclave machine, some 25 times slower than this one. Takes
-    /// what tests/e2e/nitro-vm/tools builds
+    /// what tests/tools/nitro-vm/tools builds
     #[arg(long, conflicts_with_all = ["plain", "workers"])]
     pub vm: bool,
     /// Threads that sign [default: one for each core]

@@ -20,7 +20,7 @@ impl Machines {
     /// Looks whether machines can be booted here.
     pub fn tools() -> Result<Tools> {
         Tools::find().context(
-            "--vm needs QEMU with its nitro-enclave machine: tests/e2e/nitro-vm/tools builds it, in some minutes",
+            "--vm needs QEMU with its nitro-enclave machine: tests/tools/nitro-vm/tools builds it, in some minutes",
         )
     }
 

@@ -1,5 +1,5 @@
 //! Enclave images, booted for real: QEMU's `nitro-enclave` machine, with an NSM that signs under a test root, and
-//! vhost-device-vsock, which makes the parent's end of vsock a Unix socket. `tests/e2e/nitro-vm/tools` builds both.
+//! vhost-device-vsock, which makes the parent's end of vsock a Unix socket. `tests/tools/nitro-vm/tools` builds both.
 #![forbid(unsafe_code)]
 
 mod images;
@@ -30,7 +30,7 @@ const HEARTBEAT: u8 = 0xb7;
 /// Each machine of this host needs one of its own towards vhost-device-vsock.
 const GUEST_CID: u32 = 16;
 
-/// What `tests/e2e/nitro-vm/tools` has built.
+/// What `tests/tools/nitro-vm/tools` has built.
 #[derive(Clone)]
 pub struct Tools {
     folder: PathBuf,

@@ -12,7 +12,7 @@ use serde_json::Value;
 /// The folder `name` of the test data, or `None` after saying on standard error that the test was skipped.
 pub fn folder(name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("CASEMATE_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from);
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../../shared/data"), PathBuf::from);
     let folder = root.join(name);
     if folder.is_dir() {
         return Some(folder);
