@@ -9,22 +9,24 @@ pub mod credentials;
 mod imds;
 pub mod records;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::BytesMut;
 use casemate_protocol::address::Address;
-use casemate_protocol::frame;
-use casemate_protocol::host_services::{self, HostReply, HostRequest, MAX_HOST_FRAME_LEN};
+use casemate_protocol::frame::LENGTH_LEN;
+use casemate_protocol::host_services::{self, HostReply, HostRequest, MAX_HOST_FRAME_LEN, MAX_TEXT_LEN};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use tracing::{debug, info, warn};
@@ -33,8 +35,16 @@ pub use blobs::{BlobStore, Blobs};
 pub use credentials::Source;
 pub use records::RecordFiles;
 
-/// Connections at once.
+use crate::log_limit::LogLimit;
+
+/// Connections at once over a Unix socket, and of each enclave over vsock.
 const MAX_CONNECTIONS: usize = 64;
+/// Frames with a blob that are read, worked on or written at once: each may take some 256 MiB, with what decoding makes of it.
+const LARGE_FRAMES: usize = 1;
+/// Longest wait for the enclave to take an answer. The broker waits no longer for it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Before the next try where a connection could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait for a request, and for a host to accept.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest a relayed connection lives: a request to KMS takes seconds.
@@ -141,6 +151,37 @@ pub struct Counters {
     pub stored: AtomicU64,
 }
 
+/// What is logged of strangers and errors: each thing once a minute.
+#[derive(Default)]
+struct Log {
+    accept: LogLimit<Option<i32>>,
+    stranger: LogLimit<u32>,
+    full: LogLimit<Option<u32>>,
+}
+
+/// The connections of an enclave; of all of them over a Unix socket.
+struct Peer {
+    cid: Option<u32>,
+    places: Arc<Semaphore>,
+    /// Held by the one that waits for its turn with a blob: so each enclave waits for one frame of each other, at most.
+    blob: Arc<Semaphore>,
+}
+
+impl Peer {
+    fn new(cid: Option<u32>) -> Arc<Self> {
+        let places = |n| Arc::new(Semaphore::new(n));
+        Arc::new(Self { cid, places: places(MAX_CONNECTIONS), blob: places(1) })
+    }
+}
+
+/// Of an enclave, and of all.
+type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Descriptors that the egress of these enclaves may take: each connection goes on to a host.
+pub fn descriptors(enclaves: &BTreeSet<u32>) -> usize {
+    enclaves.len().max(1).saturating_mul(MAX_CONNECTIONS).saturating_mul(2)
+}
+
 /// The parent's services for one enclave.
 pub struct Egress<C, B = BlobStore> {
     allowed: BTreeMap<Target, Target>,
@@ -148,6 +189,10 @@ pub struct Egress<C, B = BlobStore> {
     blobs: B,
     /// The fence's records, where this disk is trusted with them.
     records: Option<RecordFiles>,
+    /// Whom vsock is for.
+    enclaves: BTreeSet<u32>,
+    large: Arc<Semaphore>,
+    log: Log,
     /// For metrics.
     pub counters: Arc<Counters>,
 }
@@ -156,7 +201,16 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
     /// Serves these and nothing else.
     pub fn new<A: Into<Allowed>>(allowed: impl IntoIterator<Item = A>, credentials: C, blobs: B) -> Self {
         let allowed = allowed.into_iter().map(Into::into).map(|Allowed { target, at }| (target, at)).collect();
-        Self { allowed, credentials, blobs, records: None, counters: Arc::default() }
+        let large = Arc::new(Semaphore::new(LARGE_FRAMES));
+        let (enclaves, log) = (BTreeSet::new(), Log::default());
+        Self { allowed, credentials, blobs, records: None, enclaves, large, log, counters: Arc::default() }
+    }
+
+    /// Over vsock these context ids are served, and no others.
+    #[must_use]
+    pub fn with_enclaves(mut self, cids: BTreeSet<u32>) -> Self {
+        self.enclaves = cids;
+        self
     }
 
     /// With the fence's records in files.
@@ -166,67 +220,114 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
         self
     }
 
-    /// Listens where the enclave dials out, until the process ends.
+    /// Listens where the enclave dials out, until the process ends. No error of a connection ends it.
     ///
     /// `vsock:CID:PORT` listens for any CID; `hybrid:PATH:PORT` on the Unix socket `PATH_PORT`, where vhost-device-vsock and
     /// Firecracker connect for a guest that dials PORT.
     pub async fn serve(self: Arc<Self>, listen: &Address) -> Result<()> {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let unix = match listen {
-            Address::Unix(path) => Some(path.clone()),
+        match listen {
+            Address::Unix(path) => self.serve_unix(path).await,
             Address::Hybrid { path, port } => {
                 let mut name = path.clone().into_os_string();
                 name.push(format!("_{port}"));
-                Some(name.into())
+                self.serve_unix(&PathBuf::from(name)).await
             }
-            Address::Vsock { .. } => None,
-        };
-        if let Some(path) = unix {
-            let _ = std::fs::remove_file(&path);
-            let listener = UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
-            info!(path = %path.display(), "listening for the enclave's egress");
-            loop {
-                let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
-                self.spawn(stream, &places);
+            Address::Vsock { port, .. } => {
+                self.serve_vsock(*port).await.with_context(|| format!("listening on {listen}"))
             }
-        }
-        let Address::Vsock { port, .. } = listen else { bail!("{listen} cannot be listened on") };
-        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, *port))
-            .with_context(|| format!("listening on {listen}"))?;
-        info!(%listen, "listening for the enclave's egress");
-        loop {
-            let (stream, _) = listener.accept().await.context("accepting from the enclave")?;
-            self.spawn(stream, &places);
         }
     }
 
-    fn spawn<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self: &Arc<Self>, stream: S, places: &Arc<Semaphore>) {
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-            warn!(max = MAX_CONNECTIONS, "the enclave has too many connections out");
+    async fn serve_unix(self: Arc<Self>, path: &Path) -> Result<()> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
+        // For processes of this user alone: they get the role's credentials here.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))
+            .with_context(|| format!("closing {} to other users", path.display()))?;
+        info!(path = %path.display(), "listening for the enclave's egress");
+        let peer = Peer::new(None);
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.spawn(stream, &peer),
+                Err(error) => self.accept_failed(&error).await,
+            }
+        }
+    }
+
+    async fn serve_vsock(self: Arc<Self>, port: u32) -> Result<()> {
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        info!(port, enclaves = ?self.enclaves, "listening for the enclaves' egress");
+        let peers: BTreeMap<u32, Arc<Peer>> = self.enclaves.iter().map(|cid| (*cid, Peer::new(Some(*cid)))).collect();
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => match peers.get(&address.cid()) {
+                    Some(peer) => self.spawn(stream, peer),
+                    None => self.refuse_stranger(address.cid()),
+                },
+                Err(error) => self.accept_failed(&error).await,
+            }
+        }
+    }
+
+    /// Out of descriptors, or an enclave that has gone again: the next one is served all the same.
+    async fn accept_failed(&self, error: &io::Error) {
+        if let Some(left_out) = self.log.accept.passes(error.raw_os_error()) {
+            warn!(%error, left_out, "a connection of the enclave could not be accepted; trying again");
+        }
+        tokio::time::sleep(ACCEPT_AGAIN).await;
+    }
+
+    fn refuse_stranger(&self, cid: u32) {
+        if let Some(left_out) = self.log.stranger.passes(cid) {
+            warn!(cid, enclaves = ?self.enclaves, left_out, "egress refused: this CID is none of --enclave");
+        }
+    }
+
+    fn spawn<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self: &Arc<Self>, stream: S, peer: &Arc<Peer>) {
+        let Ok(place) = Arc::clone(&peer.places).try_acquire_owned() else {
+            if let Some(left_out) = self.log.full.passes(peer.cid) {
+                warn!(cid = peer.cid, max = MAX_CONNECTIONS, left_out, "the enclave has too many connections out");
+            }
             return;
         };
-        let this = Arc::clone(self);
+        let (this, peer) = (Arc::clone(self), Arc::clone(peer));
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = this.connection(stream).await {
-                debug!(%error, "a connection of the enclave has ended");
+            if let Err(error) = this.connection(stream, &peer).await {
+                debug!(cid = peer.cid, %error, "a connection of the enclave has ended");
             }
         });
     }
 
-    async fn connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) -> io::Result<()> {
-        let mut buffer = BytesMut::new();
+    async fn connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, peer: &Peer) -> io::Result<()> {
         loop {
-            let Some(request) = timeout(TIMEOUT, read_request(&mut stream, &mut buffer)).await?? else { return Ok(()) };
+            let Some(len) = timeout(TIMEOUT, read_length(&mut stream)).await?? else { return Ok(()) };
+            // What is longer than a request without a blob waits for its turn before it is read.
+            let turn = if len > MAX_TEXT_LEN { Some(self.turn(peer).await?) } else { None };
+            let request = timeout(TIMEOUT, read_request(&mut stream, len)).await??;
             if let HostRequest::Connect { host, port } = request {
-                return self.relay(stream, &buffer, Target { host: host.to_ascii_lowercase(), port }).await;
+                return self.relay(stream, Target { host: host.to_ascii_lowercase(), port }).await;
             }
+            // A blob that goes out takes as much as one that comes in.
+            let _turn = match (&request, turn) {
+                (HostRequest::LoadBlob { .. }, None) => Some(self.turn(peer).await?),
+                (_, turn) => turn,
+            };
             let reply = self.answer(request).await.unwrap_or_else(|error| {
                 warn!(error = format!("{error:#}"), "the enclave's request failed");
                 HostReply::Refused { reason: short(&format!("{error:#}")) }
             });
-            write(&mut stream, &reply).await?;
+            timeout(WRITE_TIMEOUT, write(&mut stream, &reply)).await??;
         }
+    }
+
+    /// A turn for a frame with a blob.
+    async fn turn(&self, peer: &Peer) -> io::Result<Turn> {
+        let turn = async {
+            let own = Arc::clone(&peer.blob).acquire_owned().await.map_err(io::Error::other)?;
+            Ok((own, Arc::clone(&self.large).acquire_owned().await.map_err(io::Error::other)?))
+        };
+        timeout(WRITE_TIMEOUT, turn).await?
     }
 
     async fn answer(&self, request: HostRequest) -> Result<HostReply> {
@@ -278,12 +379,7 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
         tokio::task::spawn_blocking(move || op(&blobs)).await.context("the disk")?
     }
 
-    async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        mut stream: S,
-        early: &[u8],
-        target: Target,
-    ) -> io::Result<()> {
+    async fn relay<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, target: Target) -> io::Result<()> {
         let Some(at) = self.allowed.get(&target) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             let shown = short(&target.to_string());
@@ -305,23 +401,33 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
         self.counters.connected.fetch_add(1, Ordering::Relaxed);
         debug!(%target, %at, "the enclave is connected");
         write(&mut stream, &HostReply::Connected).await?;
-        tcp.write_all(early).await?;
         timeout(MAX_RELAY, copy_bidirectional(&mut stream, &mut tcp)).await??;
         Ok(())
     }
 }
 
-async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<HostRequest>> {
-    loop {
-        if let Some((frame, used)) = frame::split(buffer, MAX_HOST_FRAME_LEN).map_err(invalid)? {
-            let request = host_services::decode_request(frame).map_err(invalid)?;
-            let _ = buffer.split_to(used);
-            return Ok(Some(request));
-        }
-        if stream.read_buf(buffer).await? == 0 {
-            return if buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-        }
+/// The length of the next frame; nothing where the connection has ended in order.
+async fn read_length<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<usize>> {
+    let mut length = [0; LENGTH_LEN];
+    let (first, rest) = length.split_at_mut(1);
+    if stream.read(first).await? == 0 {
+        return Ok(None);
     }
+    stream.read_exact(rest).await?;
+    let len = u32::from_be_bytes(length);
+    let allowed = usize::try_from(len).ok().filter(|len| (1..=MAX_HOST_FRAME_LEN).contains(len));
+    allowed.map(Some).ok_or_else(|| invalid(format!("a frame of {len} bytes; 1 to {MAX_HOST_FRAME_LEN} are allowed")))
+}
+
+/// The request of this length, and nothing behind it. The buffer grows as bytes come: a length alone takes no memory.
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, len: usize) -> io::Result<HostRequest> {
+    let mut frame = Vec::new();
+    let limit = u64::try_from(len).unwrap_or(u64::MAX);
+    stream.take(limit).read_to_end(&mut frame).await?;
+    if frame.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    host_services::decode_request(&frame).map_err(invalid)
 }
 
 async fn write<S: AsyncWrite + Unpin>(stream: &mut S, reply: &HostReply) -> io::Result<()> {

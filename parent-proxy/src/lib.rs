@@ -7,7 +7,10 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | flags, environment, TOML file |
-//! | [`server`] | sockets, TLS, connections, graceful end |
+//! | [`server`] | sockets, TLS, graceful end |
+//! | [`connections`] | who is connected, and who makes room for whom |
+//! | [`descriptors`] | how many clients there may be, so that the enclave is never without |
+//! | [`log_limit`] | lines that strangers cause, once in a while |
 //! | [`api`] | routes, answers, status codes |
 //! | [`request`] | one JSON body in, one duty out |
 //! | [`ssz`] | hash tree roots of what JSON carries |
@@ -26,10 +29,13 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod connections;
+pub mod descriptors;
 pub mod egress;
 pub mod enclave;
 pub mod group;
 pub mod json;
+pub mod log_limit;
 pub mod request;
 pub mod server;
 pub mod settings;
@@ -52,6 +58,7 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let settings = Settings::from_arguments(arguments)
         .or_else(|error| error.downcast::<clap::Error>().and_then(|said_by_clap| said_by_clap.exit()))?;
     settings.install_log();
+    let descriptors = descriptors::raise();
     let mut runtime = match settings.threads.get() {
         // Everything that has come in is taken up before anything goes on to the enclave: few writes, few wake-ups.
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -67,16 +74,20 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             };
-            let Some(egress) = &settings.egress else { return server::run(&settings, None, shutdown).await };
+            let Some(egress) = &settings.egress else {
+                return server::run(&settings, descriptors, None, shutdown).await;
+            };
             let source = match settings.credentials {
                 CredentialsFrom::Imds => Source::imds(None)?,
                 CredentialsFrom::Environment => Source::environment()?,
             };
-            let blobs = BlobStore::new(settings.blobs.clone());
-            let services = Egress::new(settings.egress_allow.clone(), source, blobs);
-            let services = Arc::new(services.with_records(settings.fence_files.clone().map(RecordFiles::new)));
+            let blobs = BlobStore::new(settings.blobs.clone()).with_rules(settings.blob_rules());
+            let services = Egress::new(settings.egress_allow.clone(), source, blobs)
+                .with_records(settings.fence_files.clone().map(RecordFiles::new))
+                .with_enclaves(settings.enclave_cids());
+            let services = Arc::new(services);
             tokio::select! {
-                ended = server::run(&settings, Some(Arc::clone(&services.counters)), shutdown) => ended,
+                ended = server::run(&settings, descriptors, Some(Arc::clone(&services.counters)), shutdown) => ended,
                 ended = services.serve(egress) => ended.context("serving the enclave's egress"),
             }
         },

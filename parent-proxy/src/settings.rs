@@ -3,10 +3,10 @@
 //! An option stands once: as a field of [`Settings`]. Its flag, its environment variable, its line in the file and its
 //! default are all of that field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,15 +15,19 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use casemate_protocol::address::Address;
 use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
+use tracing::warn;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::egress::Allowed;
+use crate::egress::blobs::Rules;
 use crate::tls::TlsFiles;
 
 /// Before the name of an option, in the name of its environment variable.
 const ENVIRONMENT: &str = "CASEMATE_PROXY_";
+
+const DAY: Duration = Duration::from_hours(24);
 
 /// Most enclaves of a group behind one proxy.
 const MAX_ENCLAVES: usize = 8;
@@ -69,9 +73,21 @@ pub struct Settings {
     /// Private key of the certificate (PEM)
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// Serve only clients with a certificate of these authorities (PEM): mutual TLS
+    /// Serve only clients with a certificate of these authorities (PEM): mutual TLS. Read again with the certificate; connections that
+    /// other authorities admitted end then
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Serve an address that is not this machine's own without --tls-client-ca, or the key manager's token without TLS: then anyone who
+    /// reaches the port can ask for signatures
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false")]
+    pub allow_any_client: bool,
+    /// Serve administration here and no longer with the clients: /reload, /commands, /slashing-protection, /signing-log/head and
+    /// /eth/v1/keystores. Nothing is signed here
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Serve administration only to certificates of these authorities (PEM) [default: those of --tls-client-ca]
+    #[arg(long, value_name = "FILE")]
+    pub admin_tls_client_ca: Option<PathBuf>,
     /// Where the enclave dials out for KMS, credentials and its sealed blobs: vsock:3:PORT, unix:PATH or
     /// hybrid:PATH:PORT. Without it, none of this is served
     #[arg(long, value_name = "ADDRESS")]
@@ -83,6 +99,13 @@ pub struct Settings {
     /// Folder that keeps the enclave's sealed blobs
     #[arg(long, value_name = "DIR", default_value = "blobs")]
     pub blobs: PathBuf,
+    /// Sealed blobs that are younger than this stay where they are; of the older ones the eight newest do, and the others are moved to
+    /// the folder quarantine beside them. None is ever removed
+    #[arg(long, value_name = "DAYS", default_value = "30")]
+    pub blobs_keep_days: NonZeroU32,
+    /// Most bytes that the blobs of a group may take, those in quarantine too; then no more are taken
+    #[arg(long, value_name = "BYTES", default_value = "4294967296")]
+    pub blobs_max_bytes: NonZeroU64,
     /// Folder that keeps the records of fences whose kind is `file`. Anyone who can write there can have keys slashed: only on a
     /// disk that its owner trusts
     #[arg(long, value_name = "DIR")]
@@ -119,12 +142,16 @@ pub struct Settings {
 }
 
 /// Options that say nothing without another one.
-const NEEDS: [(&str, &str); 6] = [
+const NEEDS: [(&str, &str); 10] = [
     ("tls_certificate", "tls_key"),
     ("tls_key", "tls_certificate"),
     ("tls_client_ca", "tls_certificate"),
+    ("admin_tls_client_ca", "admin_listen"),
+    ("admin_tls_client_ca", "tls_certificate"),
     ("egress_allow", "egress"),
     ("blobs", "egress"),
+    ("blobs_keep_days", "egress"),
+    ("blobs_max_bytes", "egress"),
     ("credentials", "egress"),
 ];
 
@@ -175,7 +202,70 @@ impl Settings {
         if settings.enclave.len() > MAX_ENCLAVES {
             bail!("--enclave: {} addresses; {MAX_ENCLAVES} are allowed", settings.enclave.len());
         }
+        settings.check_doors()?;
+        settings.check_peers()?;
         Ok(settings)
+    }
+
+    /// Each listener with the authorities whose clients it serves.
+    fn doors(&self) -> impl Iterator<Item = (&'static str, SocketAddr, Option<PathBuf>)> {
+        let admin_ca = self.admin_tls_client_ca.clone().or_else(|| self.tls_client_ca.clone());
+        let admin = self.admin_listen.map(|address| ("admin_listen", address, admin_ca));
+        std::iter::once(("listen", self.listen, self.tls_client_ca.clone())).chain(admin)
+    }
+
+    /// Anyone who reaches a port can ask for signatures: a port that others reach wants certificates, or a word that says otherwise.
+    fn check_doors(&self) -> Result<()> {
+        if let Some(admin) = self.admin_listen {
+            let same = admin == self.listen && admin.port() != 0;
+            ensure!(!same, "--admin-listen {admin} is the address of --listen; administration needs one of its own");
+        }
+        if self.allow_any_client {
+            return Ok(());
+        }
+        for (option, address, authorities) in self.doors() {
+            let own = address.ip().to_canonical().is_loopback();
+            ensure!(
+                own || authorities.is_some(),
+                "{} {address} is reached from other machines, and no client needs a certificate there: give --tls-client-ca (mutual TLS), \
+                 take an address of 127.0.0.0/8 or [::1], or say --allow-any-client if something else keeps strangers away",
+                flag(option)
+            );
+        }
+        Ok(())
+    }
+
+    /// Says at the start what stands open.
+    pub fn warn_of_open_doors(&self) {
+        for (option, address, authorities) in self.doors() {
+            if !address.ip().to_canonical().is_loopback() && authorities.is_none() {
+                warn!(%address, "{}: anyone who reaches this address is served (--allow-any-client)", flag(option));
+            }
+        }
+    }
+
+    /// The egress listener knows its enclaves by their CIDs.
+    fn check_peers(&self) -> Result<()> {
+        let vsock = matches!(self.egress, Some(Address::Vsock { .. }));
+        ensure!(
+            !vsock || !self.enclave_cids().is_empty(),
+            "--egress vsock:… takes only the CIDs of --enclave, and no address there is of the form vsock:CID:PORT"
+        );
+        Ok(())
+    }
+
+    /// The context ids of the enclaves: who may use the egress.
+    pub fn enclave_cids(&self) -> BTreeSet<u32> {
+        let cid = |address: &Address| match address {
+            Address::Vsock { cid, .. } => Some(*cid),
+            _ => None,
+        };
+        self.enclave.iter().filter_map(cid).collect()
+    }
+
+    /// How blobs are kept.
+    pub fn blob_rules(&self) -> Rules {
+        Rules { keep: DAY.saturating_mul(self.blobs_keep_days.get()), max_bytes: self.blobs_max_bytes.get() }
     }
 
     /// The names that clients may use; `None` for all.
@@ -188,6 +278,12 @@ impl Settings {
     pub fn tls(&self) -> Option<TlsFiles> {
         let (certificate, key) = (self.tls_certificate.clone()?, self.tls_key.clone()?);
         Some(TlsFiles { certificate, key, client_ca: self.tls_client_ca.clone() })
+    }
+
+    /// Those of administration, where it has a listener of its own.
+    pub fn admin_tls(&self) -> Option<TlsFiles> {
+        let (_, _, client_ca) = self.doors().nth(1)?;
+        Some(TlsFiles { client_ca, ..self.tls()? })
     }
 
     /// Logs to standard error from now on. A second call changes nothing.
@@ -276,7 +372,8 @@ fn log_filter(text: &str) -> Result<Targets> {
     for part in text.split(',').map(str::trim) {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
         ensure!(
-            !level.is_empty() && level.parse::<LevelFilter>().is_ok(), "{level:?} is no level; there are off, error, warn, info, debug and trace"
+            !level.is_empty() && level.parse::<LevelFilter>().is_ok(),
+            "{level:?} is no level; there are off, error, warn, info, debug and trace"
         );
     }
     Ok(text.parse()?)
@@ -341,6 +438,40 @@ mod tests {
             assert!(wrong.parse::<Allowed>().is_err(), "{wrong}");
         }
         assert_eq!(settings.credentials, CredentialsFrom::Imds);
+    }
+
+    #[test]
+    fn a_port_that_others_reach_wants_certificates_or_a_word() {
+        let tls = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"];
+        let mutual = [&tls[..], &["--tls-client-ca", "ca.pem"]].concat();
+        let any = ["--allow-any-client"];
+        for listen in ["0.0.0.0:9000", "[::]:9000", "10.0.0.1:9000", "[::ffff:10.0.0.1]:9000"] {
+            let with = |more: &[&str]| parse(&[&["--listen", listen], more].concat());
+            for open in [&[][..], &tls, &["--key-manager-token-file", "token"]] {
+                let error = with(open).unwrap_err().to_string();
+                assert!(error.contains(listen) && error.contains("--allow-any-client"), "{error}");
+            }
+            assert!(with(&mutual).is_ok() && with(&any).is_ok() && with(&["--allow-any-client=true"]).is_ok());
+            let admin = |more: &[&str]| parse(&[&["--admin-listen", listen], more].concat());
+            assert!(admin(&[]).unwrap_err().to_string().contains("--admin-listen"));
+            let admin_ca = admin(&[&tls[..], &["--admin-tls-client-ca", "a.pem"]].concat()).unwrap();
+            assert_eq!(admin_ca.admin_tls().unwrap().client_ca, Some("a.pem".into()));
+            assert_eq!(admin_ca.tls().unwrap().client_ca, None);
+            assert_eq!(admin(&mutual).unwrap().admin_tls().unwrap().client_ca, Some("ca.pem".into()));
+        }
+        for listen in ["127.0.0.1:9000", "127.0.0.2:9000", "[::1]:9000", "[::ffff:127.0.0.1]:9000"] {
+            assert!(parse(&["--listen", listen]).is_ok(), "{listen}");
+        }
+        assert!(parse(&["--admin-tls-client-ca", "a.pem"]).is_err());
+        assert!(parse(&["--admin-listen", "127.0.0.1:9000"]).unwrap_err().to_string().contains("--listen"));
+    }
+
+    #[test]
+    fn a_vsock_egress_knows_its_enclaves() {
+        let two = parse(&["--egress", "vsock:3:7000", "--enclave", "vsock:16:5005,unix:/x,vsock:17:5005"]).unwrap();
+        assert_eq!(two.enclave_cids().into_iter().collect::<Vec<_>>(), [16, 17]);
+        let none = parse(&["--egress", "vsock:3:7000", "--enclave", "unix:/x"]).unwrap_err().to_string();
+        assert!(none.contains("vsock:CID:PORT"), "{none}");
     }
 
     #[test]

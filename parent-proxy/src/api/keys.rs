@@ -1,7 +1,8 @@
 //! `GET /api/v1/eth2/publicKeys` and `GET /api/v1/eth2/highWatermark`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -13,10 +14,20 @@ use crate::enclave::Unavailable;
 
 pub(super) async fn public_keys(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
     let keys = app.public_keys(app.number(uri.query())?).await?;
-    Ok(json_body(&json!(keys.iter().map(ToString::to_string).collect::<Vec<_>>())))
+    let list = json!(keys.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string();
+    Ok(([(header::CONTENT_TYPE, "application/json")], app.shared(list.into())).into_response())
 }
 
 impl App {
+    /// The same bytes for everyone who is sent the same list: it has megabytes with many keys, and some read it slowly.
+    fn shared(&self, list: Bytes) -> Bytes {
+        let mut last = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != list {
+            *last = list;
+        }
+        last.clone()
+    }
+
     /// The keys that sign.
     pub(super) async fn public_keys(&self, number: Option<usize>) -> Result<Vec<PublicKey>, Failure> {
         let _alone = self.listing.lock().await;

@@ -3,6 +3,7 @@
 mod answer;
 mod attestation;
 mod commands;
+mod door;
 mod ext;
 mod history;
 mod keys;
@@ -25,15 +26,16 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 
 pub use answer::{Failure, wants_json};
+pub use door::Door;
 pub use keystores::Token;
 pub use reload::Reload;
 
+use crate::connections::Arriving;
 use crate::egress;
 use crate::group::Group;
 use crate::settings::Settings;
@@ -54,6 +56,8 @@ pub struct App {
     large_bodies: Arc<Semaphore>,
     /// Held while the keys are listed: pages are the largest replies there are, and one listing at a time is quick.
     listing: tokio::sync::Mutex<()>,
+    /// The last list of keys that was sent: those who read it slowly share one.
+    listed: std::sync::Mutex<Bytes>,
     /// Held while a page of history is asked for: that takes a round trip to the fence's store.
     telling: tokio::sync::Mutex<()>,
     reload: Reload,
@@ -70,6 +74,7 @@ pub struct App {
 #[derive(Clone)]
 pub struct Api {
     app: Arc<App>,
+    door: Door,
     router: TowerToHyperService<Router>,
 }
 
@@ -80,7 +85,7 @@ const SIGN: &str = "/api/v1/eth2/sign/";
 pub fn api(
     settings: &Settings,
     enclave: Group,
-    tls: Option<Arc<Tls>>,
+    tls: Vec<Arc<Tls>>,
     egress: Option<Arc<egress::Counters>>,
     token: Option<Token>,
 ) -> Api {
@@ -90,6 +95,7 @@ pub fn api(
         hosts: settings.hosts(),
         large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         listing: tokio::sync::Mutex::new(()),
+        listed: std::sync::Mutex::default(),
         telling: tokio::sync::Mutex::new(()),
         reload: Reload::new(enclave, tls),
         attestations: attestation::Turns::new(),
@@ -119,29 +125,51 @@ pub fn api(
         .method_not_allowed_fallback(status::no_such_method)
         .layer(from_fn_with_state(Arc::clone(&app), around))
         .with_state(Arc::clone(&app));
-    Api { app, router: TowerToHyperService::new(router) }
+    let door = if settings.admin_listen.is_some() { Door::Clients } else { Door::Whole };
+    Api { app, door, router: TowerToHyperService::new(router) }
 }
 
 impl Api {
+    /// The same behind another listener.
+    #[must_use]
+    pub fn behind(&self, door: Door) -> Self {
+        Self { door, ..self.clone() }
+    }
+
+    /// What this listener serves.
+    pub fn door(&self) -> Door {
+        self.door
+    }
+
+    /// Begins a reload, unless one is running.
+    pub fn reload(&self) -> bool {
+        self.app.reload.begin()
+    }
+
     /// Answers a request. The router's layers cost more than all else that is done here for a signature, so a path that is plainly
     /// a key's is not taken through them; what is around each route is around this one too.
     pub async fn answer(
         self,
-        request: Request<Incoming>,
+        mut request: Request<Arriving>,
     ) -> Result<hyper::Response<Either<Full<Bytes>, Body>>, Infallible> {
+        if let Some(tidy) = door::tidy(request.uri()) {
+            *request.uri_mut() = tidy;
+        }
         let key = request.uri().path().strip_prefix(SIGN).unwrap_or_default();
         if request.method() == Method::POST && !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric()) {
             let (parts, body) = request.into_parts();
             let id = self.app.request_id(&parts.headers);
-            let mut response = if self.app.host_allowed(&parts.uri, &parts.headers) {
-                let key = parts.uri.path().strip_prefix(SIGN).unwrap_or_default();
-                self.app.signed(key, &id, &parts.headers, body).await
-            } else {
-                Failure::forbidden_host().into_parts()
+            let mut response = match self.app.refusal(self.door, &parts.method, &parts.uri, &parts.headers) {
+                None => {
+                    let key = parts.uri.path().strip_prefix(SIGN).unwrap_or_default();
+                    self.app.signed(key, &id, &parts.headers, body).await
+                }
+                Some(failure) => failure.into_parts(),
             };
             response.headers_mut().insert(REQUEST_ID, id.0);
             return Ok(response.map(Either::Left));
         }
+        request.extensions_mut().insert(self.door);
         // In a box: it is large, and must not make the other way's future so.
         let response = Box::pin(self.router.call(request)).await?;
         Ok(response.map(Either::Right))
@@ -176,12 +204,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Identifier {
     }
 }
 
-/// Around every route: the host allow-list, the request's id.
+/// Around every route: who may ask at all, the request's id.
 async fn around(State(app): State<Arc<App>>, mut request: Request<Body>, next: Next) -> Response {
     let id = app.request_id(request.headers());
     request.extensions_mut().insert(id.clone());
-    let allowed = app.host_allowed(request.uri(), request.headers());
-    let mut response = if allowed { next.run(request).await } else { Failure::forbidden_host().into_json() };
+    let door = request.extensions().get().copied().unwrap_or(Door::Whole);
+    let mut response = match app.refusal(door, request.method(), request.uri(), request.headers()) {
+        None => next.run(request).await,
+        Some(failure) => failure.into_json(),
+    };
     response.headers_mut().insert(REQUEST_ID, id.0);
     response
 }
@@ -202,6 +233,16 @@ impl App {
         // 8 bytes are 16 digits: the buffer's length is the right one.
         let _ = const_hex::encode_to_slice(number.to_be_bytes(), &mut digits);
         RequestId(HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("0")))
+    }
+
+    /// Why a request is not even looked at.
+    fn refusal(&self, door: Door, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Failure> {
+        if !self.host_allowed(uri, headers) {
+            return Some(Failure::forbidden_host());
+        }
+        door::foreign_page(headers)
+            .or_else(|| door.refusal(uri.path()))
+            .or_else(|| door::wrong_content_type(method, uri.path(), headers))
     }
 
     /// Against DNS rebinding: a browser that was lured here sends the name of its own site.

@@ -1,4 +1,4 @@
-//! `POST /reload`, `GET /reload`: read the certificates again, ask the enclave for its keys again.
+//! `POST /reload`, `GET /reload`, SIGHUP: read the certificates again, ask the enclave for its keys again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,12 +41,13 @@ impl Stage {
 pub struct Reload {
     stage: Arc<Mutex<Stage>>,
     enclave: Group,
-    tls: Option<Arc<Tls>>,
+    /// Of each listener.
+    tls: Vec<Arc<Tls>>,
 }
 
 impl Reload {
     /// Nothing reloaded yet.
-    pub fn new(enclave: Group, tls: Option<Arc<Tls>>) -> Self {
+    pub fn new(enclave: Group, tls: Vec<Arc<Tls>>) -> Self {
         Self { stage: Arc::new(Mutex::new(Stage::Idle)), enclave, tls }
     }
 
@@ -54,13 +55,32 @@ impl Reload {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
+    /// Begins, unless one is running.
+    pub fn begin(&self) -> bool {
+        {
+            let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+            if *stage == Stage::Running {
+                return false;
+            }
+            *stage = Stage::Running;
+        }
+        tokio::spawn(self.clone().run());
+        true
+    }
+
     async fn run(self) {
         let mut errors = Vec::new();
-        if let Some(tls) = &self.tls
-            && let Err(e) = tls.reload()
-        {
-            error!(error = %format_args!("{e:#}"), "the certificates were not reloaded; the old ones stay");
-            errors.push(format!("the certificates were not reloaded, the old ones stay: {e:#}"));
+        for tls in &self.tls {
+            match tls.reload() {
+                Ok(false) => {}
+                Ok(true) => {
+                    info!("the clients' authorities are others now: connections that the old ones admitted end")
+                }
+                Err(e) => {
+                    error!(error = %format_args!("{e:#}"), "the certificates were not reloaded; the old ones stay");
+                    errors.push(format!("the certificates were not reloaded, the old ones stay: {e:#}"));
+                }
+            }
         }
         let keys = match self.enclave.call(Request::Info).await {
             Ok(Reply::Info(info)) => Some(info.keys),
@@ -82,20 +102,14 @@ impl Reload {
 }
 
 pub(super) async fn start(State(app): State<Arc<App>>) -> Response {
-    {
-        let mut stage = app.reload.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        if *stage == Stage::Running {
-            let mut response = json_body(&json!({
-                "status": "running", "message": "a reload is running", "error": "a reload is running",
-            }));
-            *response.status_mut() = StatusCode::CONFLICT;
-            return response;
-        }
-        *stage = Stage::Running;
-    }
-    tokio::spawn(app.reload.clone().run());
-    let mut response = json_body(&json!({ "status": "accepted", "message": "reload started" }));
-    *response.status_mut() = StatusCode::ACCEPTED;
+    let (status, body) = if app.reload.begin() {
+        (StatusCode::ACCEPTED, json!({ "status": "accepted", "message": "reload started" }))
+    } else {
+        let running = "a reload is running";
+        (StatusCode::CONFLICT, json!({ "status": "running", "message": running, "error": running }))
+    };
+    let mut response = json_body(&body);
+    *response.status_mut() = status;
     response
 }
 
