@@ -247,7 +247,8 @@ impl Connections {
                 .oldest(phase::FRESH, anyone)
                 .or_else(|| table.oldest(phase::SILENT, anyone))
                 .or_else(|| table.longest_idle())
-                .or_else(|| table.oldest(phase::READING, anyone));
+                .or_else(|| table.oldest(phase::READING, anyone))
+                .or_else(|| table.oldest(phase::ANSWERED, anyone));
             idler.filter(|_| !last).ok_or(Full::Clients)?.evict();
         }
         let number = table.next;

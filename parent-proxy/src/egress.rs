@@ -239,10 +239,14 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
     }
 
     async fn serve_unix(self: Arc<Self>, path: &Path) -> Result<()> {
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
-        // For processes of this user alone: they get the role's credentials here.
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        // For processes of this user alone: they get the role's credentials here. It has its name once it is closed to others.
+        let mut aside = path.as_os_str().to_owned();
+        aside.push("~");
+        let aside = PathBuf::from(aside);
+        let _ = std::fs::remove_file(&aside);
+        let listener = UnixListener::bind(&aside).with_context(|| format!("listening on {}", aside.display()))?;
+        std::fs::set_permissions(&aside, Permissions::from_mode(0o600))
+            .and_then(|()| std::fs::rename(&aside, path))
             .with_context(|| format!("closing {} to other users", path.display()))?;
         info!(path = %path.display(), "listening for the enclave's egress");
         let peer = Peer::new(None);
@@ -257,13 +261,10 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
     async fn serve_vsock(self: Arc<Self>, port: u32) -> Result<()> {
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
         info!(port, enclaves = ?self.enclaves, "listening for the enclaves' egress");
-        let peers: BTreeMap<u32, Arc<Peer>> = self.enclaves.iter().map(|cid| (*cid, Peer::new(Some(*cid)))).collect();
+        let peers = self.peers();
         loop {
             match listener.accept().await {
-                Ok((stream, address)) => match peers.get(&address.cid()) {
-                    Some(peer) => self.spawn(stream, peer),
-                    None => self.refuse_stranger(address.cid()),
-                },
+                Ok((stream, address)) => self.take_in(&peers, address.cid(), stream),
                 Err(error) => self.accept_failed(&error).await,
             }
         }
@@ -277,8 +278,20 @@ impl<C: CredentialSource + 'static, B: Blobs> Egress<C, B> {
         tokio::time::sleep(ACCEPT_AGAIN).await;
     }
 
-    fn refuse_stranger(&self, cid: u32) {
-        if let Some(left_out) = self.log.stranger.passes(cid) {
+    fn peers(&self) -> BTreeMap<u32, Arc<Peer>> {
+        self.enclaves.iter().map(|cid| (*cid, Peer::new(Some(*cid)))).collect()
+    }
+
+    /// From an enclave of the list, or not at all: another enclave of this parent, or a process of it, would get the role's credentials.
+    fn take_in<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self: &Arc<Self>,
+        peers: &BTreeMap<u32, Arc<Peer>>,
+        cid: u32,
+        stream: S,
+    ) {
+        if let Some(peer) = peers.get(&cid) {
+            self.spawn(stream, peer);
+        } else if let Some(left_out) = self.log.stranger.passes(cid) {
             warn!(cid, enclaves = ?self.enclaves, left_out, "egress refused: this CID is none of --enclave");
         }
     }
@@ -444,4 +457,53 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
 /// For a log line or a frame.
 fn short(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).take(200).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn egress() -> Arc<Egress<Static>> {
+        let credentials =
+            Credentials { access_key: "AKID".into(), secret_key: "secret".into(), session_token: None, expires: None };
+        let none: [Target; 0] = [];
+        let egress = Egress::new(none, Static(credentials), BlobStore::new("/nowhere"));
+        Arc::new(egress.with_enclaves([16, 17].into()))
+    }
+
+    /// The first byte that comes back; nothing where the connection was closed.
+    async fn asked(mut stream: tokio::io::DuplexStream) -> Option<u8> {
+        let mut bytes = Vec::new();
+        host_services::encode_request(&HostRequest::Credentials, &mut bytes);
+        let _ = stream.write_all(&bytes).await;
+        stream.read_u8().await.ok()
+    }
+
+    #[tokio::test]
+    async fn a_cid_that_is_none_of_the_enclaves_is_not_served() {
+        let egress = egress();
+        let peers = egress.peers();
+        // The loopback, the parent, another enclave.
+        for (cid, served) in [(16, true), (17, true), (1, false), (3, false), (18, false), (VMADDR_CID_ANY, false)] {
+            let (near, far) = tokio::io::duplex(4096);
+            egress.take_in(&peers, cid, far);
+            assert_eq!(asked(near).await.is_some(), served, "{cid}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_enclave_has_its_share_of_connections_and_leaves_the_others_theirs() {
+        let egress = egress();
+        let peers = egress.peers();
+        let open = |cid| {
+            let (near, far) = tokio::io::duplex(4096);
+            egress.take_in(&peers, cid, far);
+            near
+        };
+        let held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| open(16)).collect();
+        assert_eq!(asked(open(16)).await, None);
+        assert!(asked(open(17)).await.is_some());
+        drop(held);
+    }
 }

@@ -182,6 +182,16 @@ async fn frames_that_are_none_end_their_connection() {
     assert!(matches!(bench.ask(HostRequest::Credentials).await.0, HostReply::Credentials { .. }));
 }
 
+#[tokio::test]
+async fn the_socket_of_the_egress_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let bench = Bench::new().await;
+    drop(bench.connect().await);
+    let mode = std::fs::metadata(bench.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
 #[test]
 fn targets_are_hosts_with_ports() {
     let good = |text: &str| text.parse::<Target>().unwrap().to_string();

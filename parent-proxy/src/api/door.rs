@@ -74,17 +74,19 @@ pub fn foreign_page(headers: &HeaderMap) -> Option<Failure> {
 /// Bodies are JSON, and say so: the types that a page may send without asking first are none. A client that says nothing is taken at
 /// its word; a browser that says nothing has said where it comes from.
 pub fn wrong_content_type(method: &Method, path: &str, headers: &HeaderMap) -> Option<Failure> {
-    if [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
+    // Those that some path takes with a body; the others are refused as they are.
+    if ![Method::POST, Method::DELETE].contains(method) {
         return None;
     }
-    let wanted = if path == COMMANDS { "application/cbor" } else { "application/json" };
+    let wanted: &[&str] =
+        if path == COMMANDS { &["application/cbor", "application/octet-stream"] } else { &["application/json"] };
     let is_wanted = |given: &[u8]| {
-        let essence = given.split(|b| *b == b';').next().unwrap_or_default();
-        essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
+        let essence = given.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        wanted.iter().any(|wanted| essence.eq_ignore_ascii_case(wanted.as_bytes()))
     };
     let given = headers.get_all(header::CONTENT_TYPE).iter().find(|given| !is_wanted(given.as_bytes()))?;
     let given = String::from_utf8_lossy(given.as_bytes());
-    let why = format!("Content-Type: {} is not taken here; send {wanted}", shown(&given));
+    let why = format!("Content-Type: {} is not taken here; send {}", shown(&given), wanted.join(" or "));
     Some(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
 }
 
@@ -159,6 +161,7 @@ mod tests {
             assert_eq!(wrong(&get, "/upcheck", kind), None, "{kind}");
         }
         assert_eq!(wrong(&post, COMMANDS, "application/cbor"), None);
+        assert_eq!(wrong(&post, COMMANDS, "application/octet-stream"), None);
         assert_eq!(wrong_content_type(&post, sign, &HeaderMap::new()), None);
     }
 

@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::BoundedBytes;
@@ -20,10 +20,15 @@ use casemate_protocol::host_services::{BlobBytes, MAX_BLOB_LEN};
 pub const KEPT: usize = 8;
 /// Most state versions in a group's folder: as many as are listed.
 const MAX_LISTED: usize = 1000;
-/// A state's version is at most so much above the newest that is here.
+/// A state's number in its term is at most so much above the newest that is here, and its term above the newest one's.
 const MAX_STEP: u64 = 1000;
-/// The first one that comes into an empty folder is at most that: thousands of years of an import a day.
+/// The first number that comes into an empty folder is at most that: thousands of years of an import a day.
 const MAX_FIRST: u64 = 1_000_000;
+/// A state's version begins with the fence's term, in the upper half. Terms begin with the seconds of the clock, and rise slower.
+const TERM_SHIFT: u32 = 32;
+const NUMBER_MASK: u64 = u64::MAX >> TERM_SHIFT;
+/// How far the enclave's clock may be ahead of this one's, in seconds.
+const AHEAD: u64 = 24 * 60 * 60;
 /// For states that are neither young nor among the newest.
 const QUARANTINE: &str = "quarantine";
 const SUFFIX: &str = ".sealed";
@@ -152,7 +157,8 @@ impl BlobStore {
     fn refuse(&self, folder: &Path, state_version: u64, len: usize) -> Result<()> {
         let all = files(folder)?;
         let newest = all.iter().map(|file| file.state_version).max();
-        let highest = newest.map_or(MAX_FIRST, |newest| newest.saturating_add(MAX_STEP));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let highest = highest(newest, state_version >> TERM_SHIFT, now);
         if state_version > highest {
             let newest =
                 newest.map_or_else(|| "there is none yet".to_owned(), |newest| format!("the newest here is {newest}"));
@@ -220,6 +226,18 @@ fn files(folder: &Path) -> Result<Vec<Blob>> {
     Ok(found)
 }
 
+/// The highest version that is plausible in this term, or in the last plausible one.
+fn highest(newest: Option<u64>, term: u64, now: u64) -> u64 {
+    let (newest_term, newest_number) = newest.map_or((0, 0), |newest| (newest >> TERM_SHIFT, newest & NUMBER_MASK));
+    let last_term = now.saturating_add(AHEAD).max(newest_term.saturating_add(MAX_STEP)).min(NUMBER_MASK);
+    let number = match newest {
+        None => MAX_FIRST,
+        Some(_) if term == newest_term => newest_number.saturating_add(MAX_STEP),
+        Some(_) => MAX_STEP,
+    };
+    (term.min(last_term) << TERM_SHIFT).saturating_add(number).max(newest.unwrap_or_default())
+}
+
 /// Twenty digits, so that names sort as numbers do.
 fn name(state_version: u64) -> String {
     format!("{state_version:020}{SUFFIX}")
@@ -277,7 +295,8 @@ mod tests {
         age(&store, 5, 1000)?;
         for leap in 0..8 {
             let error = store.store("alpha", u64::MAX - leap, b"x").unwrap_err().to_string();
-            assert!(error.contains("the newest here is 5, and 1005 is the highest"), "{error}");
+            assert!(error.contains("the newest here is 5, and "), "{error}");
+            assert!(store.store("alpha", 1006 + leap, b"x").is_err());
         }
         // Nor do those that go step by step.
         for step in 0..8 {
@@ -289,6 +308,37 @@ mod tests {
         assert_eq!(fs::read(aside)?, b"the state", "it is old, and lies aside");
         assert!(BlobStore::new(folder.path()).store("beta", MAX_FIRST + 1, b"x").is_err());
         Ok(())
+    }
+
+    #[test]
+    fn the_versions_of_every_honest_enclave_are_plausible() {
+        let (now, term) = (1_800_000_000, |term: u64, number: u64| (term << TERM_SHIFT) + number);
+        let taken = |newest, version: u64| version <= highest(newest, version >> TERM_SHIFT, now);
+        // In solo mode; the first record; the next term; the next state; a record that was lost.
+        for (newest, version) in [
+            (None, 1),
+            (Some(7), 8),
+            (Some(7), term(now, 1)),
+            (None, term(now, 1)),
+            (Some(term(now - 5000, 3)), term(now - 4999, 1)),
+            (Some(term(now - 5000, 3)), term(now - 5000, 4)),
+            (Some(term(now - 5000, 3)), term(now, 1)),
+            // A clock that was wrong for long.
+            (Some(term(now + 1_000_000, 3)), term(now + 1_000_001, 1)),
+            (Some(term(NUMBER_MASK, 3)), term(NUMBER_MASK, 4)),
+        ] {
+            assert!(taken(newest, version), "{newest:?} {version}");
+        }
+        for (newest, version) in [
+            (None, u64::MAX),
+            (None, term(now + 2 * AHEAD, 1)),
+            (Some(7), 1008),
+            (Some(term(now, 7)), term(now, 1008)),
+            (Some(term(now, 7)), term(now + 1, 1001)),
+            (Some(term(now, 7)), term(now + 2 * AHEAD, 1)),
+        ] {
+            assert!(!taken(newest, version), "{newest:?} {version}");
+        }
     }
 
     #[test]
