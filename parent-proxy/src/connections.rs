@@ -3,11 +3,12 @@
 //! A place that is wanted by somebody new is taken from the one that has done nothing with it for the longest time. So sockets that say
 //! nothing lock out nobody, however many they are; and at the end only requests that are complete are waited for.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -46,6 +47,11 @@ mod phase {
     pub const IDLE: u8 = 6;
     /// Somebody else has its place.
     pub const LEAVING: u8 = 7;
+
+    /// The pool of handshakes; who has said nothing goes first.
+    pub const HANDSHAKE: [u8; 2] = [SILENT, SHAKING];
+    /// Who goes where all places are taken, one after the other. Not who waits for the enclave.
+    pub const MAKES_ROOM: [u8; 6] = [FRESH, SILENT, SHAKING, IDLE, READING, ANSWERED];
 }
 
 /// How many of each kind there may be at once.
@@ -70,6 +76,8 @@ impl Limits {
 pub struct Peer {
     /// Whose it is.
     pub address: SocketAddr,
+    /// How many connections there are from its network.
+    neighbours: Arc<AtomicUsize>,
     phase: AtomicU8,
     /// Milliseconds between the listener's start and the last answer.
     idle_since: AtomicU64,
@@ -81,9 +89,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(address: SocketAddr, phase: u8, since: Instant) -> Self {
+    fn new(address: SocketAddr, neighbours: Arc<AtomicUsize>, phase: u8, since: Instant) -> Self {
         Self {
             address,
+            neighbours,
             phase: AtomicU8::new(phase),
             idle_since: AtomicU64::new(0),
             progress: AtomicBool::new(false),
@@ -134,6 +143,11 @@ impl Peer {
         self.evicted.notify_one();
     }
 
+    /// Whether it has done nothing since it was told to make room.
+    pub fn has_left(&self) -> bool {
+        self.phase() == phase::LEAVING
+    }
+
     /// Resolves when somebody else needs the place.
     pub async fn evicted(&self) {
         self.evicted.notified().await;
@@ -179,17 +193,20 @@ pub struct Connections {
 struct Table {
     next: u64,
     open: BTreeMap<u64, Arc<Peer>>,
+    networks: HashMap<IpAddr, Arc<AtomicUsize>>,
 }
 
 impl Table {
-    /// The one that waits longest in this phase, of those that count.
-    fn oldest(&self, wanted: u8, counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
-        self.open.values().find(|peer| peer.phase() == wanted && counts(peer))
+    /// Of those who are as far as that and who count: one of the network with most connections, and there the one that has waited longest.
+    /// So a crowd makes room for others before they do for it.
+    fn idler(&self, phase: u8, counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
+        self.open.values().filter(|peer| peer.phase() == phase && counts(peer)).min_by_key(|peer| {
+            (Reverse(peer.neighbours.load(Ordering::Relaxed)), peer.idle_since.load(Ordering::Relaxed))
+        })
     }
 
-    fn longest_idle(&self) -> Option<&Arc<Peer>> {
-        let idle = self.open.values().filter(|peer| peer.phase() == phase::IDLE);
-        idle.min_by_key(|peer| peer.idle_since.load(Ordering::Relaxed))
+    fn anyone_of(&self, phases: &[u8], counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
+        phases.iter().find_map(|phase| self.idler(*phase, &counts))
     }
 }
 
@@ -203,19 +220,12 @@ pub struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.table.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.number);
+        let mut table = self.connections.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.open.remove(&self.number);
+        if self.peer.neighbours.fetch_sub(1, Ordering::Relaxed) == 1 {
+            table.networks.remove(&network(self.peer.address.ip()));
+        }
     }
-}
-
-/// Why somebody gets no place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Full {
-    /// Every connection has a request with the enclave.
-    Clients,
-    /// Every handshake goes on.
-    Handshakes,
-    /// This address has its share of them.
-    HandshakesOfOne,
 }
 
 impl Connections {
@@ -234,47 +244,52 @@ impl Connections {
         self.open() >= self.limits.clients
     }
 
-    /// A place for somebody new; where there is none, that of the one who does least with it.
-    pub fn admit(self: &Arc<Self>, address: SocketAddr, tls: bool) -> Result<Place, Full> {
+    /// A place for somebody new; where there is none, that of the one who does least with it. Nothing where all have a request with the
+    /// enclave.
+    pub fn admit(self: &Arc<Self>, address: SocketAddr, tls: bool) -> Option<Place> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let neighbours = Arc::clone(table.networks.entry(network(address.ip())).or_default());
         if tls {
-            self.room_for_handshake(&table, address.ip())?;
+            self.make_room_for_handshake(&table, &neighbours);
         }
         if table.open.len() >= self.limits.clients {
             let last = table.open.len() >= self.limits.clients.saturating_add(EVICTING);
-            let anyone = |_: &Peer| true;
-            let idler = table
-                .oldest(phase::FRESH, anyone)
-                .or_else(|| table.oldest(phase::SILENT, anyone))
-                .or_else(|| table.longest_idle())
-                .or_else(|| table.oldest(phase::READING, anyone))
-                .or_else(|| table.oldest(phase::ANSWERED, anyone));
-            idler.filter(|_| !last).ok_or(Full::Clients)?.evict();
+            let idler = table.anyone_of(&phase::MAKES_ROOM, |_| true).filter(|_| !last);
+            let Some(idler) = idler else {
+                if neighbours.load(Ordering::Relaxed) == 0 {
+                    table.networks.remove(&network(address.ip()));
+                }
+                return None;
+            };
+            idler.evict();
         }
         let number = table.next;
         table.next = table.next.wrapping_add(1);
-        let peer = Arc::new(Peer::new(address, if tls { phase::SILENT } else { phase::FRESH }, self.since));
+        neighbours.fetch_add(1, Ordering::Relaxed);
+        let phase = if tls { phase::SILENT } else { phase::FRESH };
+        let peer = Arc::new(Peer::new(address, neighbours, phase, self.since));
         table.open.insert(number, Arc::clone(&peer));
-        Ok(Place { connections: Arc::clone(self), number, peer })
+        Some(Place { connections: Arc::clone(self), number, peer })
     }
 
-    fn room_for_handshake(&self, table: &Table, address: IpAddr) -> Result<(), Full> {
-        let network = network(address);
+    /// Where the pool is full, or the share of this network, one in the midst of its handshake goes.
+    fn make_room_for_handshake(&self, table: &Table, neighbours: &Arc<AtomicUsize>) {
+        let its_own = |peer: &Peer| Arc::ptr_eq(&peer.neighbours, neighbours);
         let (mut all, mut of_one) = (0_usize, 0_usize);
-        for peer in table.open.values().filter(|peer| peer.phase() <= phase::SHAKING) {
+        for peer in table.open.values().filter(|peer| phase::HANDSHAKE.contains(&peer.phase())) {
             all = all.saturating_add(1);
-            of_one = of_one.saturating_add(usize::from(self::network(peer.address.ip()) == network));
+            of_one = of_one.saturating_add(usize::from(its_own(peer)));
         }
-        let its_own = |peer: &Peer| self::network(peer.address.ip()) == network;
-        let (full, silent) = if of_one >= self.limits.handshakes_each {
-            (Full::HandshakesOfOne, table.oldest(phase::SILENT, its_own))
+        let idler = if of_one >= self.limits.handshakes_each {
+            table.anyone_of(&phase::HANDSHAKE, its_own)
         } else if all >= self.limits.handshakes {
-            (Full::Handshakes, table.oldest(phase::SILENT, |_| true))
+            table.anyone_of(&phase::HANDSHAKE, |_| true)
         } else {
-            return Ok(());
+            None
         };
-        silent.ok_or(full)?.evict();
-        Ok(())
+        if let Some(idler) = idler {
+            idler.evict();
+        }
     }
 }
 
@@ -409,32 +424,45 @@ mod tests {
     #[test]
     fn sockets_that_say_nothing_make_room_and_requests_do_not() {
         let all = Connections::new(Limits::new(4));
-        let places: Vec<_> = (0..4).map(|_| all.admit(address("127.0.0.1:1"), false).unwrap()).collect();
+        let admit = || all.admit(address("127.0.0.1:1"), false);
+        let places: Vec<_> = (0..4).map(|_| admit().unwrap()).collect();
         places[0].peer.set(phase::ASKING);
         places[1].peer.set(phase::ANSWERED);
         places[1].peer.flushed();
-        let newer = all.admit(address("127.0.0.1:1"), false).unwrap();
+        let newer = admit().unwrap();
         assert_eq!(places.iter().map(is_evicted).collect::<Vec<_>>(), [false, false, true, false]);
-        drop(places);
-        let busy: Vec<_> = (0..3).map(|_| all.admit(address("127.0.0.1:1"), false).unwrap()).collect();
+        drop((places, newer));
+        let busy: Vec<_> = (0..4).map(|_| admit().unwrap()).collect();
         busy.iter().for_each(|place| place.peer.set(phase::ASKING));
-        newer.peer.set(phase::ASKING);
-        assert_eq!(all.admit(address("127.0.0.1:1"), false).err(), Some(Full::Clients));
+        assert!(admit().is_none());
+        drop(busy);
+        assert_eq!((all.open(), all.table.lock().unwrap().networks.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_crowd_makes_room_for_others_and_they_not_for_it() {
+        let all = Connections::new(Limits::new(8));
+        let client = all.admit(address("192.0.2.1:1"), false).unwrap();
+        let crowd: Vec<_> = (0..7).map(|_| all.admit(address("192.0.2.9:1"), false).unwrap()).collect();
+        let more: Vec<_> = (0..7).map(|_| all.admit(address("192.0.2.9:1"), false).unwrap()).collect();
+        assert!(!is_evicted(&client) && crowd.iter().all(is_evicted) && !more.iter().any(is_evicted));
     }
 
     #[test]
     fn one_address_has_its_share_of_handshakes_and_pushes_out_its_own_alone() {
         let all = Connections::new(Limits { clients: 100, handshakes: 6, handshakes_each: 3 });
-        let stranger = all.admit(address("192.0.2.1:1"), true).unwrap();
+        let client = all.admit(address("192.0.2.1:1"), true).unwrap();
         let flood: Vec<_> = (0..3).map(|_| all.admit(address("[2001:db8::1]:1"), true).unwrap()).collect();
-        flood[1].peer.speaks();
+        flood[0].peer.speaks();
         let fourth = all.admit(address("[2001:db8::ffff]:1"), true).unwrap();
-        assert!(!is_evicted(&stranger));
-        assert_eq!(flood.iter().map(is_evicted).collect::<Vec<_>>(), [true, false, false]);
-        // Those who speak are not pushed out.
-        flood.iter().for_each(|place| place.peer.speaks());
+        assert_eq!(flood.iter().map(is_evicted).collect::<Vec<_>>(), [false, true, false]);
+        // Who has said half a hello goes too, where nobody is left who has said nothing.
+        flood[2].peer.speaks();
         fourth.peer.speaks();
-        assert_eq!(all.admit(address("[2001:db8::2]:1"), true).err(), Some(Full::HandshakesOfOne));
-        assert!(all.admit(address("198.51.100.7:1"), true).is_ok());
+        let fifth = all.admit(address("[2001:db8::2]:1"), true).unwrap();
+        assert!(is_evicted(&flood[0]) && !is_evicted(&fifth) && !is_evicted(&client));
+        // Many addresses fill the pool: the one with most gives.
+        let others: Vec<_> = (1..=4).map(|n| all.admit(address(&format!("198.51.100.{n}:1")), true).unwrap()).collect();
+        assert!(!is_evicted(&client) && !others.iter().any(is_evicted));
     }
 }

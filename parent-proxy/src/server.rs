@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::api::{self, Api, Door};
-use crate::connections::{Connections, Full, IDLE_TIMEOUT, Limits, Peer, Watched, network};
+use crate::connections::{Connections, IDLE_TIMEOUT, Limits, Peer, Watched, network};
 use crate::descriptors;
 use crate::egress::Counters;
 use crate::group::Group;
@@ -124,7 +124,7 @@ struct Shared {
 #[derive(Default)]
 struct Log {
     accept: LogLimit<Option<i32>>,
-    full: LogLimit<Full>,
+    full: LogLimit<()>,
     connected: LogLimit<(IpAddr, Option<String>)>,
     handshake: LogLimit<(IpAddr, String)>,
 }
@@ -176,15 +176,12 @@ impl Shared {
         mut ending: watch::Receiver<bool>,
         open: mpsc::Sender<()>,
     ) {
-        let place = match self.connections.admit(address, self.tls.is_some()) {
-            Ok(place) => place,
-            Err(full) => {
-                if let Some(left_out) = self.log.full.passes(full) {
-                    let open = self.connections.open();
-                    warn!(%address, open, left_out, "connection refused: {}", reason(full));
-                }
-                return;
+        let Some(place) = self.connections.admit(address, self.tls.is_some()) else {
+            if let Some(left_out) = self.log.full.passes(()) {
+                let open = self.connections.open();
+                warn!(%address, open, left_out, "connection refused: every place is taken by a request (--max-connections)");
             }
+            return;
         };
         let shared = Arc::clone(self);
         tokio::spawn(async move {
@@ -210,7 +207,7 @@ impl Shared {
             biased;
             // Whoever has not finished asks for nothing yet.
             _ = ending.wait_for(|ending| *ending) => return,
-            () = peer.evicted() => Err(io::Error::other("its place was needed: it had said nothing")),
+            () = peer.evicted() => Err(io::Error::other("its place was needed: it was the oldest of the crowd")),
             shaken = timeout(HANDSHAKE_TIMEOUT, handshake) => shaken.unwrap_or_else(|_| {
                 Err(io::Error::other(format!("it took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())))
             }),
@@ -265,19 +262,14 @@ impl Shared {
             () = admitted.revoked() => info!(peer = %peer.address, "connection closed: its authority is not in force any more"),
             _ = ending.wait_for(|ending| *ending) => {}
         }
+        if peer.has_left() {
+            return;
+        }
         // What is with the enclave is answered; half requests are not waited for, as hyper would do it.
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => {}
             () = peer.done() => {}
         }
-    }
-}
-
-fn reason(full: Full) -> &'static str {
-    match full {
-        Full::Clients => "every place is taken by a request (--max-connections)",
-        Full::Handshakes => "too many TLS handshakes at once",
-        Full::HandshakesOfOne => "too many TLS handshakes of this address at once",
     }
 }
