@@ -72,12 +72,21 @@ impl Limits {
     }
 }
 
+/// What comes from one address; from one /64 of IPv6.
+#[derive(Default)]
+struct Network {
+    open: AtomicUsize,
+    /// Of them in the midst of a handshake.
+    shaking: AtomicUsize,
+}
+
 /// One connection.
 pub struct Peer {
     /// Whose it is.
     pub address: SocketAddr,
-    /// How many connections there are from its network.
-    neighbours: Arc<AtomicUsize>,
+    network: Arc<Network>,
+    /// Counted in its network's handshakes.
+    shakes: AtomicBool,
     phase: AtomicU8,
     /// Milliseconds between the listener's start and the last answer.
     idle_since: AtomicU64,
@@ -89,10 +98,14 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(address: SocketAddr, neighbours: Arc<AtomicUsize>, phase: u8, since: Instant) -> Self {
+    fn new(address: SocketAddr, network: Arc<Network>, tls: bool, since: Instant) -> Self {
+        network.open.fetch_add(1, Ordering::Relaxed);
+        network.shaking.fetch_add(usize::from(tls), Ordering::Relaxed);
+        let phase = if tls { phase::SILENT } else { phase::FRESH };
         Self {
             address,
-            neighbours,
+            network,
+            shakes: AtomicBool::new(tls),
             phase: AtomicU8::new(phase),
             idle_since: AtomicU64::new(0),
             progress: AtomicBool::new(false),
@@ -114,8 +127,16 @@ impl Peer {
         self.set(phase::SHAKING);
     }
 
+    /// Its handshake is over.
+    fn shaken(&self) {
+        if self.shakes.swap(false, Ordering::Relaxed) {
+            self.network.shaking.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// It may ask from now on.
     pub fn may_ask(&self) {
+        self.shaken();
         self.set(phase::FRESH);
     }
 
@@ -139,6 +160,7 @@ impl Peer {
     }
 
     fn evict(&self) {
+        self.shaken();
         self.set(phase::LEAVING);
         self.evicted.notify_one();
     }
@@ -193,20 +215,25 @@ pub struct Connections {
 struct Table {
     next: u64,
     open: BTreeMap<u64, Arc<Peer>>,
-    networks: HashMap<IpAddr, Arc<AtomicUsize>>,
+    networks: HashMap<IpAddr, Arc<Network>>,
 }
 
 impl Table {
-    /// Of those who are as far as that and who count: one of the network with most connections, and there the one that has waited longest.
-    /// So a crowd makes room for others before they do for it.
-    fn idler(&self, phase: u8, counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
-        self.open.values().filter(|peer| peer.phase() == phase && counts(peer)).min_by_key(|peer| {
-            (Reverse(peer.neighbours.load(Ordering::Relaxed)), peer.idle_since.load(Ordering::Relaxed))
-        })
+    /// Of those who are as far as that: one of the network with most connections, and there the one that has waited longest. So a crowd
+    /// makes room for others before they do for it.
+    fn idler(&self, phase: u8) -> Option<&Arc<Peer>> {
+        let waits = |peer: &&Arc<Peer>| {
+            (Reverse(peer.network.open.load(Ordering::Relaxed)), peer.idle_since.load(Ordering::Relaxed))
+        };
+        self.open.values().filter(|peer| peer.phase() == phase).min_by_key(waits)
     }
 
-    fn anyone_of(&self, phases: &[u8], counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
-        phases.iter().find_map(|phase| self.idler(*phase, &counts))
+    /// Of the handshakes that count: one of the network with most of them, and there the oldest, of those who have said nothing if there
+    /// are any.
+    fn handshake(&self, counts: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
+        let shakes = |peer: &&Arc<Peer>| phase::HANDSHAKE.contains(&peer.phase()) && counts(peer);
+        let order = |peer: &&Arc<Peer>| (Reverse(peer.network.shaking.load(Ordering::Relaxed)), peer.phase());
+        self.open.values().filter(shakes).min_by_key(order)
     }
 }
 
@@ -222,7 +249,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.connections.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.open.remove(&self.number);
-        if self.peer.neighbours.fetch_sub(1, Ordering::Relaxed) == 1 {
+        self.peer.shaken();
+        if self.peer.network.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             table.networks.remove(&network(self.peer.address.ip()));
         }
     }
@@ -248,42 +276,30 @@ impl Connections {
     /// enclave.
     pub fn admit(self: &Arc<Self>, address: SocketAddr, tls: bool) -> Option<Place> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let neighbours = Arc::clone(table.networks.entry(network(address.ip())).or_default());
+        let own = table.networks.get(&network(address.ip())).cloned().unwrap_or_default();
         if tls {
-            self.make_room_for_handshake(&table, &neighbours);
+            self.make_room_for_handshake(&table, &own);
         }
         if table.open.len() >= self.limits.clients {
             let last = table.open.len() >= self.limits.clients.saturating_add(EVICTING);
-            let idler = table.anyone_of(&phase::MAKES_ROOM, |_| true).filter(|_| !last);
-            let Some(idler) = idler else {
-                if neighbours.load(Ordering::Relaxed) == 0 {
-                    table.networks.remove(&network(address.ip()));
-                }
-                return None;
-            };
-            idler.evict();
+            let idler = phase::MAKES_ROOM.iter().find_map(|phase| table.idler(*phase));
+            idler.filter(|_| !last)?.evict();
         }
         let number = table.next;
         table.next = table.next.wrapping_add(1);
-        neighbours.fetch_add(1, Ordering::Relaxed);
-        let phase = if tls { phase::SILENT } else { phase::FRESH };
-        let peer = Arc::new(Peer::new(address, neighbours, phase, self.since));
+        table.networks.insert(network(address.ip()), Arc::clone(&own));
+        let peer = Arc::new(Peer::new(address, own, tls, self.since));
         table.open.insert(number, Arc::clone(&peer));
         Some(Place { connections: Arc::clone(self), number, peer })
     }
 
     /// Where the pool is full, or the share of this network, one in the midst of its handshake goes.
-    fn make_room_for_handshake(&self, table: &Table, neighbours: &Arc<AtomicUsize>) {
-        let its_own = |peer: &Peer| Arc::ptr_eq(&peer.neighbours, neighbours);
-        let (mut all, mut of_one) = (0_usize, 0_usize);
-        for peer in table.open.values().filter(|peer| phase::HANDSHAKE.contains(&peer.phase())) {
-            all = all.saturating_add(1);
-            of_one = of_one.saturating_add(usize::from(its_own(peer)));
-        }
-        let idler = if of_one >= self.limits.handshakes_each {
-            table.anyone_of(&phase::HANDSHAKE, its_own)
-        } else if all >= self.limits.handshakes {
-            table.anyone_of(&phase::HANDSHAKE, |_| true)
+    fn make_room_for_handshake(&self, table: &Table, own: &Arc<Network>) {
+        let all = || table.networks.values().map(|network| network.shaking.load(Ordering::Relaxed)).sum::<usize>();
+        let idler = if own.shaking.load(Ordering::Relaxed) >= self.limits.handshakes_each {
+            table.handshake(|peer| Arc::ptr_eq(&peer.network, own))
+        } else if all() >= self.limits.handshakes {
+            table.handshake(|_| true)
         } else {
             None
         };
@@ -433,7 +449,9 @@ mod tests {
         assert_eq!(places.iter().map(is_evicted).collect::<Vec<_>>(), [false, false, true, false]);
         drop((places, newer));
         let busy: Vec<_> = (0..4).map(|_| admit().unwrap()).collect();
-        busy.iter().for_each(|place| place.peer.set(phase::ASKING));
+        for place in &busy {
+            place.peer.set(phase::ASKING);
+        }
         assert!(admit().is_none());
         drop(busy);
         assert_eq!((all.open(), all.table.lock().unwrap().networks.len()), (0, 0));

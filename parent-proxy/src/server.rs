@@ -215,7 +215,7 @@ impl Shared {
         match shaken {
             Ok(stream) => {
                 let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                self.log_connected(peer, certificate.map(fingerprint));
+                self.log_connected(peer, certificate.map(fingerprint).as_deref());
                 peer.may_ask();
                 self.serve(stream, peer, admitted, ending).await;
             }
@@ -227,8 +227,9 @@ impl Shared {
         }
     }
 
-    fn log_connected(&self, peer: &Peer, certificate: Option<String>) {
-        if let Some(left_out) = self.log.connected.passes((network(peer.address.ip()), certificate.clone())) {
+    fn log_connected(&self, peer: &Peer, certificate: Option<&str>) {
+        if let Some(left_out) = self.log.connected.passes((network(peer.address.ip()), certificate.map(str::to_owned)))
+        {
             info!(peer = %peer.address, certificate_sha256 = certificate, left_out, "connected");
         }
     }

@@ -85,7 +85,7 @@ pub struct Settings {
     /// /eth/v1/keystores. Nothing is signed here
     #[arg(long, value_name = "IP:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// Serve administration only to certificates of these authorities (PEM) [default: those of --tls-client-ca]
+    /// Serve administration only to certificates of these authorities (PEM); without it, to those of --tls-client-ca
     #[arg(long, value_name = "FILE")]
     pub admin_tls_client_ca: Option<PathBuf>,
     /// Where the enclave dials out for KMS, credentials and its sealed blobs: vsock:3:PORT, unix:PATH or

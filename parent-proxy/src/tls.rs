@@ -51,7 +51,7 @@ impl Admitted {
     pub async fn revoked(&mut self) {
         let Some(changes) = &mut self.0 else { return std::future::pending().await };
         if changes.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -21,11 +21,11 @@ pub(super) async fn public_keys(State(app): State<Arc<App>>, uri: Uri) -> Result
 impl App {
     /// The same bytes for everyone who is sent the same list: it has megabytes with many keys, and some read it slowly.
     fn shared(&self, list: Bytes) -> Bytes {
-        let mut last = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != list {
-            *last = list;
+        let mut before = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before != list {
+            *before = list;
         }
-        last.clone()
+        before.clone()
     }
 
     /// The keys that sign.

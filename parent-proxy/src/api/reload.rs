@@ -74,7 +74,7 @@ impl Reload {
             match tls.reload() {
                 Ok(false) => {}
                 Ok(true) => {
-                    info!("the clients' authorities are others now: connections that the old ones admitted end")
+                    info!("the clients' authorities are others now: connections that the old ones admitted end");
                 }
                 Err(e) => {
                     error!(error = %format_args!("{e:#}"), "the certificates were not reloaded; the old ones stay");
