@@ -79,7 +79,7 @@ fn lowest_free_descriptor(pid: u32) -> u64 {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    (0..).find(|number| !open.contains(number)).unwrap()
+    (0..10_000).find(|number| !open.contains(number)).unwrap()
 }
 
 fn peak_resident_mib(pid: u32) -> u64 {
@@ -282,6 +282,28 @@ fn half_requests_do_not_delay_the_handover() {
 }
 
 #[test]
+fn at_the_end_a_request_at_the_enclave_is_answered_and_half_ones_are_dropped_at_once() {
+    let bench = bench();
+    let stack = bench.start(&["--plain", "--interop-keys", "1"]);
+    let (proxy, vault, key) = (stack.pids["proxy"], stack.pids["vault"], keys(&stack)[0].clone());
+    let mut half = tcp(stack.address);
+    half.write_all(REQUESTS[2]).unwrap();
+    Stack::signal(vault, Signal::STOP);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| stack.client().sign(&key, &randao(bench.now().1)));
+        std::thread::sleep(Duration::from_millis(500));
+        let begun = Instant::now();
+        Stack::signal(proxy, Signal::TERM);
+        assert!(matches!(half.read(&mut [0; 64]), Ok(0) | Err(_)), "an answer to half a request");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(alive(proxy), "the proxy went before it had answered");
+        Stack::signal(vault, Signal::CONT);
+        waiting.join().unwrap().signature();
+    });
+    eventually("the proxy to end", || !alive(proxy));
+}
+
+#[test]
 fn handshakes_that_never_begin_do_not_delay_the_handover() {
     let bench = bench();
     let mutual = Mutual::new(&bench);
@@ -481,12 +503,12 @@ fn twelve_egress_connections_and_a_thousand_heads_take_no_gigabyte() {
     println!("the proxy took {after_egress} MiB at most: blobs");
     assert!(after_egress < 250, "{after_egress} MiB");
 
-    let head = format!("GET /upcheck HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(390_000));
+    let long = format!("GET /upcheck HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(390_000));
     let held: Vec<TcpStream> = (0..1000)
         .map(|_| {
             let mut stream = tcp(stack.address);
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(long.as_bytes());
             stream
         })
         .collect();
