@@ -242,7 +242,7 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     assert_eq!(floor.attestation.unwrap().target, ceilings.target);
     for slot in [now, ceilings.slot.0] {
         let refused = common::fence::sign_with(&next.member.vault, key(2), &block(slot, 2));
-        assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(slot), last: ceilings.slot }));
+        assert_eq!(refused, Err(Refusal::BlockNotAboveHistory { slot: Slot(slot), last: ceilings.slot }));
     }
     let (source, target) = (ceilings.target.0.saturating_sub(1), ceilings.target);
     let refused = common::fence::sign_with(&next.member.vault, key(2), &vote(source, target.0, 2));

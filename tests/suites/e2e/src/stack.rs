@@ -56,7 +56,8 @@ impl Stack {
         Self::try_start_with(program, &[], data_dir, options)
     }
 
-    fn try_start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Result<Self, String> {
+    /// The same, with words before all options.
+    pub fn try_start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Result<Self, String> {
         let address = free_address();
         let mut child = Command::new(program)
             .args(words)
