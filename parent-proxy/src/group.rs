@@ -61,6 +61,8 @@ impl Group {
         let mut observer = enclave.observer();
         loop {
             let heard = observer.ask(ASK_TIMEOUT.min(self.patience)).await;
+            // It answers there, and requests go over the others.
+            let heard = heard.filter(|_| enclave.connections_up() > 0);
             self.learn(number, heard);
             sleep(ASK_EVERY).await;
         }
@@ -146,6 +148,8 @@ impl Group {
         until: Instant,
     ) -> Result<Reply, Unavailable> {
         let mut changes: Option<watch::Receiver<_>> = None;
+        // What was said in the turn before: a reason is worth more than that there was no time to hear it again.
+        let mut said = None;
         loop {
             let mut last = Err(Unavailable::Away);
             let mut waits = false;
@@ -165,6 +169,7 @@ impl Group {
                     Ok(Reply::Refused(Refusal::Starting(_))) | Err(Unavailable::Away) => self.learn(number, None),
                     // Its ceilings do not rise any more: perhaps another one holds the fence by now.
                     Ok(Reply::Refused(refusal)) if refusal.waits_for_store() && self.enclaves.len() > 1 => {}
+                    Err(Unavailable::TimedOut) => return said.unwrap_or(reply),
                     _ => {
                         self.last.store(number, Ordering::Relaxed);
                         return reply;
@@ -176,6 +181,7 @@ impl Group {
             if !waits {
                 return last;
             }
+            said = Some(last.clone());
             match &mut changes {
                 // What has changed since the answer is seen at once, in another turn.
                 None => changes = Some(self.heard.subscribe()),

@@ -224,7 +224,7 @@ pub enum Refusal {
     OlderEnd { seen: u64, found: u64 },
     #[error(
         "no block above slot {slot_ceiling} and no attestation with a target above epoch {target_ceiling} is signed: the fence's store has \
-         acknowledged nothing for {seconds} s. {trouble}. Signing goes on by itself as soon as it does"
+         acknowledged nothing for {seconds} s ({trouble}). Signing goes on by itself as soon as it does"
     )]
     StoreSilent { slot_ceiling: Slot, target_ceiling: Epoch, seconds: u64, trouble: StoreTrouble },
     #[error(

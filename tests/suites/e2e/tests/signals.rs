@@ -120,7 +120,8 @@ fn a_frozen_store_is_named_by_every_signal_and_its_holder_goes_on_when_it_is_bac
     let term = bench.status(&stack, holder)["fence"]["term"].as_u64().unwrap();
     let frozen = Frozen::etcd(&stack);
     until_ready(&stack, false);
-    // It takes the ceilings, three slots, to pass; the store has been silent for longer than an answer takes by then.
+    // The first question is open until it times out.
+    eventually("the reason to be known", || stack.client().get("/readyz", &[]).body.contains("cannot be reached"));
     let seen = look(&bench, &stack, &key);
     assert!(!seen.ready && seen.block.status == 503, "{} {}", seen.block.status, seen.block.body);
     for words in ["the fence's store has acknowledged nothing for", "check the proxy's egress list"] {
@@ -190,6 +191,8 @@ fn after_a_takeover_the_floors_say_until_when() {
     let other = (1 - holder).to_string();
     let (exit, text) = bench.casemate(&stack, &["fence", "takeover", "--enclave", &other], true);
     assert_eq!(exit, Exit::Accepted, "{text}");
+    // Until it sees that, the former holder signs up to its ceilings: those are the floors now.
+    bench.await_standing(&stack, holder, "standby");
     // Blocks after three slots; votes with the next epoch.
     let seen = look(&bench, &stack, &key);
     if !seen.ready {
@@ -217,6 +220,7 @@ fn a_solo_enclave_says_after_its_start_that_it_waits_and_until_when() {
     let bench = bench();
     let stack = bench.start(&["--interop-keys", "1", "--fence", "solo"]);
     let key = keys(&stack).remove(0);
+    eventually("the key to be known", || !stack.client().get("/readyz", &[]).body.contains("no key that signs"));
     let vote = |epoch: u64| stack.client().sign(&key, &attestation(epoch - 1, epoch, 1));
     let (_, epoch) = bench.now();
     let floor = bench.status(&stack, 0)["fence"]["floors"]["target"].as_u64().unwrap();
