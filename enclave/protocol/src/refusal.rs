@@ -57,7 +57,8 @@ pub enum Refusal {
     )]
     TargetNotAboveLast { target: Epoch, last: Epoch },
     #[error(
-        "attestation refused: source epoch {source_epoch} is below the last signed source epoch {last}: it could be a surrounding vote"
+        "attestation refused: source epoch {source_epoch} is below the last signed source epoch {last} (here, or by its history): it could be a \
+         surrounding vote"
     )]
     SourceBelowLast { source_epoch: Epoch, last: Epoch },
     #[error(

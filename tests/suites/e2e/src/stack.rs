@@ -243,6 +243,8 @@ impl Drop for Stack {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|s| s.is_none()) {
             Self::signal(self.child.id(), Signal::TERM);
+            // A test that has failed may have left it stopped.
+            Self::signal(self.child.id(), Signal::CONT);
             let _ = self.child.wait();
         }
     }
