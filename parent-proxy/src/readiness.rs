@@ -113,12 +113,9 @@ impl Herald {
         }
         *said = true;
         let reason = verdict.reason.as_deref().unwrap_or_default();
-        match verdict.blocks_in_ms() {
-            Some(ms) => {
-                error!(enclave = verdict.enclave, seconds = ms.div_ceil(1000), "NO BLOCK IS SIGNED yet: {reason}")
-            }
-            None => error!(enclave = verdict.enclave, "NO BLOCK IS SIGNED: {reason}"),
-        }
+        let seconds = verdict.blocks_in_ms().map(|ms| ms.div_ceil(1000));
+        // Without `seconds` nobody can foresee the end.
+        error!(enclave = verdict.enclave, seconds, "NO BLOCK IS SIGNED: {reason}");
     }
 }
 

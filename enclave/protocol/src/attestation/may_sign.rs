@@ -162,30 +162,30 @@ mod tests {
     /// Slot 100, of epoch 12, three seconds old.
     const NOW: Option<u64> = Some(1_003_000);
 
-    fn grant(slot_floor: Option<u64>, target_floor: Option<u64>, ceilings: (u64, u64)) -> Result<Grant, NotHolder> {
+    fn grant(slot_floor: Option<u64>, target_floor: Option<u64>, ceilings: (u64, u64)) -> Grant {
         let floors = StatedFloors { slot: slot_floor.map(Slot), target: target_floor.map(Epoch), source: None };
-        Ok(Grant { floors, ceilings: Some((Slot(ceilings.0), Epoch(ceilings.1))) })
+        Grant { floors, ceilings: Some((Slot(ceilings.0), Epoch(ceilings.1))) }
     }
 
     #[test]
     fn between_floors_and_ceilings_everything_is_signed_now() {
         let signs =
             MaySign { blocks_in_ms: Some(0), attestations_in_ms: Some(0), reason: None, slot_ceiling: Some(Slot(103)) };
-        assert_eq!(may_sign(NOW, clock(), grant(Some(99), Some(11), (103, 12)), None), signs);
+        assert_eq!(may_sign(NOW, clock(), Ok(grant(Some(99), Some(11), (103, 12))), None), signs);
         // A store that is silent changes nothing until the ceilings have passed.
         let silence = Silence { ms: 9_000, trouble: StoreTrouble::Away };
-        assert_eq!(may_sign(NOW, clock(), grant(None, None, (103, 12)), Some(silence)), signs);
+        assert_eq!(may_sign(NOW, clock(), Ok(grant(None, None, (103, 12))), Some(silence)), signs);
         let without = may_sign(NOW, clock(), Ok(Grant { floors: StatedFloors::default(), ceilings: None }), None);
         assert_eq!(without, MaySign { slot_ceiling: None, ..signs });
     }
 
     #[test]
     fn floors_say_until_when() {
-        let above = may_sign(NOW, clock(), grant(Some(101), Some(13), (103, 12)), None);
+        let above = may_sign(NOW, clock(), Ok(grant(Some(101), Some(13), (103, 12))), None);
         // Slot 102 begins 17 s from now; epoch 14 with slot 112, in 117 s.
         assert_eq!((above.blocks_in_ms, above.attestations_in_ms), (Some(17_000), Some(117_000)));
         assert_eq!(above.reason, Some(Refusal::BlockNotAboveFloor { slot: Slot(100), floor: Slot(101) }));
-        let votes = may_sign(NOW, clock(), grant(Some(99), Some(12), (103, 12)), None);
+        let votes = may_sign(NOW, clock(), Ok(grant(Some(99), Some(12), (103, 12))), None);
         assert_eq!((votes.blocks_in_ms, votes.attestations_in_ms), (Some(0), Some(37_000)));
         assert_eq!(votes.reason, Some(Refusal::TargetNotAboveFloor { target: Epoch(12), floor: Epoch(12) }));
     }
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn above_a_ceiling_the_store_is_to_blame_where_it_is_silent() {
         let silence = Silence { ms: 45_200, trouble: StoreTrouble::Away };
-        let blocks = may_sign(NOW, clock(), grant(None, None, (99, 12)), Some(silence));
+        let blocks = may_sign(NOW, clock(), Ok(grant(None, None, (99, 12))), Some(silence));
         let silent = Refusal::StoreSilent {
             slot_ceiling: Slot(99),
             target_ceiling: Epoch(12),
@@ -202,7 +202,7 @@ mod tests {
         };
         assert_eq!((blocks.blocks_in_ms, blocks.attestations_in_ms), (None, Some(0)));
         assert_eq!(blocks.reason, Some(silent));
-        let slow = may_sign(NOW, clock(), grant(None, None, (99, 11)), None);
+        let slow = may_sign(NOW, clock(), Ok(grant(None, None, (99, 11))), None);
         assert_eq!((slow.blocks_in_ms, slow.attestations_in_ms), (None, None));
         assert_eq!(slow.reason, Some(Refusal::BlockAboveCeiling { slot: Slot(100), ceiling: Slot(99) }));
     }
@@ -211,6 +211,9 @@ mod tests {
     fn without_the_fence_or_a_clock_nothing_is_foreseen() {
         let standby = NotHolder::Standby { slot_ceiling: Slot(103) };
         assert_eq!(may_sign(NOW, clock(), Err(standby), None), MaySign::never(Refusal::NotHolder(standby)));
-        assert_eq!(may_sign(None, clock(), grant(None, None, (103, 12)), None), MaySign::never(Refusal::ClockStopped));
+        assert_eq!(
+            may_sign(None, clock(), Ok(grant(None, None, (103, 12))), None),
+            MaySign::never(Refusal::ClockStopped)
+        );
     }
 }
