@@ -103,7 +103,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     pub key_manager_token_file: Option<PathBuf>,
     /// On SIGTERM, do not have the enclave hand over the fence: it runs on, behind another proxy or this one's next start
-    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false")]
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false", hide_default_value = true)]
     pub keep_fence: bool,
     /// On SIGTERM, wait this long for requests in flight, in seconds
     #[arg(long = "shutdown-timeout-s", id = "shutdown_timeout_s", value_name = "S", value_parser = seconds, default_value = "30")]
