@@ -55,8 +55,9 @@ pub struct Settings {
     /// Requests that may wait for the enclave; beyond it clients get 503
     #[arg(long, value_name = "N", default_value = "2000")]
     pub max_in_flight: NonZeroUsize,
-    /// Longest wait for the enclave's answer, in milliseconds
-    #[arg(long = "request-timeout-ms", id = "request_timeout_ms", value_name = "MS", value_parser = milliseconds, default_value = "10000")]
+    /// Longest wait of a request for a signature, in milliseconds: for its turn, the enclave, the fence. Clients give up after three to
+    /// five seconds
+    #[arg(long = "request-timeout-ms", id = "request_timeout_ms", value_name = "MS", value_parser = milliseconds, default_value = "2500")]
     pub request_timeout: Duration,
     /// Largest request body, in bytes
     #[arg(long, value_name = "BYTES", default_value = "33554432")]
@@ -79,7 +80,7 @@ pub struct Settings {
     pub tls_client_ca: Option<PathBuf>,
     /// Serve an address that is not this machine's own without --tls-client-ca, or the key manager's token without TLS: then anyone who
     /// reaches the port can ask for signatures
-    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false")]
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false", hide_default_value = true)]
     pub allow_any_client: bool,
     /// Serve administration here and no longer with the clients: /reload, /commands, /slashing-protection, /signing-log/head and
     /// /eth/v1/keystores. Nothing is signed here
@@ -125,7 +126,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     pub key_manager_token_file: Option<PathBuf>,
     /// On SIGTERM, do not have the enclave hand over the fence: it runs on, behind another proxy or this one's next start
-    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false")]
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "false", hide_default_value = true)]
     pub keep_fence: bool,
     /// On SIGTERM, wait this long for requests in flight, in seconds
     #[arg(long = "shutdown-timeout-s", id = "shutdown_timeout_s", value_name = "S", value_parser = seconds, default_value = "30")]
