@@ -1,10 +1,10 @@
 //! What became of commands, in words. Only what a document proves is told as done.
 
 use anyhow::Result;
-use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, GeneratedKey, ImportedKey, KeyHistory, KeyOutcome, Outcome, RecordOrder, SignedExit,
 };
+use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::statement::CommandResult;
 use casemate_protocol::{Epoch, ExecutionAddress, PublicKey, Root};
 
@@ -210,6 +210,14 @@ impl Report {
             self.exit = Exit::Refused;
         }
         self.line(text);
+    }
+
+    /// What the enclave has made and this machine could not write: it is at least shown.
+    pub fn not_written(&mut self, why: &str, what: &str) {
+        if self.exit == Exit::Accepted {
+            self.exit = Exit::NotWritten;
+        }
+        self.line(&format!("DONE, BUT NOT WRITTEN: {why}. Keep this:\n{}", what.trim_end()));
     }
 
     fn unknown(&mut self, text: &str) {

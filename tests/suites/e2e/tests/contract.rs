@@ -133,7 +133,7 @@ fn the_key_manager_api_is_for_the_token_and_takes_what_operators_have_signed() {
 
     // What operators have signed is taken, once for what it is and then as what is there already.
     let raw = bench.folder.path().join("raw-keys");
-    fs::write(&raw, "11".repeat(32)).unwrap();
+    casemate_e2e::write_secret(&raw, &"11".repeat(32));
     let envelope = |name: &str| {
         let file = bench.folder.path().join(name);
         let words =

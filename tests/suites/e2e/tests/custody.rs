@@ -64,7 +64,7 @@ impl Bench {
     }
 
     fn file(&self, name: &str, text: &str) -> String {
-        std::fs::write(self.path(name), text).unwrap();
+        casemate_e2e::write_secret(self.path(name).as_ref(), text);
         self.path(name)
     }
 
