@@ -213,6 +213,8 @@ pub enum Refusal {
          name the end of the newest record (`casemate fence status --json` where it ended)"
     )]
     OlderEnd { seen: u64, found: u64 },
+    #[error("a builder's bid commits the builder's balance: the measured policy builder_bids, which is off, allows it")]
+    BuilderBidOff,
 }
 
 /// Why an enclave does not hold the fence.
@@ -383,6 +385,7 @@ impl Refusal {
             | Self::ExitNotAllowed
             | Self::ExitTooLate { .. }
             | Self::FeeRecipientNotAllowed { .. }
+            | Self::BuilderBidOff
             | Self::ImpossiblePast(_)
             | Self::OtherState { .. }
             | Self::TooManyKeys { .. }

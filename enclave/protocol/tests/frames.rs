@@ -807,6 +807,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         KeyOutcome::WrongPassword,
     ];
     replies.push(Reply::Command(Outcome::Imported { keys: outcomes.to_vec() }));
+    replies.push(Reply::Refused(Refusal::BuilderBidOff));
     let requests = requests
         .into_iter()
         .enumerate()
