@@ -59,11 +59,12 @@ impl Opening {
     /// Why nothing is sent.
     pub fn refusal(&self) -> String {
         let mut out = section(&format!("{} cannot be used:", plural(self.unreadable.len(), "file")), &self.unreadable);
-        let _ = writeln!(
-            out,
-            "\nnothing was sent. Mend these files, or move them away; --skip-unreadable imports the other {} without them",
-            plural(self.keys.len(), "key")
-        );
+        out.push_str("\nnothing was sent. Mend these files, or move them away");
+        if !self.keys.is_empty() {
+            let others = plural(self.keys.len(), "other key");
+            let _ = write!(out, "; --skip-unreadable imports the {others} without them");
+        }
+        out.push('\n');
         out
     }
 
@@ -129,7 +130,7 @@ mod tests {
             "h-empty.json: it is empty",
             "i-other.json: it is JSON without",
             "nothing was sent",
-            "--skip-unreadable imports the other 3 keys",
+            "--skip-unreadable imports the 3 other keys",
         ] {
             assert!(told.contains(expected), "{expected}: {told}");
         }

@@ -651,6 +651,12 @@ fn exits_and_fee_recipients_are_the_operators() {
     let words = ["exit", "--validator", &validator, "--out", text(&out)];
     assert_ne!(bench.casemate(&stack, &words, false).0, Exit::Accepted);
     assert_eq!(client.sign(&all[0], &exit(epoch, 5)).status, 412);
+    // With a folder that is missing no exit is signed: it could not be taken back.
+    let missing = bench.folder.path().join("missing");
+    let nowhere = ["exit", "--validator", &validator, "--out", text(&missing)];
+    let (exit_code, said) = bench.casemate(&stack, &nowhere, true);
+    assert!(exit_code == Exit::Unusable && said.contains("nothing was sent"), "{said}");
+    assert_eq!(client.sign(&all[0], &exit(epoch, 5)).status, 412);
     let (done, said) = bench.casemate(&stack, &words, true);
     assert_eq!(done, Exit::Accepted, "{said}");
     let signed: Value = serde_json::from_str(&fs::read_to_string(out.join("exit-5.json")).unwrap()).unwrap();
