@@ -118,6 +118,7 @@ mod tests {
         write("h-empty.json", b"");
         write("i-other.json", b"{\"version\": 4}");
         write("j-notes.txt", b"hello");
+        write("k-exit.json", b"{\"message\": {}, \"signature\": \"0x\"}");
         let found = find_with_password(folder.path(), &Zeroizing::new(PASSWORD.to_owned())).unwrap();
         let opening = open(found, None);
         assert_eq!(opening.keys.len(), 3, "a plain one, one with a byte-order mark, one in capitals");
@@ -139,6 +140,7 @@ mod tests {
             notes.contains("NOT IMPORTED, 5 files") && notes.contains("deposit_data-1.json: not a keystore"),
             "{notes}"
         );
+        assert!(notes.contains("k-exit.json: not a keystore: a signed message"), "{notes}");
         assert!(notes.contains("j-notes.txt: not a keystore: its name does not end in .json"), "{notes}");
     }
 

@@ -220,11 +220,8 @@ fn read_keystore(path: &Path, named: bool) -> Result<Keystore, Reason> {
         let (line, column) = (error.line(), error.column());
         if error.is_eof() { Reason::CutOff { line, column } } else { Reason::NoJson { line, column } }
     })?;
-    if let Some(what) = something_else(&value) {
-        return Err(Reason::SomethingElse(what));
-    }
     if value.get("crypto").is_none() {
-        return Err(Reason::NoCrypto);
+        return Err(something_else(&value).map_or(Reason::NoCrypto, Reason::SomethingElse));
     }
     Keystore::parse(json).map_err(|error| Reason::Keystore(Box::new(error)))
 }
@@ -234,10 +231,20 @@ fn something_else(value: &Value) -> Option<&'static str> {
     if value.is_array() {
         return Some("a JSON list, as deposit data is");
     }
+    if !value.is_object() {
+        return Some("JSON that is no object");
+    }
     if value.pointer("/metadata/interchange_format_version").is_some() {
         return Some("a slashing protection history (EIP-3076)");
     }
-    value.get("direct_eip_version").map(|_| "options of Prysm's key manager")
+    let has = |names: &[&str]| names.iter().all(|name| value.get(name).is_some());
+    let known: [(&[&str], &str); 4] = [
+        (&["direct_eip_version"], "options of Prysm's key manager"),
+        (&["cipher", "uuids"], "Lighthouse's cache of keys"),
+        (&["message", "signature"], "a signed message, as an exit is"),
+        (&["pubkey", "type"], "a remote keystore of Nimbus: another signer has its key"),
+    ];
+    known.into_iter().find(|(names, _)| has(names)).map(|(_, what)| what)
 }
 
 /// What an entry holds, or why not.
