@@ -28,7 +28,7 @@ pub struct Opening {
 }
 
 /// Decrypts on every core, within so many bytes.
-pub fn open(found: Found, memory: Option<u64>) -> Opening {
+pub fn open(found: &Found, memory: Option<u64>) -> Opening {
     let mut opening = Opening::default();
     for unused in &found.unused {
         let lines = if unused.reason.may_hold_a_key() { &mut opening.unreadable } else { &mut opening.others };
@@ -120,7 +120,7 @@ mod tests {
         write("j-notes.txt", b"hello");
         write("k-exit.json", b"{\"message\": {}, \"signature\": \"0x\"}");
         let found = find_with_password(folder.path(), &Zeroizing::new(PASSWORD.to_owned())).unwrap();
-        let opening = open(found, None);
+        let opening = open(&found, None);
         assert_eq!(opening.keys.len(), 3, "a plain one, one with a byte-order mark, one in capitals");
         let told = opening.refusal();
         for expected in [
@@ -154,11 +154,11 @@ mod tests {
         let error = folder::find(&good, &password).map(drop).unwrap_err().to_string();
         assert!(error.contains("has the mode 0644") && error.contains("chmod 600"), "{error}");
         fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
-        let opening = open(folder::find(&good, &password).unwrap(), None);
+        let opening = open(&folder::find(&good, &password).unwrap(), None);
         assert_eq!(opening.keys.len(), 1);
         assert!(opening.notes().contains("opened with the first line of the password alone"), "{}", opening.notes());
         fs::write(&password, "wrong\nin both lines\n").unwrap();
-        let told = open(folder::find(&good, &password).unwrap(), None).refusal();
+        let told = open(&folder::find(&good, &password).unwrap(), None).refusal();
         assert!(told.contains("for each of the 2 ways in which wallets read this password"), "{told}");
     }
 }

@@ -78,41 +78,26 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
         Ok(command) => command,
         // Help and version are answers too.
         Err(message) if !message.use_stderr() => {
-            return told(write!(out, "{}", message.render()), Exit::Accepted);
+            return told(&write!(out, "{}", message.render()), Exit::Accepted);
         }
-        Err(message) => return told(write!(err, "{}", message.render()), Exit::Unusable),
+        Err(message) => return told(&write!(err, "{}", message.render()), Exit::Unusable),
     };
     match cli::dispatch(command) {
-        Ok((text, exit)) => told(out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
+        Ok((text, exit)) => told(&out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
         Err(error) => {
             let text = match error.downcast_ref() {
                 Some(exit::Lines(lines)) => lines.trim_end().to_owned(),
                 None => util::plain(&format!("{error:#}")),
             };
             let written = writeln!(err, "casemate: {text}");
-            told(written, Exit::of(&error))
+            told(&written, Exit::of(&error))
         }
     }
 }
 
 /// What was done and cannot be told was done all the same. Every other end keeps its code, which says more.
-fn told(result: std::io::Result<()>, exit: Exit) -> Exit {
+fn told(result: &std::io::Result<()>, exit: Exit) -> Exit {
     if result.is_err() && exit == Exit::Accepted { Exit::NotWritten } else { exit }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_done_and_cannot_be_told_is_not_called_unusable_input() {
-        let full = || Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
-        assert_eq!(told(full(), Exit::Accepted), Exit::NotWritten);
-        assert_eq!(told(full(), Exit::NoAnswer), Exit::NoAnswer);
-        assert_eq!(told(Ok(()), Exit::Accepted), Exit::Accepted);
-        // The number is a promise to scripts.
-        assert_eq!(format!("{:?}", ExitCode::from(Exit::NotWritten)), format!("{:?}", ExitCode::from(4)));
-    }
 }
 
 /// A client's certificate and key for etcd (PEM), as `casemate fence init` brings them.
@@ -135,4 +120,19 @@ pub fn execution_address(text: &str) -> Result<ExecutionAddress> {
 /// The public half of an operator's key.
 pub fn operator_key(path: &Path) -> Result<OperatorKey> {
     Ok(operator_key::OperatorPair::read(path)?.public())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_and_cannot_be_told_is_not_called_unusable_input() {
+        let full = || Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert_eq!(told(&full(), Exit::Accepted), Exit::NotWritten);
+        assert_eq!(told(&full(), Exit::NoAnswer), Exit::NoAnswer);
+        assert_eq!(told(&Ok(()), Exit::Accepted), Exit::Accepted);
+        // The number is a promise to scripts.
+        assert_eq!(format!("{:?}", ExitCode::from(Exit::NotWritten)), format!("{:?}", ExitCode::from(4)));
+    }
 }

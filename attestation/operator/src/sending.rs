@@ -172,7 +172,7 @@ fn finish(file: Option<deposit_data::File>, report: &mut Report) {
     match file.finish() {
         Ok(path) => report.line(&format!("deposit data of {keys}, each signature verified: {}", path.display())),
         Err(error) => {
-            report.not_written(&format!("{error:#}"), "the deposit data is in the file .unconfirmed beside it")
+            report.not_written(&format!("{error:#}"), "the deposit data is in the file .unconfirmed beside it");
         }
     }
 }

@@ -78,7 +78,7 @@ pub fn run(options: Import) -> Result<Answer> {
     let source = HistorySource { known: known.unwrap_or_default(), unknown_accepted: options.accept_unknown_history };
     let opening = match (&options.keystores, &options.raw_keys) {
         (Some(keystores), _) => keystores::open(
-            find(keystores, options.passwords.as_deref())?,
+            &find(keystores, options.passwords.as_deref())?,
             options.memory_mib.map(|mib| u64::from(mib).saturating_mul(1024 * 1024)),
         ),
         (None, Some(path)) => {
