@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +11,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::cpio::{Entry, archive};
+use crate::crates;
 use crate::eif::{self, Kind};
 use crate::kernel::run;
 use crate::pinned::Pinned;
@@ -22,6 +22,8 @@ pub const COMMAND_LINE: &str = "console=ttyS0";
 /// Static and position-independent, from one C library that is pinned.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "image";
+/// Where the crates come from.
+const CRATES: &str = "crates unpacked anew";
 /// Messages that cargo sends, about: for the bar.
 const STEPS: u64 = 330;
 
@@ -50,8 +52,9 @@ impl Checkout {
         let root = folder.ancestors().find(|folder| folder.join("enclave/init/Cargo.toml").exists());
         let root = root
             .with_context(|| format!("{} lies in no checkout of Casemate; --checkout names one", folder.display()))?;
-        // cargo does not know which C library and compiler it has used: others get another folder.
-        let tools = Pinned::read()?.found();
+        // cargo does not know which C library and compiler it has used: others get another folder. So does what was compiled before crates
+        // were unpacked anew: cargo takes its own earlier work without another look.
+        let tools = Pinned::read()?.found() + CRATES;
         let key = const_hex::encode(Sha256::digest(tools.as_bytes()));
         let target = root.join("target").join(format!("eif-{}", key.get(..8).unwrap_or(&key)));
         Ok(Self { root: root.to_owned(), target })
@@ -99,10 +102,12 @@ impl Checkout {
         // A cargo home with nothing in it but the crates: no configuration of anyone who builds.
         let cargo_home = self.target.join("cargo-home");
         fs::create_dir_all(&cargo_home).with_context(|| format!("making {}", cargo_home.display()))?;
-        let registry = cargo_home.join("registry");
-        let _ = fs::remove_file(&registry);
-        fs::create_dir_all(real_home.join("registry")).context("cargo's registry")?;
-        symlink(real_home.join("registry"), &registry).context("cargo's registry")?;
+        // One at a time: what one build compiles another would take away.
+        let alone = fs::File::create(self.target.join("crates.lock")).context("the lock of the crates")?;
+        alone.lock().context("waiting for another build of the image")?;
+        let lock = self.root.join("Cargo.lock");
+        let lock = fs::read_to_string(&lock).with_context(|| format!("reading {}", lock.display()))?;
+        crates::link(&cargo_home, &real_home.join("registry"), &lock)?;
         let (cargo, search) = cargo()?;
         // A C compiler's flags come in one line.
         for folder in [&cargo_home, &self.root, &self.target] {

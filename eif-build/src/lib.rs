@@ -9,6 +9,7 @@
 pub mod build;
 pub mod cli;
 pub mod cpio;
+mod crates;
 pub mod eif;
 pub mod kernel;
 pub mod pinned;

@@ -18,6 +18,8 @@ kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444
 [operators]
 threshold = 1
 keys = ["0x0101010101010101010101010101010101010101010101010101010101010101"]
+[policy]
+fee_recipient = "any"
 [fence]
 kind = "dynamodb"
 table = "arn:aws:dynamodb:eu-central-1:123456789012:table/casemate"

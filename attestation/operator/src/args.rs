@@ -13,12 +13,13 @@ use time::format_description::well_known::Rfc3339;
 use crate::address;
 use crate::deposit_data::DepositOutput;
 use crate::fence_pin::FencePin;
+use crate::outputs;
 
 /// What a command to an enclave ends with.
-pub const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, by the document's verification, by the enclave, or for one of the keys; 2 unusable input; 3 no answer: it is not known whether the command was carried out.";
+pub const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, by the document's verification, by the enclave, or for one of the keys; 2 unusable input; 3 no answer: it is not known whether the command was carried out; 4 done, but not written here: the enclave has carried the command out, and what came of it could not be written on this machine.";
 
 /// What a judgement ends with.
-pub const EXIT_CODES: &str = "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input, 3 no answer.";
+pub const EXIT_CODES: &str = "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input, 3 no answer, 4 accepted, but not written here: the answer could not be written.";
 
 /// A running signer.
 #[derive(Args, Debug)]
@@ -100,6 +101,13 @@ pub struct Signing {
     /// Write the command to this file instead of sending it: for operators who sign on other machines
     #[arg(long, value_name = "FILE")]
     pub command_out: Option<PathBuf>,
+}
+
+impl Signing {
+    /// Before anything is asked for or made: the file that the command goes to.
+    pub fn check(&self) -> Result<()> {
+        self.command_out.as_deref().map_or(Ok(()), outputs::check_new)
+    }
 }
 
 /// Deposits, and the file that they go to.

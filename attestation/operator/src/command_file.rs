@@ -42,7 +42,7 @@ struct FileSignature {
 
 /// The commands of a file.
 pub fn read(path: &Path) -> Result<Vec<SignedCommand>> {
-    let text = input::read_file(path, MAX_FILE_LEN)?;
+    let text = input::read_text(path, MAX_FILE_LEN)?;
     parse(&text).with_context(|| format!("in {}", path.display()))
 }
 

@@ -71,19 +71,22 @@ impl File {
         name.into()
     }
 
-    /// Verifies every deposit, and writes them all.
-    pub fn write(&mut self, deposits: &[Deposit]) -> Result<()> {
+    /// All deposits, each verified; nothing where there are none.
+    pub fn text(&self, deposits: &[Deposit]) -> Result<Option<String>> {
         if deposits.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let entries = deposits.iter().map(|deposit| entry(deposit, self.version, &self.network));
         let entries = entries.collect::<Result<Vec<Value>>>().inspect_err(|_| {
             let _ = fs::remove_file(self.unconfirmed());
         })?;
-        let text = serde_json::to_string(&entries).context("writing JSON")?;
-        // What cannot be written is at least shown.
+        Ok(Some(serde_json::to_string(&entries).context("writing JSON")?))
+    }
+
+    /// Writes them all.
+    pub fn write(&mut self, text: &str) -> Result<()> {
         let path = self.unconfirmed();
-        fs::write(&path, &text).with_context(|| format!("writing {}; the deposit data: {text}", path.display()))
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
 
     /// Nothing was signed.

@@ -13,6 +13,8 @@ pub enum Exit {
     Unusable,
     /// The signer cannot be reached, or what became of a command is not known.
     NoAnswer,
+    /// All that was asked for was done, and what came of it could not be written on this machine.
+    NotWritten,
 }
 
 impl From<Exit> for ExitCode {
@@ -22,6 +24,7 @@ impl From<Exit> for ExitCode {
             Exit::Refused => 1,
             Exit::Unusable => 2,
             Exit::NoAnswer => 3,
+            Exit::NotWritten => 4,
         })
     }
 }
@@ -51,6 +54,11 @@ pub struct Refused(pub String);
 pub fn refused<T>(why: impl Into<String>) -> anyhow::Result<T> {
     Err(Refused(why.into()).into())
 }
+
+/// Unusable input, in several lines of which each is harmless on a terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Lines(pub String);
 
 /// No one answered, or no one who could.
 #[derive(Debug, thiserror::Error)]

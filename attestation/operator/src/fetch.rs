@@ -1,6 +1,5 @@
 //! Asking a proxy, which is trusted with nothing: what it answers is bounded, and the caller verifies it.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use ureq::{Agent, http};
 
 use crate::args::Connection;
 use crate::exit::NoAnswer;
-use crate::input::MAX_INPUT_LEN;
+use crate::input::{self, MAX_INPUT_LEN};
 use crate::util::{hex, plain, quoted};
 
 /// Longest wait for one answer.
@@ -216,7 +215,7 @@ fn tls(options: &Connection) -> Result<TlsConfig> {
         config = config.root_certs(RootCerts::new_with_certs(&certificates(path)?));
     }
     if let (Some(certificate), Some(key)) = (&options.tls_certificate, &options.tls_key) {
-        let text = fs::read(key).with_context(|| format!("opening {}", key.display()))?;
+        let text = input::read_secret(key)?;
         let secret = PrivateKey::from_pem(&text).with_context(|| format!("no private key in {}", key.display()))?;
         config = config.client_cert(Some(ClientCert::new_with_certs(&certificates(certificate)?, secret)));
     }
@@ -224,7 +223,7 @@ fn tls(options: &Connection) -> Result<TlsConfig> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
-    let text = fs::read(path).with_context(|| format!("opening {}", path.display()))?;
+    let text = input::read(path)?;
     let mut certificates = Vec::new();
     for item in parse_pem(&text) {
         if let PemItem::Certificate(certificate) = item.with_context(|| format!("in {}", path.display()))? {

@@ -1,14 +1,16 @@
 //! Files in any form that people have them in.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+pub use casemate_keystore::without_bom;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 /// Most bytes that are read of any file or answer. A document is at most 16 KiB, in hex 32.
 pub const MAX_INPUT_LEN: u64 = 1024 * 1024;
@@ -36,32 +38,73 @@ struct Answer {
     enclave: Option<u32>,
 }
 
-/// A file, or standard input for `-`, bounded.
+/// A file, or standard input for `-`, bounded. Every text and every document comes in here, and loses the mark that editors put in front
+/// of it.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
-    let source: Box<dyn Read> = if path == Path::new("-") {
+    read_text(path, MAX_INPUT_LEN)
+}
+
+/// The same, with another bound.
+pub fn read_text(path: &Path, max_len: u64) -> Result<Vec<u8>> {
+    let name = name(path);
+    let source: Box<dyn Read> = if is_standard_input(path) {
         Box::new(std::io::stdin().lock())
     } else {
         Box::new(File::open(path).with_context(|| format!("opening {name}"))?)
     };
     let mut bytes = Vec::new();
-    source.take(MAX_INPUT_LEN.saturating_add(1)).read_to_end(&mut bytes).with_context(|| format!("reading {name}"))?;
-    if u64::try_from(bytes.len()).map_or(true, |len| len > MAX_INPUT_LEN) {
-        bail!("{name} is longer than {MAX_INPUT_LEN} bytes");
+    source.take(max_len.saturating_add(1)).read_to_end(&mut bytes).with_context(|| format!("reading {name}"))?;
+    if u64::try_from(bytes.len()).map_or(true, |len| len > max_len) {
+        bail!("{name} is longer than {max_len} bytes, the most that is read of it");
     }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        bail!("{name} is UTF-16: save it as UTF-8");
+    }
+    let marked = bytes.len().saturating_sub(without_bom(&bytes).len());
+    bytes.drain(..marked);
     if bytes.is_empty() {
         bail!("{name} is empty");
     }
     Ok(bytes)
 }
 
-/// A file of bounded length. A larger one is not read.
-pub fn read_file(path: &Path, max_len: u64) -> Result<Vec<u8>> {
+/// A file with a secret in it, which no one but its owner may read.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    if !is_standard_input(path) {
+        let metadata = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?;
+        if let Some(mode) = casemate_keystore::others_rights(&metadata) {
+            bail!(
+                "{0} has the mode {mode:04o}: others than its owner can read or write this secret. Take their rights away: chmod 600 {0}",
+                path.display()
+            );
+        }
+    }
+    read(path).map(Zeroizing::new)
+}
+
+fn is_standard_input(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+fn name(path: &Path) -> String {
+    if is_standard_input(path) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// The bytes of a file of bounded length, as they are: for what is compared by its digest. A larger one is not read.
+pub fn read_blob(path: &Path, max_len: u64) -> Result<Vec<u8>> {
     let len = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?.len();
     if len > max_len {
         bail!("{} has {len} bytes; at most {max_len} are allowed", path.display());
     }
     fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// A file that is too long for memory, from behind the mark that editors put in front of it.
+pub fn skip_bom(mut file: impl BufRead) -> std::io::Result<impl BufRead> {
+    let start = file.fill_buf()?;
+    let mark = start.len().saturating_sub(without_bom(start).len());
+    file.consume(mark);
+    Ok(file)
 }
 
 /// A document in any form, from its bytes.
@@ -75,11 +118,6 @@ pub fn document(bytes: Vec<u8>) -> Result<Input> {
         bail!("the document is neither CBOR nor PEM, base64, hex or JSON of it");
     }
     Ok(Input { document, statement: None, enclave: None })
-}
-
-/// Editors put it in front of UTF-8.
-pub fn without_bom(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
 /// The JSON of `GET /attestation`.
@@ -148,6 +186,47 @@ mod tests {
         ] {
             let shown = String::from_utf8_lossy(&form).into_owned();
             assert_eq!(document(form).map(|input| input.document).ok(), Some(raw.clone()), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_in_front_of_an_input_is_no_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (bytes, told) in [
+            (b"\xef\xbb\xbf{}".to_vec(), Ok(b"{}".to_vec())),
+            (b"{}".to_vec(), Ok(b"{}".to_vec())),
+            (b"\xef\xbb\xbf".to_vec(), Err("is empty")),
+            (b"\xff\xfe{\0}\0".to_vec(), Err("is UTF-16: save it as UTF-8")),
+        ] {
+            fs::write(&path, &bytes).unwrap();
+            match told {
+                Ok(rest) => {
+                    assert_eq!(read(&path).unwrap(), rest);
+                    let mut all = Vec::new();
+                    skip_bom(&bytes[..]).unwrap().read_to_end(&mut all).unwrap();
+                    assert_eq!(all, rest);
+                }
+                Err(told) => assert!(format!("{:#}", read(&path).unwrap_err()).contains(told)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_with_its_mode_and_what_to_do() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        fs::write(&path, "secret").unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o660, 0o644, 0o777] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = format!("{:#}", read_secret(&path).unwrap_err());
+            assert!(error.contains(&format!("has the mode {mode:04o}")) && error.contains("chmod 600"), "{error}");
+        }
+        for mode in [0o600, 0o400] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(*read_secret(&path).unwrap(), b"secret");
         }
     }
 

@@ -7,7 +7,7 @@ use casemate_protocol::statement::KEYS_DEPTH;
 use casemate_protocol::{Bytes, PublicKey, Root};
 use libssz_merkle::{Sha2Hasher, merkleize, mix_in_length, pack};
 
-use crate::input::{self, without_bom};
+use crate::input;
 
 /// SSZ hash tree root of `List[BLSPubkey, 2**40]` over the keys in ascending order.
 pub fn root(keys: &[PublicKey]) -> Root {
@@ -34,7 +34,7 @@ pub fn read_some(path: &Path) -> Result<Vec<PublicKey>> {
 
 /// Keys from a JSON array of texts (as `GET /api/v1/eth2/publicKeys` answers), or one a line.
 pub fn parse(text: &[u8]) -> Result<Vec<PublicKey>> {
-    let text = std::str::from_utf8(without_bom(text)).context("not UTF-8")?;
+    let text = std::str::from_utf8(text).context("not UTF-8")?;
     let mut keys = if text.trim_start().starts_with('[') {
         let texts: Vec<String> = serde_json::from_str(text).context("not a JSON array of texts")?;
         texts.iter().map(|text| key(text)).collect::<Result<Vec<_>>>()?

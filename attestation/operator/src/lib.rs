@@ -5,7 +5,8 @@
 //! changes it (`casemate keys import`, `generate`, `delete`, `casemate fence …`) verifies it first, and reports success only after
 //! another document confirms it.
 //!
-//! [`run`] is the whole program. It ends with an [`Exit`]: 0 accepted, 1 refused, 2 unusable input, 3 no answer.
+//! [`run`] is the whole program. It ends with an [`Exit`]: 0 accepted, 1 refused, 2 unusable input, 3 no answer, 4 done, but
+//! not written here.
 //!
 //! ```
 //! let arguments = ["casemate", "attest", "verify", "/no/such/document"].map(Into::into);
@@ -35,9 +36,12 @@ mod fetch;
 mod histories;
 mod input;
 mod keys;
+mod keystores;
 mod local;
 mod operator_key;
+mod operators;
 mod outcomes;
+mod outputs;
 mod pins;
 mod progress;
 mod report;
@@ -74,22 +78,26 @@ pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> 
         Ok(command) => command,
         // Help and version are answers too.
         Err(message) if !message.use_stderr() => {
-            return written(write!(out, "{}", message.render()), Exit::Accepted);
+            return told(&write!(out, "{}", message.render()), Exit::Accepted);
         }
-        Err(message) => return written(write!(err, "{}", message.render()), Exit::Unusable),
+        Err(message) => return told(&write!(err, "{}", message.render()), Exit::Unusable),
     };
     match cli::dispatch(command) {
-        Ok((text, exit)) => written(out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
+        Ok((text, exit)) => told(&out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
         Err(error) => {
-            let told = writeln!(err, "casemate: {}", util::plain(&format!("{error:#}")));
-            written(told, Exit::of(&error))
+            let text = match error.downcast_ref() {
+                Some(exit::Lines(lines)) => lines.trim_end().to_owned(),
+                None => util::plain(&format!("{error:#}")),
+            };
+            let written = writeln!(err, "casemate: {text}");
+            told(&written, Exit::of(&error))
         }
     }
 }
 
-/// What cannot be told was not done.
-fn written(result: std::io::Result<()>, exit: Exit) -> Exit {
-    result.map_or(Exit::Unusable, |()| exit)
+/// What was done and cannot be told was done all the same. Every other end keeps its code, which says more.
+fn told(result: &std::io::Result<()>, exit: Exit) -> Exit {
+    if result.is_err() && exit == Exit::Accepted { Exit::NotWritten } else { exit }
 }
 
 /// A client's certificate and key for etcd (PEM), as `casemate fence init` brings them.
@@ -100,7 +108,7 @@ pub fn etcd_credentials(certificate: &str, key: &str) -> Result<StoreCredentials
 /// Makes an operator's key and leaves it in a new file; its public half.
 pub fn make_operator_key(path: &Path) -> Result<OperatorKey> {
     let pair = operator_key::OperatorPair::generate()?;
-    pair.write(path)?;
+    pair.write(path, None)?;
     Ok(pair.public())
 }
 
@@ -112,4 +120,19 @@ pub fn execution_address(text: &str) -> Result<ExecutionAddress> {
 /// The public half of an operator's key.
 pub fn operator_key(path: &Path) -> Result<OperatorKey> {
     Ok(operator_key::OperatorPair::read(path)?.public())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_and_cannot_be_told_is_not_called_unusable_input() {
+        let full = || Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert_eq!(told(&full(), Exit::Accepted), Exit::NotWritten);
+        assert_eq!(told(&full(), Exit::NoAnswer), Exit::NoAnswer);
+        assert_eq!(told(&Ok(()), Exit::Accepted), Exit::Accepted);
+        // The number is a promise to scripts.
+        assert_eq!(format!("{:?}", ExitCode::from(Exit::NotWritten)), format!("{:?}", ExitCode::from(4)));
+    }
 }

@@ -212,6 +212,14 @@ impl Report {
         self.line(text);
     }
 
+    /// What the enclave has made and this machine could not write: it is at least shown.
+    pub fn not_written(&mut self, why: &str, what: &str) {
+        if self.exit == Exit::Accepted {
+            self.exit = Exit::NotWritten;
+        }
+        self.line(&format!("DONE, BUT NOT WRITTEN: {why}. Keep this:\n{}", what.trim_end()));
+    }
+
     fn unknown(&mut self, text: &str) {
         self.exit = Exit::NoAnswer;
         self.line(text);

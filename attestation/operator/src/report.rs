@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use casemate_document::{AWS_ROOT_G1_SHA256, Document, Expected, Pcr};
 use casemate_protocol::configuration::Window;
-use casemate_protocol::statement::{FenceKind, FenceStatement, StatedState, StatedStatus};
-use casemate_protocol::{PublicKey, Root, Statement};
+use casemate_protocol::statement::{FenceKind, FenceStatement, StatedRecord, StatedState, StatedStatus};
+use casemate_protocol::{Bytes, PublicKey, Root, Statement};
 use serde_json::{Map, Value, json};
 
 use crate::keys;
@@ -357,6 +357,13 @@ fn window(window: Window) -> [String; 2] {
     ]
 }
 
+/// Whether the last holder has signed its last. While this enclave holds the fence it has not, whatever its record names: where watermarks
+/// lie in a file, the record names at every moment the state that a successor would find. And a first record names the state that was
+/// sealed with it.
+pub fn is_released(fence: &FenceStatement, record: &StatedRecord) -> bool {
+    fence.standing != StatedStatus::Holding && record.holder != Bytes::ZERO && record.released_state.is_some()
+}
+
 /// The fence, for programs.
 pub fn fence_json(fence: &FenceStatement) -> Value {
     json!({
@@ -372,7 +379,7 @@ pub fn fence_json(fence: &FenceStatement) -> Value {
             "target_ceiling": record.target_ceiling.0,
             "source_ceiling": record.source_ceiling.0,
             "min_state_version": record.min_state_version,
-            "left_in_order": record.released_state.is_some(),
+            "released": is_released(fence, &record),
             "released_state": record.released_state.map(|state| state.to_string()),
             "closed": record.closed,
         })),
@@ -383,4 +390,39 @@ pub fn fence_json(fence: &FenceStatement) -> Value {
         },
         "time_ms": fence.time_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_protocol::statement::StatedFloors;
+    use casemate_protocol::{Epoch, Slot};
+
+    use super::*;
+
+    #[test]
+    fn a_holder_is_not_said_to_have_released_the_fence() {
+        let record = |holder, released_state| StatedRecord {
+            version: 7,
+            holder: Bytes([holder; 32]),
+            term: 3,
+            slot_ceiling: Slot(900),
+            target_ceiling: Epoch(29),
+            source_ceiling: Epoch(28),
+            min_state_version: 12,
+            released_state,
+            closed: false,
+        };
+        let released = |standing, record: StatedRecord| {
+            let without = FenceStatement::without_store(FenceKind::File, StatedFloors::default());
+            let fence = FenceStatement { standing, record: Some(record), ..without };
+            assert_eq!(fence_json(&fence)["record"]["released"], json!(is_released(&fence, &record)));
+            is_released(&fence, &record)
+        };
+        let state = Some(Bytes([9; 32]));
+        // As the development stack's holder stands, whose watermarks are in a file.
+        assert!(!released(StatedStatus::Holding, record(1, state)));
+        assert!(released(StatedStatus::Standby, record(1, state)));
+        assert!(!released(StatedStatus::Standby, record(1, None)));
+        assert!(!released(StatedStatus::Standby, record(0, state)), "a first record has had no holder");
+    }
 }

@@ -28,7 +28,7 @@ pub fn etcd(certificate: &[u8], key: &[u8]) -> Result<StoreCredentials> {
 
 /// An access key for DynamoDB, as `aws iam create-access-key` writes it.
 pub fn dynamodb(path: &Path) -> Result<StoreCredentials> {
-    let text = input::read(path)?;
+    let text = input::read_secret(path)?;
     let file: Value = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     let key = file.get("AccessKey").unwrap_or(&file);
     let field = |name: &str| {

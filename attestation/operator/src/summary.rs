@@ -1,10 +1,12 @@
 //! What commands order, for the operators who are to sign them. An operator signs what stands here, so it must be all of it.
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 
 use anyhow::{Context, Result, bail};
 use casemate_protocol::command::{
-    Action, Command, CredentialsId, EncryptedSecrets, MIN_DEPOSIT, RecordOrder, SignedCommand, withdrawal_address,
+    Action, Command, CredentialsId, EncryptedSecrets, MIN_DEPOSIT, OperatorKey, RecordOrder, SignedCommand,
+    withdrawal_address,
 };
 use casemate_protocol::watermarks::Watermarks;
 use casemate_protocol::{Bytes, Root};
@@ -40,23 +42,52 @@ pub fn summary(commands: &[Command]) -> Result<String> {
 pub fn signed_summary(signed: &[SignedCommand]) -> Result<Answer> {
     let mut exit = Exit::Accepted;
     let mut out = summary(&command_file::commands(signed)?)?;
-    let first = signed.first().context("there is no command in it")?;
+    let (signers, valid) = (signers(signed), valid_signers(signed));
     out.push_str("\nsigned by:\n");
-    for operator in first.signatures.iter().map(|signature| signature.operator) {
-        let all = signed.iter().all(|one| {
-            let its = one.signatures.iter().find(|signature| signature.operator == operator);
-            its.is_some_and(|signature| is_signed(one.command.as_ref(), signature))
-        });
-        if !all {
+    for operator in &signers {
+        let is_valid = valid.contains(operator);
+        if !is_valid {
             exit = Exit::Refused;
         }
-        let _ =
-            writeln!(out, "  {operator}{}", if all { "" } else { "  SIGNATURE NOT VALID, or not for all commands" });
+        let note = if is_valid { "" } else { "  SIGNATURE NOT VALID, or not for all commands" };
+        let _ = writeln!(out, "  {operator}{note}");
     }
-    if first.signatures.is_empty() {
+    if signers.is_empty() {
         out.push_str("  no one\n");
     }
     Ok((out, exit))
+}
+
+/// Everyone whose signature stands anywhere in the file, in the order of the file.
+fn signers(signed: &[SignedCommand]) -> Vec<OperatorKey> {
+    let mut signers = Vec::new();
+    for signature in signed.iter().flat_map(|one| &one.signatures) {
+        if !signers.contains(&signature.operator) {
+            signers.push(signature.operator);
+        }
+    }
+    signers
+}
+
+/// Those who have signed every command.
+pub fn valid_signers(signed: &[SignedCommand]) -> BTreeSet<OperatorKey> {
+    let signs_all = |operator: &OperatorKey| {
+        signed.iter().all(|one| {
+            let its = one.signatures.iter().find(|signature| signature.operator == *operator);
+            its.is_some_and(|signature| is_signed(one.command.as_ref(), signature))
+        })
+    };
+    signers(signed).into_iter().filter(signs_all).collect()
+}
+
+/// Until when commands are good.
+pub fn lifetime(commands: &[Command]) -> String {
+    let boot = commands.first().map(|command| command.boot_nonce.to_string()).unwrap_or_default();
+    let counter = commands.iter().map(|command| command.counter).min().unwrap_or_default();
+    format!(
+        "good for the boot {boot} of the enclave alone: it is of no use once the enclave has started anew, or has carried out \
+         a command with a counter from {counter} on\n"
+    )
 }
 
 /// What a key has signed so far.

@@ -13,14 +13,14 @@
 
 use std::net::Ipv6Addr;
 
-use casemate_protocol::arn::{ArnError, TableArn};
+use casemate_protocol::arn::{ArnError, KeyArn, TableArn};
 use casemate_protocol::configuration::{
     ConfigurationError, FenceConfig, Operators, Policy, RecordStore, StoreEndpoint, Window,
 };
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::store::{ClusterId, KeyPrefix, StoreNameError};
 use casemate_protocol::{
-    BoundedBytes, Bytes, Configuration, Epoch, Fork, ForkName, Network, NetworkError, Preset, Root,
+    BoundedBytes, Bytes, Configuration, Epoch, ExecutionAddress, Fork, ForkName, Network, NetworkError, Preset, Root,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -64,6 +64,13 @@ pub enum ConfigError {
     TableWithoutAccount,
     #[error("the fence's etcd: {0}")]
     StoreName(#[from] StoreNameError),
+    #[error(
+        "the policy does not say where fees go: write fee_recipient = \"0x…\" with the address that gets them, or fee_recipient = \"any\", with \
+         which anyone who asks for signatures chooses it"
+    )]
+    FeeRecipientNotSaid,
+    #[error("kms_key_arn: {0}")]
+    KmsKey(ArnError),
     #[error("the graffiti has {0} bytes; 1 to 32 are allowed")]
     Graffiti(usize),
     #[error("the fence's root is no certificate in PEM of at most 4,096 bytes")]
@@ -112,7 +119,11 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
         proof_of_validation: file.policy.proof_of_validation,
         voluntary_exits: file.policy.voluntary_exits,
         withdrawal_addresses: file.policy.withdrawal_addresses.into_iter().map(|address| address.0).collect(),
-        fee_recipient: file.policy.fee_recipient.map(|address| address.0),
+        fee_recipient: match file.policy.fee_recipient {
+            None => return Err(ConfigError::FeeRecipientNotSaid),
+            Some(FeeRecipient::Any) => None,
+            Some(FeeRecipient::To(address)) => Some(address),
+        },
         graffiti: file.policy.graffiti.as_deref().map(graffiti).transpose()?,
         block_proofs: file.policy.block_proofs,
         key_manager_import: file.policy.key_manager_import,
@@ -121,9 +132,13 @@ pub fn configuration(text: &str, sha256: Root) -> Result<Configuration, ConfigEr
             max_block_age_slots: age(file.policy.max_block_age_slots, usual.max_block_age_slots),
             max_target_age_epochs: age(file.policy.max_target_age_epochs, usual.max_target_age_epochs),
         },
+        builder_bids: file.policy.builder_bids,
     };
     let fence = file.fence.read()?;
-    Ok(Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?)
+    let configuration = Configuration::new(file.group, network, file.kms_key_arn, operators, policy, fence, sha256)?;
+    // The vault would refuse it too, at a start where no one sees why.
+    KeyArn::parse(&configuration.kms_key_arn).map_err(ConfigError::KmsKey)?;
+    Ok(configuration)
 }
 
 #[derive(Deserialize)]
@@ -231,7 +246,7 @@ struct PolicyTable {
     voluntary_exits: bool,
     #[serde(default)]
     withdrawal_addresses: Vec<Hex<20>>,
-    fee_recipient: Option<Hex<20>>,
+    fee_recipient: Option<FeeRecipient>,
     graffiti: Option<String>,
     #[serde(default)]
     block_proofs: bool,
@@ -239,8 +254,27 @@ struct PolicyTable {
     key_manager_import: bool,
     #[serde(default)]
     key_manager_delete: bool,
+    #[serde(default)]
+    builder_bids: bool,
     max_block_age_slots: Option<Age>,
     max_target_age_epochs: Option<Age>,
+}
+
+/// Where fees go: said expressly, never a default.
+enum FeeRecipient {
+    Any,
+    To(ExecutionAddress),
+}
+
+impl<'de> Deserialize<'de> for FeeRecipient {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        let address = Hex::<20>::deserialize(de::value::StringDeserializer::new(text));
+        address.map(|address| Self::To(address.0))
+    }
 }
 
 /// How old a duty may be: a number, or the word that lifts the bound.

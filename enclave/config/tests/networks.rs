@@ -89,6 +89,7 @@ keys = ["0x1111111111111111111111111111111111111111111111111111111111111111",
         "0x2222222222222222222222222222222222222222222222222222222222222222"]
 
 [policy]
+fee_recipient = "any"
 withdrawal_addresses = ["0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 
 [fence]
@@ -221,6 +222,24 @@ fn an_etcd_is_named_by_servers_that_can_be_some_its_cluster_and_its_root() {
 }
 
 #[test]
+fn a_builders_bid_is_off_and_the_fee_recipient_is_said() {
+    let policy = |line: &str| {
+        let text = CONFIGURATION.replacen("fee_recipient = \"any\"", line, 1);
+        casemate_config::configuration(&text, Bytes([9; 32])).unwrap().policy
+    };
+    let any = policy("fee_recipient = \"any\"");
+    assert_eq!((any.fee_recipient, any.builder_bids), (None, false));
+    let given = policy(&format!("fee_recipient = \"0x{}\"\nbuilder_bids = true", "fe".repeat(20)));
+    assert_eq!((given.fee_recipient, given.builder_bids), (Some(Bytes([0xfe; 20])), true));
+}
+
+#[test]
+fn a_configuration_with_a_byte_order_mark_is_read() {
+    let read = |text: &str| casemate_config::configuration(text, Bytes([9; 32]));
+    assert_eq!(read(&format!("\u{feff}{CONFIGURATION}")), read(CONFIGURATION));
+}
+
+#[test]
 fn the_window_is_the_usual_one_unless_the_policy_says_otherwise() {
     let window = |lines: &str| {
         let text = CONFIGURATION.replacen("[policy]", &format!("[policy]\n{lines}"), 1);
@@ -256,6 +275,14 @@ fn configurations_with_a_fault_are_refused_with_the_reason() {
             "named twice",
         ),
         ("0xaaaa", "aaaa", "hex of 20 bytes"),
+        ("fee_recipient = \"any\"", "", "does not say where fees go: write fee_recipient"),
+        ("fee_recipient = \"any\"", "fee_recipient = \"none\"", "\"none\" is not 0x and the hex of 20 bytes"),
+        (
+            "key/0a1b",
+            "key/mrk-0a1b",
+            "kms_key_arn: the key \"mrk-0a1b2c3d-0000-1111-2222-333344445555\" is a multi-Region key",
+        ),
+        ("arn:aws:kms", "arn:aws:s3", "not of the form arn:PARTITION:kms"),
         ("[policy]", "[policy]\nsigns_everything = true", "unknown field"),
         ("[policy]", "[policy]\nmax_block_age_slots = -1", "neither a number from 0 on nor \"any\""),
         ("[policy]", "[policy]\nmax_target_age_epochs = \"all\"", "neither a number from 0 on nor \"any\""),

@@ -43,7 +43,7 @@ fn decrypt(c: &mut Criterion) {
     for number in 0..many {
         std::fs::copy(&folder, found.path().join(format!("{number}.json"))).unwrap();
     }
-    let entries = find_with_password(found.path(), &PASSWORD.to_owned().into()).unwrap();
+    let entries = find_with_password(found.path(), &PASSWORD.to_owned().into()).unwrap().entries;
     assert_eq!(entries.len(), many);
     group.bench_function("import-of-8", |b| {
         b.iter(|| assert!(decrypt_all(black_box(&entries), None, || ()).iter().all(Result::is_ok)));

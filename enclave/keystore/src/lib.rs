@@ -12,6 +12,8 @@
 
 #[cfg(feature = "decrypt")]
 pub mod folder;
+#[cfg(feature = "decrypt")]
+pub mod password;
 
 use std::fmt;
 
@@ -25,9 +27,10 @@ use casemate_protocol::{Bytes, PublicKey};
 use serde::{Deserialize, Deserializer, de};
 #[cfg(feature = "decrypt")]
 use sha2::{Digest, Sha256};
-#[cfg(feature = "decrypt")]
-use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
+
+#[cfg(feature = "decrypt")]
+use crate::password::{Form, forms};
 
 /// Largest keystore file that is read, in bytes: a wallet of Prysm's holds all of its keys.
 pub const MAX_FILE_LEN: usize = 4 * 1024 * 1024;
@@ -39,6 +42,18 @@ const MAX_PBKDF2_ROUNDS: u32 = 10_485_760;
 /// A secret key, 32 bytes big-endian; cleared when dropped.
 pub type Secret = Zeroizing<[u8; 32]>;
 
+/// The bytes without the mark that editors put in front of UTF-8.
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
+/// The mode of a file that others than its owner have rights to; nothing where they have none. For files with secrets.
+#[cfg(feature = "decrypt")]
+pub fn others_rights(metadata: &std::fs::Metadata) -> Option<u32> {
+    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
 /// Why a keystore was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,7 +61,10 @@ pub type Secret = Zeroizing<[u8; 32]>;
 pub enum KeystoreError {
     #[error("not an EIP-2335 keystore: {0}")]
     Malformed(#[from] serde_json::Error),
-    #[error("the file has {0} bytes; a keystore has at most {MAX_FILE_LEN}")]
+    #[error(
+        "the file has {0} bytes, and no keystore of more than {MAX_FILE_LEN} bytes is read. A wallet of that size must be exported as several \
+         keystores"
+    )]
     TooLong(usize),
     #[error("keystore version {0}; version 4 (EIP-2335) is read here")]
     Version(u64),
@@ -64,8 +82,8 @@ pub enum KeystoreError {
     ManyKeys(usize),
     #[error("scrypt takes {needed} bytes for this one; {allowed} are allowed in all")]
     Memory { needed: u64, allowed: u64 },
-    #[error("wrong password: the checksum differs")]
-    WrongPassword,
+    #[error("wrong password: the checksum differs{}", tried(*.0))]
+    WrongPassword(usize),
     #[error("the decrypted secret is no BLS secret key")]
     InvalidSecret,
     #[error("the secret's public key is {derived}, the keystore says {stated}")]
@@ -130,6 +148,7 @@ impl Keystore {
         if json.len() > MAX_FILE_LEN {
             return Err(KeystoreError::TooLong(json.len()));
         }
+        let json = without_bom(json);
         // The version first: another version's fields would only confuse.
         let version: VersionOnly = serde_json::from_slice(json)?;
         if version.version != 4 {
@@ -165,11 +184,30 @@ impl Keystore {
     /// Decrypts all secret keys: Prysm keeps all accounts of a wallet in one file. The KDF takes its time.
     #[cfg(feature = "decrypt")]
     pub fn decrypt_all(&self, password: &str) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
-        let derived = self.kdf.derive(&normalized(password))?;
+        self.open(password).map(|opened| opened.keys)
+    }
+
+    /// The same, and which form of the password it was. Each form that is tried takes the KDF's time; of most passwords there is one.
+    #[cfg(feature = "decrypt")]
+    pub fn open(&self, password: &str) -> Result<Opened, KeystoreError> {
+        let forms = forms(password);
+        for (form, bytes) in &forms {
+            match self.decrypt_with(bytes) {
+                Err(KeystoreError::WrongPassword(_)) => {}
+                other => return other.map(|keys| Opened { keys, form: *form }),
+            }
+        }
+        Err(KeystoreError::WrongPassword(forms.len()))
+    }
+
+    /// With a password as the KDF takes it.
+    #[cfg(feature = "decrypt")]
+    fn decrypt_with(&self, password: &str) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
+        let derived = self.kdf.derive(password)?;
         let (cipher_key, checksum_key) = derived.split_at(16);
         let checksum = Sha256::new().chain_update(checksum_key).chain_update(&self.ciphertext).finalize();
         if checksum.as_slice() != self.checksum {
-            return Err(KeystoreError::WrongPassword);
+            return Err(KeystoreError::WrongPassword(1));
         }
         let mut clear = Zeroizing::new(self.ciphertext.clone());
         let mut cipher = ctr::Ctr128BE::<aes::Aes128>::new_from_slices(cipher_key, &self.iv)
@@ -181,6 +219,24 @@ impl Keystore {
             Some(stated) if stated != derived => Err(KeystoreError::OtherPublicKey { derived, stated }),
             _ => Ok(vec![(secret, derived)]),
         }
+    }
+}
+
+/// What a keystore held.
+#[cfg(feature = "decrypt")]
+pub struct Opened {
+    /// Its secret keys.
+    pub keys: Vec<(Secret, PublicKey)>,
+    /// How its wallet had read the password.
+    pub form: Form,
+}
+
+/// Of a password that wallets read in several ways: that all of them were tried.
+fn tried(forms: usize) -> String {
+    if forms < 2 {
+        String::new()
+    } else {
+        format!(", for each of the {forms} ways in which wallets read this password")
     }
 }
 
@@ -217,12 +273,6 @@ fn accounts(clear: &[u8]) -> Result<Vec<(Secret, PublicKey)>, KeystoreError> {
         all.push((secret, derived));
     }
     Ok(all)
-}
-
-/// NFKD, then without control characters (EIP-2335, «Password requirements»).
-#[cfg(feature = "decrypt")]
-fn normalized(password: &str) -> Zeroizing<String> {
-    Zeroizing::new(password.nfkd().filter(|c| !c.is_control()).collect())
 }
 
 #[cfg(feature = "decrypt")]

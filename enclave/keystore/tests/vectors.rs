@@ -2,6 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use casemate_keystore::{Keystore, KeystoreError, folder};
 use casemate_testdata::{files, folder as data, json};
@@ -23,8 +25,19 @@ fn the_eips_own_keystores_open() {
         assert_eq!(keystore.public_key(), Some(public_key));
         // Control characters do not count (EIP-2335), other letters do.
         assert!(keystore.decrypt(&format!("{PASSWORD}\u{7f}\n")).is_ok());
-        assert!(matches!(keystore.decrypt("testpassword"), Err(KeystoreError::WrongPassword)));
+        assert!(matches!(keystore.decrypt("testpassword"), Err(KeystoreError::WrongPassword(1))));
     }
+}
+
+/// Each file that may hold a key, with its password.
+fn find(keystores: &Path, passwords: &Path) -> Result<Vec<folder::Entry>, folder::FolderError> {
+    folder::find(keystores, passwords)?.complete()
+}
+
+/// A file as people have to keep it.
+fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -113,8 +126,8 @@ fn passwords_are_found_in_the_clients_layouts() {
         fs::copy(&keystore, &at).unwrap();
         // What lies beside keystores and is none.
         fs::write(keystores.join("deposit_data-1.json"), "[]").unwrap();
-        fs::write(passwords.join(password_at), format!("{PASSWORD}\r\n")).unwrap();
-        let entries = folder::find(&keystores, &passwords).unwrap();
+        write_secret(&passwords.join(password_at), &format!("{PASSWORD}\r\n"));
+        let entries = find(&keystores, &passwords).unwrap();
         assert_eq!(entries.len(), 1);
         assert!(entries[0].keystore.decrypt(&entries[0].password).is_ok());
     };
@@ -124,13 +137,13 @@ fn passwords_are_found_in_the_clients_layouts() {
     layout(&format!("{key}/keystore.json"), &format!("{key}.txt"));
 
     let folder = tempfile::tempdir().unwrap();
-    assert!(folder::find(folder.path(), folder.path()).is_err_and(|e| e.to_string().contains("no keystore")));
+    assert!(find(folder.path(), folder.path()).is_err_and(|e| e.to_string().contains("no keystore")));
     fs::copy(&keystore, folder.path().join("a.json")).unwrap();
-    let error = folder::find(folder.path(), folder.path()).err().unwrap().to_string();
+    let error = find(folder.path(), folder.path()).err().unwrap().to_string();
     assert!(error.contains("a.txt") && error.contains(&key.to_string()), "{error}");
     let all = folder.path().join("password");
-    fs::write(&all, PASSWORD).unwrap();
-    assert_eq!(folder::find(folder.path(), &all).unwrap().len(), 1);
+    write_secret(&all, PASSWORD);
+    assert_eq!(find(folder.path(), &all).unwrap().len(), 1);
 }
 
 /// A wallet as Prysm keeps it: all accounts in one keystore, whose secret is JSON of two lists.
@@ -179,7 +192,7 @@ fn a_wallet_of_prysms_opens_whole() {
         assert_eq!((**secret, key.0), (*expected, *public));
     }
     assert!(matches!(wallet(&secrets, &publics).decrypt("wallet password"), Err(KeystoreError::ManyKeys(300))));
-    assert!(matches!(wallet(&secrets, &publics).decrypt_all("other"), Err(KeystoreError::WrongPassword)));
+    assert!(matches!(wallet(&secrets, &publics).decrypt_all("other"), Err(KeystoreError::WrongPassword(1))));
     let mut swapped = publics.clone();
     swapped.swap(0, 1);
     let error = wallet(&secrets, &swapped).decrypt_all("wallet password").unwrap_err();
@@ -213,18 +226,20 @@ fn passwords_are_found_in_the_layouts_of_the_clients() {
             fs::create_dir_all(folder.path().join(path).parent().unwrap()).unwrap();
         }
         fs::copy(&good, folder.path().join(&keystore)).unwrap();
-        fs::write(folder.path().join(&secret), format!("{PASSWORD}\n")).unwrap();
-        let found = folder::find(folder.path(), folder.path()).unwrap_or_else(|e| panic!("{keystore}: {e}"));
+        write_secret(&folder.path().join(&secret), &format!("{PASSWORD}\n"));
+        let found = find(folder.path(), folder.path()).unwrap_or_else(|e| panic!("{keystore}: {e}"));
         assert_eq!((found.len(), found[0].password.as_str()), (1, PASSWORD), "{keystore}");
         // And with the two folders told apart.
         let (keys, secrets) = (folder.path().join(&keystore), folder.path().join(&secret));
-        assert_eq!(folder::find(&keys, secrets.parent().unwrap()).unwrap().len(), 1);
-        fs::write(&secrets, "\n").unwrap();
-        assert!(folder::find(folder.path(), folder.path()).err().unwrap().to_string().contains("is empty"));
+        assert_eq!(find(&keys, secrets.parent().unwrap()).unwrap().len(), 1);
+        write_secret(&secrets, "\n");
+        assert!(find(folder.path(), folder.path()).err().unwrap().to_string().contains("is empty"));
         fs::remove_file(&secrets).unwrap();
-        assert!(folder::find(folder.path(), folder.path()).err().unwrap().to_string().contains("no password"));
-        assert!(folder::find(folder.path(), &secrets).err().unwrap().to_string().contains("No such file"));
+        assert!(find(folder.path(), folder.path()).err().unwrap().to_string().contains("no password"));
+        assert!(find(folder.path(), &secrets).err().unwrap().to_string().contains("No such file"));
     }
     let no_keystore = tempfile::NamedTempFile::with_suffix(".json").unwrap();
-    assert!(folder::find(no_keystore.path(), &good).err().unwrap().to_string().contains("is no EIP-2335 keystore"));
+    let password = tempfile::NamedTempFile::new().unwrap();
+    write_secret(password.path(), PASSWORD);
+    assert!(find(no_keystore.path(), password.path()).err().unwrap().to_string().contains("it is empty"));
 }

@@ -238,6 +238,8 @@ pub enum Refusal {
          history says so, or no one knows it. Attestations are signed from target {} on", last.saturating_add(1)
     )]
     TargetNotAboveHistory { target: Epoch, last: Epoch },
+    #[error("a builder's bid commits the builder's balance: the measured policy builder_bids, which is off, allows it")]
+    BuilderBidOff,
 }
 
 /// Why an enclave does not hold the fence.
@@ -417,6 +419,7 @@ impl Refusal {
             | Self::ExitNotAllowed
             | Self::ExitTooLate { .. }
             | Self::FeeRecipientNotAllowed { .. }
+            | Self::BuilderBidOff
             | Self::ImpossiblePast(_)
             | Self::OtherState { .. }
             | Self::TooManyKeys { .. }

@@ -832,6 +832,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         store_answered_ms: Some(45_300),
         keys: 64,
     }));
+    replies.push(Reply::Refused(Refusal::BuilderBidOff));
     let requests = requests
         .into_iter()
         .enumerate()

@@ -90,6 +90,31 @@ impl Signer {
     }
 }
 
+/// A bid that wins and is not paid for is taken out of the builder's balance.
+#[test]
+fn a_builders_bid_commits_a_balance_and_is_off_by_default() {
+    let bid = |policy: Policy| {
+        let signer = signer(policy);
+        let fork_info = ForkInfo { genesis_validators_root: signer.root, ..ForkInfo::default() };
+        let request = SignRequest {
+            public_key: signer.key,
+            duty: Duty::ExecutionPayloadBid { slot: Slot(3000), object_root: Bytes([9; 32]) },
+            fork_info: Some(fork_info),
+            signing_root: None,
+            proofs: Vec::new(),
+        };
+        signer.vault.handle(&Request::Sign(request))
+    };
+    assert_eq!(bid(Policy::default()), Reply::Refused(Refusal::BuilderBidOff));
+    let allowed = bid(Policy { builder_bids: true, ..Policy::default() });
+    assert!(matches!(allowed, Reply::Signature(_)), "{allowed:?}");
+    // As the measured configuration hands it over.
+    let none = casemate_protocol::configuration::Policy::default();
+    assert!(!Policy::from(none.clone()).builder_bids);
+    let measured = casemate_protocol::configuration::Policy { builder_bids: true, ..none };
+    assert!(Policy::from(measured).builder_bids);
+}
+
 fn hash(left: Root, right: Root) -> Root {
     Bytes(digest(&SHA256, &[left.0, right.0].concat()).as_ref().try_into().unwrap())
 }

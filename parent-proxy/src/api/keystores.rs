@@ -3,7 +3,7 @@
 //! This host is not trusted with keys. What it may bring are commands that operators have signed (`casemate keys import --command-out`);
 //! keystores with their passwords go on to the vault, which takes them only where its measured policy says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -24,7 +24,9 @@ use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
     Envelope, ImportedKey, KeyOutcome, MAX_KEYS, OperatorSignature, Outcome, SignedCommand,
 };
-use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORES, Nonce, Password};
+use casemate_protocol::frame::{
+    KeystoreToImport, MAX_KEYSTORE_LEN, MAX_KEYSTORES, MAX_PASSWORD_LEN, Nonce, Password,
+};
 use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
 use casemate_slashing::interchange::{self, Histories};
@@ -51,10 +53,16 @@ impl Token {
         let context = || format!("--key-manager-token-file {}", path.display());
         match fs::read_to_string(path) {
             Ok(text) => {
-                let mode = fs::metadata(path).with_context(context)?.permissions().mode();
+                let mode = fs::metadata(path).with_context(context)?.permissions().mode() & 0o777;
                 if mode & 0o077 != 0 {
-                    warn!(file = %path.display(), mode = format!("{:o}", mode & 0o777), "others can read the token of the key manager API");
+                    bail!(
+                        "{}: the file has the mode {mode:04o}: others than its owner can read or write the token. Take their rights away: \
+                         chmod 600 {}. Whoever read it has the token: remove the file, and the proxy makes a new one",
+                        context(),
+                        path.display()
+                    );
                 }
+                let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
                 let text = text.trim();
                 if text.len() < MIN_TOKEN_LEN || !text.bytes().all(|b| b.is_ascii_graphic()) {
                     bail!(
@@ -239,9 +247,12 @@ impl App {
             drop((body, permit));
             posted
         });
-        let posted = posted
+        let PostedBody { posted, unused } = posted
             .await
             .map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be parsed"))??;
+        if let Some(unused) = &unused {
+            warn!(reason = unused, "a history was not taken");
+        }
         let mut statuses = vec![Status::error("not tried"); posted.len()];
         let (mut keystores, mut places) = (Vec::new(), Vec::new());
         for (place, one) in posted.into_iter().enumerate() {
@@ -281,6 +292,9 @@ impl App {
                     *at = status;
                 }
             }
+        }
+        if let Some(unused) = unused {
+            statuses.iter_mut().filter(|status| status.message.is_none()).for_each(|s| s.message = Some(unused.clone()));
         }
         Ok(statuses)
     }
@@ -407,8 +421,17 @@ fn written(histories: &Histories, root: Root) -> Result<String, Failure> {
     })
 }
 
+/// What was posted.
+#[derive(Debug)]
+pub struct PostedBody {
+    /// The keystores, in their order.
+    pub posted: Vec<Posted>,
+    /// That histories came along of which nothing is taken; one sentence.
+    pub unused: Option<String>,
+}
+
 /// Reads a body of keystores, for the chain with this genesis validators root.
-pub fn posted(body: &[u8], root: Root) -> Result<Vec<Posted>, Failure> {
+pub fn posted(body: &[u8], root: Root) -> Result<PostedBody, Failure> {
     // Without serde's own words: they may quote a password.
     let ImportBody { keystores, passwords, slashing_protection } = serde_json::from_slice(body).map_err(|e| {
         let (line, column) = (e.line(), e.column());
@@ -419,39 +442,83 @@ pub fn posted(body: &[u8], root: Root) -> Result<Vec<Posted>, Failure> {
     if keystores.len() != passwords.len() {
         return Err(bad(format!("{} keystores came with {} passwords", keystores.len(), passwords.len())));
     }
-    let histories = match slashing_protection.filter(|text| !text.is_empty()) {
+    let histories = match slashing_protection.as_deref().map(without_bom).filter(|text| !text.is_empty()) {
         Some(text) => interchange::read(text.as_bytes(), root).map_err(|e| bad(format!("slashing_protection: {e}")))?,
         None => Histories::new(),
     };
+    let mut left: BTreeSet<PublicKey> = histories.keys().copied().collect();
     let one = |(keystore, password): (String, String)| {
-        envelopes(&keystore)
-            .map(Posted::Envelopes)
-            .or_else(|| keystore_of(keystore, &password, &histories).map(|one| Posted::Keystore(Box::new(one))).ok())
-            .unwrap_or_else(|| {
-                Posted::Bad("this is neither an EIP-2335 keystore with its pubkey nor a file of commands".to_owned())
-            })
+        let keystore = without_bom(&keystore);
+        if let Some(envelopes) = envelopes(keystore) {
+            return Posted::Envelopes(envelopes);
+        }
+        match keystore_of(keystore, without_bom(&password), &histories) {
+            Ok(one) => {
+                left.remove(&one.key.public_key);
+                Posted::Keystore(Box::new(one))
+            }
+            Err(why) => Posted::Bad(why),
+        }
     };
-    Ok(keystores.into_iter().zip(passwords).map(one).collect())
+    let posted = keystores.into_iter().zip(passwords).map(one).collect();
+    Ok(PostedBody { posted, unused: unused(&left, histories.len()) })
 }
 
-fn keystore_of(keystore: String, password: &str, histories: &Histories) -> Result<KeystoreToImport, Failure> {
-    #[derive(Deserialize)]
-    struct Named {
-        pubkey: String,
-    }
+/// Editors put it in front of UTF-8.
+fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
 
-    let Named { pubkey } = serde_json::from_str(&keystore).map_err(|e| bad(e.to_string()))?;
-    let digits = pubkey.strip_prefix("0x").unwrap_or(&pubkey);
-    if digits.starts_with("0x") {
-        return Err(bad(shown(&pubkey)));
-    }
-    let public_key = const_hex::decode_to_array(digits).map(Bytes).map_err(|_| bad(shown(&pubkey)))?;
+fn unused(left: &BTreeSet<PublicKey>, all: usize) -> Option<String> {
+    let first = left.first()?;
+    Some(format!(
+        "of the {all} keys in slashing_protection, {} came without a keystore in this request, {first} among them: their history was not taken",
+        left.len()
+    ))
+}
+
+/// A keystore for the vault, or why it is none. The reason never quotes the keystore.
+fn keystore_of(keystore: &str, password: &str, histories: &Histories) -> Result<KeystoreToImport, String> {
+    let json: Value = serde_json::from_str(keystore)
+        .map_err(|e| format!("the keystore is no JSON, from line {}, column {} on", e.line(), e.column()))?;
+    let public_key = stated_key(&json)?;
     let history = histories.get(&public_key).copied();
-    let keystore = BoundedBytes::new(keystore.into_bytes()).ok_or_else(|| bad("the keystore is too long"))?;
+    if let (None, Some(other)) = (history, histories.keys().next()) {
+        return Err(format!(
+            "slashing_protection says nothing of {public_key}, and tells of {} other keys, {other} among them: is it this keystore's? Nothing was sent \
+             to the enclave",
+            histories.len()
+        ));
+    }
+    let (len, max) = (keystore.len(), MAX_KEYSTORE_LEN);
+    let keystore = BoundedBytes::new(keystore.as_bytes().to_vec());
+    let keystore = keystore.ok_or_else(|| format!("the keystore has {len} bytes; 1 to {max} are allowed"))?;
     // EIP-2335, «Password requirements»: the vault has no tables of Unicode.
     let password: String = password.nfkd().filter(|c| !c.is_control()).collect();
-    let password = BoundedBytes::new(password.into_bytes()).ok_or_else(|| bad("the password is too long"))?;
+    let (len, max) = (password.len(), MAX_PASSWORD_LEN);
+    let password = BoundedBytes::new(password.into_bytes());
+    let password = password.ok_or_else(|| format!("the password has {len} bytes; at most {max} are allowed"))?;
     Ok(KeystoreToImport { key: ImportedKey { public_key, history }, keystore, password: Password(password) })
+}
+
+/// Whose keystore of version 4 it says that it is.
+fn stated_key(json: &Value) -> Result<PublicKey, String> {
+    if json.get("crypto").is_none() {
+        return Err("this is neither an EIP-2335 keystore (there is no crypto in it) nor a file of commands".to_owned());
+    }
+    match json.get("version") {
+        Some(Value::Number(version)) if version.as_u64() == Some(4) => {}
+        Some(version) => return Err(format!("the keystore's version is {}; 4 (EIP-2335) is taken", shown(&version.to_string()))),
+        None => return Err("the keystore has no version; 4 (EIP-2335) is taken".to_owned()),
+    }
+    let pubkey = match json.get("pubkey") {
+        Some(Value::String(pubkey)) => pubkey,
+        Some(_) => return Err("the keystore's pubkey is no text; 96 hex digits are needed".to_owned()),
+        None => return Err("the keystore has no pubkey; 96 hex digits are needed".to_owned()),
+    };
+    let digits = pubkey.strip_prefix("0x").unwrap_or(pubkey);
+    let key = if digits.starts_with("0x") { None } else { const_hex::decode_to_array(digits).ok() };
+    key.map(Bytes).ok_or_else(|| format!("the keystore's pubkey is {}; 96 hex digits are needed", shown(pubkey)))
 }
 
 /// The commands of a file that `casemate keys import --command-out` has written and operators have signed.
@@ -513,11 +580,75 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_others_can_read_is_refused_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        Token::of_file(&path).unwrap();
+        for mode in [0o640, 0o604, 0o660] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = format!("{:#}", Token::of_file(&path).map(drop).unwrap_err());
+            assert!(error.contains(&format!("the mode {mode:04o}")) && error.contains("chmod 600"), "{error}");
+        }
+    }
+
+    const ROOT: Root = Bytes([4; 32]);
+
+    fn history_of(keys: &[&str]) -> String {
+        let one = |key: &&str| json!({ "pubkey": format!("0x{key}"), "signed_blocks": [], "signed_attestations": [] });
+        json!({
+            "metadata": { "interchange_format_version": "5", "genesis_validators_root": ROOT.to_string() },
+            "data": keys.iter().map(one).collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
+
+    fn post(keystore: &Value, history: Option<&str>) -> PostedBody {
+        let body = json!({ "keystores": [keystore.to_string()], "passwords": ["x"], "slashing_protection": history });
+        posted(body.to_string().as_bytes(), ROOT).unwrap()
+    }
+
+    #[test]
+    fn a_history_of_another_key_is_not_dropped_in_silence() {
+        let (x, y) = ("aa".repeat(48), "bb".repeat(48));
+        let keystore = json!({ "pubkey": x, "version": 4, "crypto": {} });
+        let of_y = post(&keystore, Some(&history_of(&[&y])));
+        let Posted::Bad(why) = &of_y.posted[0] else { panic!("{of_y:?}") };
+        assert!(why.contains(&format!("says nothing of 0x{x}")) && why.contains(&format!("0x{y} among them")), "{why}");
+        let of_both = post(&keystore, Some(&history_of(&[&x, &y])));
+        assert!(matches!(of_both.posted[0], Posted::Keystore(_)));
+        let unused = of_both.unused.unwrap();
+        assert!(unused.starts_with("of the 2 keys in slashing_protection, 1 came without a keystore"), "{unused}");
+        assert_eq!(post(&keystore, Some(&history_of(&[&x]))).unused, None);
+        assert!(matches!(post(&keystore, None).posted[0], Posted::Keystore(_)), "the enclave may know its history");
+        let marked = format!("\u{feff}{}", history_of(&[&x]));
+        assert!(matches!(post(&keystore, Some(&marked)).posted[0], Posted::Keystore(_)));
+    }
+
+    #[test]
+    fn a_keystore_that_is_not_taken_is_told_what_is_wrong_with_it() {
+        let good = json!({ "pubkey": "aa".repeat(48), "version": 4, "crypto": {} });
+        for (field, value, told) in [
+            ("pubkey", json!(""), "the keystore's pubkey is \"\"; 96 hex digits are needed"),
+            ("pubkey", json!("0x0xaa"), "the keystore's pubkey is \"0x0xaa\""),
+            ("pubkey", Value::Null, "the keystore's pubkey is no text"),
+            ("version", Value::Null, "the keystore's version is \"null\"; 4 (EIP-2335) is taken"),
+            ("version", json!(3), "the keystore's version is \"3\""),
+        ] {
+            let mut keystore = good.clone();
+            keystore[field] = value;
+            let Posted::Bad(why) = &post(&keystore, None).posted[0] else { panic!("{keystore}") };
+            assert!(why.contains(told), "{why}");
+        }
+        let Posted::Bad(why) = &post(&json!({}), None).posted[0] else { panic!() };
+        assert!(why.contains("there is no crypto in it"), "{why}");
+    }
+
+    #[test]
     fn what_is_posted_is_sorted_and_wrong_lengths_are_refused() {
         let root = Bytes([4; 32]);
         let body = |value: Value| posted(value.to_string().as_bytes(), root).map_err(|failure| failure.status.as_u16());
         let key = format!("0x{}", "AB".repeat(48));
-        let keystore = json!({ "pubkey": "ab".repeat(48), "version": 4 }).to_string();
+        let keystore = json!({ "pubkey": "ab".repeat(48), "version": 4, "crypto": {} }).to_string();
         let history = json!({
             "metadata": { "interchange_format_version": "5", "genesis_validators_root": root.to_string() },
             "data": [{ "pubkey": key.replace("AB", "aB"), "signed_blocks": [], "signed_attestations": [] }],
@@ -525,7 +656,7 @@ mod tests {
         let all = body(
             json!({ "keystores": [keystore, "{", "{}"], "passwords": ["a", "b", "c"], "slashing_protection": history.to_string() }),
         );
-        let all = all.unwrap();
+        let all = all.unwrap().posted;
         // Keys are the same whatever the case of their hex.
         assert!(
             matches!(&all[0], Posted::Keystore(one) if one.key.history == Some(casemate_protocol::watermarks::Watermarks::default()))

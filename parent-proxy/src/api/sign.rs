@@ -17,6 +17,7 @@ use tracing::{debug, info};
 
 use super::{App, Failure, Identifier, RequestId, SMALL_BODY, wants_json};
 use crate::enclave::Unavailable;
+use crate::json::shown;
 use crate::request::{self, Parsed};
 
 /// Longest wait for a body that was announced.
@@ -135,6 +136,7 @@ impl App {
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Display,
     {
+        check_encoding(headers)?;
         let announced =
             headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
         if let Some(len) = announced.filter(|len| *len > self.max_body_bytes) {
@@ -192,6 +194,18 @@ pub(super) fn public_key(identifier: &str) -> Result<PublicKey, Failure> {
     Err(Failure::new(StatusCode::NOT_FOUND, "unknown key: the path does not end with the hex of 48 bytes"))
 }
 
+/// A compressed body would be called malformed JSON.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Failure> {
+    for encoding in headers.get_all(header::CONTENT_ENCODING) {
+        if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
+            let encoding = shown(&String::from_utf8_lossy(encoding.as_bytes()));
+            let message = format!("the body has the Content-Encoding {encoding}; bodies are taken as they are, without compression");
+            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,5 +219,17 @@ mod tests {
         for form in ["", "0x", "zz", &key[2..], &format!("0x0x{key}"), &format!("{key}ab"), &"zz".repeat(48)] {
             assert_eq!(public_key(form).unwrap_err().status, StatusCode::NOT_FOUND, "{form}");
         }
+    }
+
+    #[test]
+    fn a_compressed_body_is_called_compressed_and_not_malformed() {
+        let mut headers = HeaderMap::new();
+        assert!(check_encoding(&headers).is_ok());
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("Identity"));
+        assert!(check_encoding(&headers).is_ok());
+        headers.append(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let failure = check_encoding(&headers).unwrap_err();
+        assert_eq!(failure.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert!(failure.message.contains("\"gzip\""), "{}", failure.message);
     }
 }

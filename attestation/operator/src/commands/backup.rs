@@ -62,31 +62,43 @@ fn verify(options: BackupVerify) -> Result<Answer> {
     let Some(state) = statement.state else {
         return refused("the enclave has sealed no state yet: there is nothing to keep copies of");
     };
-    let copies = copies(&options.folder, &statement.group)?;
-    Ok(tell(statement, &state, &copies))
+    let (copies, others) = copies(&options.folder, &statement.group)?;
+    let (text, exit) = tell(statement, &state, &copies);
+    Ok((not_looked_at(&others) + &text, exit))
 }
 
 /// All copies in a folder, or in the group's folder below it.
-fn copies(folder: &Path, group: &str) -> Result<Vec<Copy>> {
+fn copies(folder: &Path, group: &str) -> Result<(Vec<Copy>, Vec<PathBuf>)> {
     let below = folder.join(group);
     let folder = if below.is_dir() { below } else { folder.to_owned() };
     let reading = || format!("reading {}", folder.display());
-    let mut copies = Vec::new();
+    let (mut copies, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(&folder).with_context(reading)? {
         let path = entry.with_context(reading)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let Some(number) = name.strip_suffix(SUFFIX).and_then(|number| number.parse().ok()) else { continue };
-        if copies.len() >= MAX_FILES {
+        if copies.len().saturating_add(others.len()) >= MAX_FILES {
             bail!("{} has more than {MAX_FILES} files", folder.display());
         }
-        let bytes = input::read_file(&path, u64::try_from(MAX_BLOB_LEN)?)?;
+        let Some(number) = name.strip_suffix(SUFFIX).and_then(|number| number.parse().ok()) else {
+            others.push(path);
+            continue;
+        };
+        let bytes = input::read_blob(&path, u64::try_from(MAX_BLOB_LEN)?)?;
         copies.push(Copy { number, sha256: sha256(&bytes), path });
     }
     if copies.is_empty() {
-        bail!("{} has no file that ends in {SUFFIX}", folder.display());
+        bail!("{} has no file that is called NUMBER{SUFFIX}", folder.display());
     }
     copies.sort_by_key(|copy| copy.number);
-    Ok(copies)
+    others.sort();
+    Ok((copies, others))
+}
+
+/// A copy under another name may be the very state that is looked for.
+fn not_looked_at(others: &[PathBuf]) -> String {
+    others.iter().fold(String::new(), |out, path| {
+        out + &format!("{}  not looked at: a copy is called NUMBER{SUFFIX}\n", plain(&path.display().to_string()))
+    })
 }
 
 fn tell(statement: &Statement, state: &StatedState, copies: &[Copy]) -> Answer {
@@ -159,7 +171,8 @@ mod tests {
         fs::write(group.join("9.sealed"), b"nine").unwrap();
         fs::write(group.join("notes.txt"), b"").unwrap();
         for place in [folder.path(), &group] {
-            let found = copies(place, "alpha").unwrap();
+            let (found, others) = copies(place, "alpha").unwrap();
+            assert!(not_looked_at(&others).contains("notes.txt  not looked at"), "no file is passed over in silence");
             let told: Vec<_> = found.iter().map(|copy| (copy.number, copy.sha256)).collect();
             assert_eq!(told, [(7, sha256(b"seven")), (9, sha256(b"nine"))]);
         }

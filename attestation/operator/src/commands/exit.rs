@@ -46,6 +46,7 @@ fn validator(text: &str) -> Result<ExitOrder, String> {
 
 /// Has exits signed, and lets clients have them signed until an epoch.
 pub fn run(options: VoluntaryExit) -> Result<Answer> {
+    options.signing.check()?;
     let mut session = Session::open(options.connection, options.pins)?;
     let now = epoch_now(&session.statement).context("the enclave does not trust its clock")?;
     let last_epoch = options.until_epoch.map_or(Epoch(now.0.saturating_add(EXIT_EPOCHS)), Epoch);

@@ -33,6 +33,7 @@ pub struct FeeRecipient {
 
 /// Orders where the fees of keys go.
 pub fn run(options: FeeRecipient) -> Result<Answer> {
+    options.signing.check()?;
     let fee_recipient = options.address.as_deref().map(address::parse).transpose().context("--address")?;
     let keys = keys::read_some(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;

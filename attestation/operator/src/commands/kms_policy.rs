@@ -199,3 +199,25 @@ fn denials(parent_role: &str, pcr0: &[Value]) -> Vec<Value> {
         deny("NoGrants", json!({ "Principal": "*", "Action": "kms:CreateGrant" })),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_policy_is_written_for_a_multi_region_key() {
+        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
+        let options = KmsPolicy {
+            key_arn: Some("arn:aws:kms:eu-central-1:123456789012:key/mrk-0a1b".into()),
+            account: None,
+            parent_role: role("parent"),
+            administrator: role("admin"),
+            group: "main".into(),
+            pcrs: PcrOptions::default(),
+            measurements: Vec::new(),
+            immutable: false,
+        };
+        let error = format!("{:#}", run(&options).map(drop).unwrap_err());
+        assert!(error.contains("--key-arn: the key \"mrk-0a1b\" is a multi-Region key"), "{error}");
+    }
+}

@@ -171,6 +171,8 @@ pub struct Policy {
     pub key_manager_delete: bool,
     /// How old blocks and votes may be.
     pub window: Window,
+    /// Sign bids of builders, which commit their balance.
+    pub builder_bids: bool,
 }
 
 /// Why a configuration is refused.

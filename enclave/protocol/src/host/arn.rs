@@ -69,6 +69,11 @@ pub enum ArnError {
     Table(String),
     #[error("the key's id {0:?} is not letters, digits and hyphens")]
     Key(String),
+    #[error(
+        "the key {0:?} is a multi-Region key (mrk-): its replicas have key policies of their own, so the policy that was verified does not bind \
+         them. Make a key for one Region, and name it here"
+    )]
+    MultiRegion(String),
 }
 
 /// Where something of AWS's is.
@@ -196,6 +201,9 @@ impl KeyArn {
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             return Err(ArnError::Key(shown(id)));
         }
+        if id.starts_with("mrk-") {
+            return Err(ArnError::MultiRegion(shown(id)));
+        }
         Ok(Self { place })
     }
 
@@ -286,7 +294,7 @@ mod tests {
         let read = |arn: &str| KeyArn::parse(arn).map(|key| (key.partition(), key.account().to_owned(), key.host()));
         let account = "123456789012".to_owned();
         assert_eq!(
-            read("arn:aws-cn:kms:cn-north-1:123456789012:key/mrk-0a1b"),
+            read("arn:aws-cn:kms:cn-north-1:123456789012:key/0a1b"),
             Ok((Partition::China, account.clone(), "kms.cn-north-1.amazonaws.com.cn".into()))
         );
         assert_eq!(
@@ -296,5 +304,12 @@ mod tests {
         assert!(matches!(read("arn:aws:kms:eu-central-1-:123456789012:key/0a"), Err(ArnError::Region(_))));
         assert!(matches!(read("arn:aws:kms:eu-central-1:123456789012:key/"), Err(ArnError::Key(_))));
         assert!(matches!(read("arn:aws:kms:eu-central-1:123456789012:alias/a"), Err(ArnError::Form { .. })));
+    }
+
+    #[test]
+    fn a_multi_region_key_whose_replicas_have_policies_of_their_own_is_refused() {
+        let told = KeyArn::parse("arn:aws:kms:eu-central-1:123456789012:key/mrk-0a1b").unwrap_err();
+        assert_eq!(told, ArnError::MultiRegion("mrk-0a1b".into()));
+        assert!(told.to_string().contains("Make a key for one Region"), "{told}");
     }
 }

@@ -33,6 +33,8 @@ pub struct Policy {
     pub key_manager_delete: bool,
     /// How old blocks and votes may be.
     pub window: Window,
+    /// Sign bids of builders, which commit their balance.
+    pub builder_bids: bool,
 }
 
 /// Deposits that are signed. The first deposit of a key decides for good where its stake goes.
@@ -62,6 +64,7 @@ impl From<casemate_protocol::configuration::Policy> for Policy {
             key_manager_import: policy.key_manager_import,
             key_manager_delete: policy.key_manager_delete,
             window: policy.window,
+            builder_bids: policy.builder_bids,
         }
     }
 }
@@ -74,6 +77,7 @@ impl Policy {
             voluntary_exits: true,
             deposits: Deposits::All,
             window: Window::ANY,
+            builder_bids: true,
             ..Self::default()
         }
     }
@@ -91,6 +95,7 @@ impl Policy {
             Duty::Block(header) if self.block_proofs => {
                 self.check_block(header, &request.proofs, fee_recipient, network)
             }
+            Duty::ExecutionPayloadBid { .. } if !self.builder_bids => Err(Refusal::BuilderBidOff),
             Duty::VoluntaryExit { epoch, validator_index } if !self.voluntary_exits => {
                 exits.check(&request.public_key, *validator_index, *epoch)
             }

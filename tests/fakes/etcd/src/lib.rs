@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -94,7 +95,7 @@ impl Certificates {
             let new = Self::new()?;
             let parts = [&new.root, &new.server, &new.server_key, &new.clients, &new.client, &new.client_key];
             for (name, text) in Self::FILES.iter().zip(parts) {
-                fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
+                write(&folder.join(name), text).with_context(|| format!("writing {name}"))?;
             }
         }
         if !clients.exists() {
@@ -123,9 +124,16 @@ pub fn replace_client(folder: &Path) -> Result<()> {
         ("client.pem", client),
         ("client-key.pem", client_key),
     ] {
-        fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
+        write(&folder.join(name), &text).with_context(|| format!("writing {name}"))?;
     }
     Ok(())
+}
+
+/// For its owner alone: `casemate` takes no key that others can read.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    fs::write(path, "")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::write(path, text)
 }
 
 /// etcdctl at the first node of the cluster of this folder, with its client's certificate; what it says.

@@ -28,6 +28,14 @@ fn now_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
+/// A file as people have to keep secrets.
+pub fn write_secret(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 impl Bench {
     /// A chain that began a thousand seconds ago.
     pub fn new(program: Program, slot_ms: u64, slots_per_epoch: u64) -> Self {
@@ -140,7 +148,7 @@ impl Bench {
 
     /// The same, with this in it.
     pub fn file(&self, name: &str, text: &str) -> String {
-        std::fs::write(self.path(name), text).unwrap();
+        write_secret(Path::new(&self.path(name)), text);
         self.path(name)
     }
 

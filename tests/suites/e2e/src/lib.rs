@@ -18,7 +18,7 @@ pub mod stack;
 pub mod tls;
 pub mod vectors;
 
-pub use bench::Bench;
+pub use bench::{Bench, write_secret};
 pub use http::{Answer, Client};
 pub use stack::Stack;
 

@@ -855,7 +855,7 @@ fn keystores_load_and_sign_only_with_a_history() {
     let (keystores, passwords) = (bench.folder.path().join("keys"), bench.folder.path().join("password"));
     std::fs::create_dir(&keystores).unwrap();
     let constants = casemate_testdata::json(&nimbus.join("constants.json"));
-    std::fs::write(&passwords, constants["KeystorePassword"].as_str().unwrap()).unwrap();
+    casemate_e2e::write_secret(&passwords, constants["KeystorePassword"].as_str().unwrap());
     let mut count = 0;
     for path in casemate_testdata::files(&nimbus, ".json") {
         let name = path.file_name().unwrap();

@@ -423,7 +423,7 @@ fn documents_come_over_tls_too() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        casemate_e2e::write_secret(&path, text);
         path.to_str().unwrap().to_owned()
     };
     let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));

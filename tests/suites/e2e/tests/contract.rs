@@ -133,7 +133,7 @@ fn the_key_manager_api_is_for_the_token_and_takes_what_operators_have_signed() {
 
     // What operators have signed is taken, once for what it is and then as what is there already.
     let raw = bench.folder.path().join("raw-keys");
-    fs::write(&raw, "11".repeat(32)).unwrap();
+    casemate_e2e::write_secret(&raw, &"11".repeat(32));
     let envelope = |name: &str| {
         let file = bench.folder.path().join(name);
         let words =
@@ -650,6 +650,12 @@ fn exits_and_fee_recipients_are_the_operators() {
     let validator = format!("{}=5", all[0]);
     let words = ["exit", "--validator", &validator, "--out", text(&out)];
     assert_ne!(bench.casemate(&stack, &words, false).0, Exit::Accepted);
+    assert_eq!(client.sign(&all[0], &exit(epoch, 5)).status, 412);
+    // With a folder that is missing no exit is signed: it could not be taken back.
+    let missing = bench.folder.path().join("missing");
+    let nowhere = ["exit", "--validator", &validator, "--out", text(&missing)];
+    let (exit_code, said) = bench.casemate(&stack, &nowhere, true);
+    assert!(exit_code == Exit::Unusable && said.contains("nothing was sent"), "{said}");
     assert_eq!(client.sign(&all[0], &exit(epoch, 5)).status, 412);
     let (done, said) = bench.casemate(&stack, &words, true);
     assert_eq!(done, Exit::Accepted, "{said}");

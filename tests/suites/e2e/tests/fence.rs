@@ -149,7 +149,7 @@ fn a_deleted_key_does_not_come_back_with_an_older_state_and_finds_its_past_when_
     assert_eq!(keys(&stack), all[..1]);
     // Imported again with a past of nothing, it still has its own.
     let secret = const_hex::encode(*casemate_dev::interop::secret_key(1));
-    std::fs::write(&file, secret).unwrap();
+    casemate_e2e::write_secret(&file, &secret);
     let empty = bench.folder.path().join("empty.json");
     let root = casemate_e2e::requests::NETWORK.lines().find(|l| l.starts_with("genesis_validators_root")).unwrap();
     let root = root.split('"').nth(1).unwrap();

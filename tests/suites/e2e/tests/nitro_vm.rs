@@ -146,6 +146,8 @@ kms_key_arn = "arn:aws:kms:eu-central-1:000000000000:key/11111111-2222-3333-4444
 [operators]
 threshold = 1
 keys = ["OPERATOR"]
+[policy]
+fee_recipient = "any"
 [fence]
 kind = "solo"
 "#;
@@ -197,7 +199,7 @@ fn the_production_image_boots_attests_and_trusts_no_kms_of_this_machine() {
 
     // The broker carries the vault's bytes to the local KMS, and TLS ends it there.
     let raw = path("key");
-    std::fs::write(&raw, "11".repeat(32)).unwrap();
+    casemate_e2e::write_secret(&raw, &"11".repeat(32));
     let import = [
         "keys",
         "import",

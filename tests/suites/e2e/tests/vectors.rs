@@ -266,7 +266,7 @@ fn requests_of_newer_lodestar_signed_by_keystores_of_nimbus() {
     let (keystores, password) = (keys.path().join("keys"), keys.path().join("password"));
     fs::create_dir(&keystores).unwrap();
     fs::copy(folder.join("nimbus/ValidatorKeystore1.json"), keystores.join("1.json")).unwrap();
-    fs::write(&password, text(&constants["KeystorePassword"])).unwrap();
+    casemate_e2e::write_secret(&password, &text(&constants["KeystorePassword"]));
     let (keystores, password) = (keystores.to_str().unwrap(), password.to_str().unwrap());
     replay(cases, &["--keystores", keystores, "--passwords", password, "--accept-unknown-history"]);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -371,6 +372,7 @@ impl World {
         let (begun, path) = (Instant::now(), self.folder.path().join("secret"));
         let secret = casemate_dev::interop::secret_key(u32::try_from(key).unwrap());
         fs::write(&path, const_hex::encode(*secret)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let original = self.folder.path().join(ORIGINAL);
         let (path, original) = (path.to_str().unwrap(), original.to_str().unwrap());
         let words = ["keys", "import", "--raw-keys", path, "--slashing-protection", original];

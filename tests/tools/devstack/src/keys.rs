@@ -53,7 +53,7 @@ fn load(
 ) -> Result<ToImport> {
     let known = imported(options, network)?;
     if let (Some(keystores), Some(passwords)) = (&options.keystores, &options.passwords) {
-        let mut entries = folder::find(keystores, passwords)?;
+        let mut entries = folder::find(keystores, passwords)?.complete()?;
         let is_new = |entry: &Entry| {
             // A wallet of many keys does not say whose they are.
             entry.keystore.public_key().is_none_or(|key| !sealed.contains(&key) || known.contains_key(&key))
@@ -100,7 +100,7 @@ fn decrypt(entries: &[Entry]) -> Result<Vec<(Secret, PublicKey)>> {
     bar.finish_and_clear();
     let mut keys = Vec::with_capacity(entries.len());
     for (entry, decrypted) in entries.iter().zip(decrypted) {
-        keys.extend(decrypted.with_context(|| entry.path.display().to_string())?);
+        keys.extend(decrypted.with_context(|| entry.path.display().to_string())?.keys);
     }
     Ok(keys)
 }

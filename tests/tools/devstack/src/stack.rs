@@ -710,6 +710,9 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: 
     // Test keys may leave; where their deposits withdraw to is measured all the same.
     policy.insert("voluntary_exits".to_owned(), true.into());
     policy.insert("withdrawal_addresses".to_owned(), texts(options.withdrawal_address.clone()));
+    // A test chain's clients say where fees go, and builders of one have nothing to lose.
+    policy.insert("fee_recipient".to_owned(), "any".into());
+    policy.insert("builder_bids".to_owned(), true.into());
     if options.any_age {
         policy.extend(ANY_AGE.map(|line| (line.to_owned(), "any".into())));
     }

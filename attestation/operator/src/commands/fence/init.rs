@@ -54,6 +54,7 @@ pub struct FenceInit {
 
 /// Orders a record.
 pub fn run(options: FenceInit) -> Result<Answer> {
+    options.signing.check()?;
     let credentials = credentials(&options)?;
     let record = record(&options)?;
     let mut session = Session::open(options.connection, options.pins)?;
@@ -99,7 +100,7 @@ fn action(session: &Session, record: RecordOrder, credentials: Option<&StoreCred
 
 fn credentials(options: &FenceInit) -> Result<Option<StoreCredentials>> {
     if let (Some(certificate), Some(key)) = (&options.client_certificate, &options.client_key) {
-        return store_credentials::etcd(&input::read(certificate)?, &input::read(key)?).map(Some);
+        return store_credentials::etcd(&input::read(certificate)?, &input::read_secret(key)?).map(Some);
     }
     options.access_key.as_deref().map(store_credentials::dynamodb).transpose()
 }

@@ -22,6 +22,7 @@ pub struct Order {
 
 /// Gives an order.
 pub fn run(options: Order, action: Action) -> Result<Answer> {
+    options.signing.check()?;
     let mut session = Session::open(options.connection, options.pins)?;
     let commands = [session.command(action)?];
     sending::give(&mut session, &commands, &options.signing, None)

@@ -111,8 +111,7 @@ fn record_lines(out: &mut String, record: &StatedRecord, statement: &Statement, 
     } else {
         holder.to_string()
     };
-    // Of a first record it is the state that was sealed with it.
-    let released = if record.released_state.is_some() && *holder != Bytes::ZERO { ", released" } else { "" };
+    let released = if report::is_released(&statement.fence, record) { ", released" } else { "" };
     let ended = if record.closed { ", ended" } else { "" };
     line(out, "record", &format!("version {version}, term {term}, holder {whose}{released}{ended}"));
     if record.closed {

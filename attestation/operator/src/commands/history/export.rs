@@ -16,8 +16,8 @@ use clap::Args;
 use crate::args::{Connection, PinOptions};
 use crate::exit::{Answer, Exit, refused};
 use crate::session::Session;
-use crate::util::{fresh_nonce, must_be_new, plural, write_whole};
-use crate::{keys, progress};
+use crate::util::{fresh_nonce, plural, write_whole};
+use crate::{keys, outputs, progress};
 
 #[derive(Args, Debug)]
 pub struct Export {
@@ -36,7 +36,7 @@ pub struct Export {
 
 /// Writes the file.
 pub fn run(options: Export) -> Result<Answer> {
-    must_be_new(&options.out)?;
+    outputs::check_new(&options.out)?;
     let wanted = options.public_keys.as_deref().map(keys::read_some).transpose()?;
     let wanted = wanted.map(BTreeSet::from_iter);
     let session = Session::open(options.connection, options.pins)?;

@@ -26,6 +26,7 @@ pub struct Import {
 
 /// Raises what keys have signed.
 pub fn run(options: Import) -> Result<Answer> {
+    options.signing.check()?;
     let mut session = Session::open(options.connection, options.pins)?;
     // All of the file is read, and must be right, before anything is sent.
     let histories = histories::read(&options.file, session.statement.network.genesis_validators_root)?;

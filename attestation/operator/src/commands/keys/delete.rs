@@ -31,6 +31,7 @@ pub struct Delete {
 
 /// Has keys deleted.
 pub fn run(options: Delete) -> Result<Answer> {
+    options.signing.check()?;
     let keys = keys::read_some(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;
     let commands = session.commands(&keys, |keys| Ok(Action::Delete { keys: keys.to_vec() }))?;

@@ -29,6 +29,7 @@ pub struct Deposit {
 
 /// Has deposits signed.
 pub fn run(options: Deposit) -> Result<Answer> {
+    options.signing.check()?;
     let (withdrawal_credentials, amount) = (options.of.credentials()?, options.of.amount);
     let keys = keys::read_some(&options.public_keys)?;
     let mut session = Session::open(options.connection, options.pins)?;

@@ -26,6 +26,7 @@ pub struct Generate {
 
 /// Has keys made.
 pub fn run(options: Generate) -> Result<Answer> {
+    options.signing.check()?;
     let withdrawal_credentials = options.deposit.credentials()?;
     let mut session = Session::open(options.connection, options.pins)?;
     let action = Action::Generate { count: options.count, withdrawal_credentials, amount: options.deposit.amount };

@@ -1,11 +1,11 @@
 //! `casemate keys import`: keys from the operator's machine into an enclave that its document proves.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use casemate_keystore::Secret;
-use casemate_keystore::folder::{self, Entry};
+use casemate_keystore::folder::{self, Found};
 use casemate_protocol::command::{Action, Command, HPKE_INFO, ImportedKey};
 use casemate_protocol::{Bytes, PublicKey};
 use casemate_slashing::interchange::Histories;
@@ -13,12 +13,11 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use crate::args::{Connection, PinOptions, Signing};
-use crate::exit::Answer;
+use crate::exit::{Answer, Lines};
+use crate::keystores::{self, Key, Opening};
 use crate::session::Session;
-use crate::{histories, input, progress, sending};
-
-/// A key to import.
-pub type Key = (Secret, PublicKey);
+use crate::util::plural;
+use crate::{histories, input, sending};
 
 /// Where it is known from what the keys have signed so far.
 pub struct HistorySource {
@@ -41,6 +40,9 @@ pub struct Import {
     /// Memory for decrypting keystores, in MiB, for all of them together: one with scrypt takes 256 [default: enough for every core]
     #[arg(long, value_name = "MIB", requires = "keystores", value_parser = clap::value_parser!(u32).range(1..))]
     pub memory_mib: Option<u32>,
+    /// Go on without files that hold a key, or may, and cannot be used. They are named. Without this option nothing is sent then
+    #[arg(long, requires = "keystores")]
+    pub skip_unreadable: bool,
     /// File with secret keys, one in hex a line, or - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub raw_keys: Option<PathBuf>,
@@ -68,24 +70,44 @@ pub fn run(options: Import) -> Result<Answer> {
              --accept-unknown-history where no one knows, at the risk of being slashed"
         );
     }
+    options.signing.check()?;
     // Before any password is asked for: there has to be an enclave.
     let mut session = Session::open(options.connection, options.pins)?;
     let root = session.statement.network.genesis_validators_root;
     let known = options.slashing_protection.as_deref().map(|path| histories::read(path, root)).transpose()?;
     let source = HistorySource { known: known.unwrap_or_default(), unknown_accepted: options.accept_unknown_history };
-    let keys = match (&options.keystores, &options.raw_keys) {
-        (Some(keystores), _) => decrypt(
+    let opening = match (&options.keystores, &options.raw_keys) {
+        (Some(keystores), _) => keystores::open(
             &find(keystores, options.passwords.as_deref())?,
             options.memory_mib.map(|mib| u64::from(mib).saturating_mul(1024 * 1024)),
-        )?,
+        ),
         (None, Some(path)) => {
-            raw_keys(&Zeroizing::new(input::read(path)?)).with_context(|| format!("in {}", path.display()))?
+            let keys = raw_keys(&input::read_secret(path)?).with_context(|| format!("in {}", path.display()))?;
+            Opening { keys, ..Opening::default() }
         }
         (None, None) => bail!("which keys?"),
     };
-    let commands = commands(&session, &keys, &source)?;
-    drop(keys);
-    sending::give(&mut session, &commands, &options.signing, None)
+    if opening.keys.is_empty() || !(options.skip_unreadable || opening.unreadable.is_empty()) {
+        return Err(Lines(opening.refusal()).into());
+    }
+    let commands = commands(&session, &opening.keys, &source)?;
+    let notes = opening.notes() + &without_keystore(&opening.keys, &source.known);
+    drop(opening);
+    let (text, exit) = sending::give(&mut session, &commands, &options.signing, None)?;
+    Ok((text + &notes, exit))
+}
+
+/// Of a history without a key the enclave learns nothing: whoever exported it had the key.
+fn without_keystore(keys: &[Key], known: &Histories) -> String {
+    let imported: BTreeSet<&PublicKey> = keys.iter().map(|(_, key)| key).collect();
+    let left: Vec<&PublicKey> = known.keys().filter(|key| !imported.contains(key)).collect();
+    let Some(first) = left.first() else { return String::new() };
+    format!(
+        "{} of {} in the slashing protection file came without a keystore, {first} among them: neither key nor history was imported. Is a keystore \
+         missing? casemate history import brings histories alone\n",
+        plural(left.len(), "key"),
+        known.len()
+    )
 }
 
 /// The commands that import keys, encrypted to the enclave.
@@ -118,7 +140,7 @@ fn action(session: &Session, keys: &[Key], source: &HistorySource) -> Result<Act
     Ok(Action::Import { keys: keys.collect(), secrets })
 }
 
-fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
+fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Found> {
     let Some(passwords) = passwords else {
         if !std::io::stdin().is_terminal() {
             bail!("there is no terminal to ask for a password on: give --passwords DIR or FILE");
@@ -128,18 +150,6 @@ fn find(keystores: &Path, passwords: Option<&Path>) -> Result<Vec<Entry>> {
         return Ok(folder::find_with_password(keystores, &Zeroizing::new(password))?);
     };
     Ok(folder::find(keystores, passwords)?)
-}
-
-/// Decrypts on every core, within so many bytes. If one fails, so does the import, before anything was sent.
-pub fn decrypt(entries: &[Entry], memory: Option<u64>) -> Result<Vec<Key>> {
-    let bar = progress::bar(u64::try_from(entries.len()).unwrap_or(u64::MAX), "decrypting keystores");
-    let decrypted = folder::decrypt_all(entries, memory, || bar.inc(1));
-    bar.finish_and_clear();
-    let mut keys = Vec::new();
-    for (entry, decrypted) in entries.iter().zip(decrypted) {
-        keys.extend(decrypted.with_context(|| entry.path.display().to_string())?);
-    }
-    Ok(keys)
 }
 
 /// One secret key in hex a line.
@@ -166,7 +176,25 @@ fn raw_keys(text: &[u8]) -> Result<Vec<Key>> {
 
 #[cfg(test)]
 mod tests {
+    use casemate_protocol::watermarks::Watermarks;
+
     use super::*;
+
+    #[test]
+    fn keys_of_the_history_without_a_keystore_are_counted() {
+        let key = |number: u8| Bytes([number; 48]);
+        let known: Histories = (1..=3).map(|number| (key(number), Watermarks::NONE)).collect();
+        let keys = [(Zeroizing::new([1; 32]), key(1)), (Zeroizing::new([9; 32]), key(9))];
+        let told = without_keystore(&keys, &known);
+        assert!(
+            told.starts_with(&format!(
+                "2 keys of 3 in the slashing protection file came without a keystore, {}",
+                key(2)
+            )),
+            "{told}"
+        );
+        assert_eq!(without_keystore(&keys, &Histories::new()), "");
+    }
 
     #[test]
     fn raw_keys_are_hex_a_line_and_never_shown() {
