@@ -24,9 +24,7 @@ use base64::prelude::BASE64_STANDARD;
 use casemate_protocol::command::{
     Envelope, ImportedKey, KeyOutcome, MAX_KEYS, OperatorSignature, Outcome, SignedCommand,
 };
-use casemate_protocol::frame::{
-    KeystoreToImport, MAX_KEYSTORE_LEN, MAX_KEYSTORES, MAX_PASSWORD_LEN, Nonce, Password,
-};
+use casemate_protocol::frame::{KeystoreToImport, MAX_KEYSTORE_LEN, MAX_KEYSTORES, MAX_PASSWORD_LEN, Nonce, Password};
 use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::{BoundedBytes, Bytes, PublicKey, Refusal, Reply, Request, Root};
 use casemate_slashing::interchange::{self, Histories};
@@ -294,7 +292,10 @@ impl App {
             }
         }
         if let Some(unused) = unused {
-            statuses.iter_mut().filter(|status| status.message.is_none()).for_each(|s| s.message = Some(unused.clone()));
+            statuses
+                .iter_mut()
+                .filter(|status| status.message.is_none())
+                .for_each(|s| s.message = Some(unused.clone()));
         }
         Ok(statuses)
     }
@@ -508,7 +509,9 @@ fn stated_key(json: &Value) -> Result<PublicKey, String> {
     }
     match json.get("version") {
         Some(Value::Number(version)) if version.as_u64() == Some(4) => {}
-        Some(version) => return Err(format!("the keystore's version is {}; 4 (EIP-2335) is taken", shown(&version.to_string()))),
+        Some(version) => {
+            return Err(format!("the keystore's version is {}; 4 (EIP-2335) is taken", shown(&version.to_string())));
+        }
         None => return Err("the keystore has no version; 4 (EIP-2335) is taken".to_owned()),
     }
     let pubkey = match json.get("pubkey") {

@@ -1,7 +1,7 @@
 //! `GET /metrics`, in the text format of OpenMetrics.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::header;
@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use casemate_protocol::{Reply, Request};
 
 use super::{App, Failure};
+use crate::egress::Counters;
 use crate::enclave::Unavailable;
 use crate::readiness::Verdict;
 
@@ -55,71 +56,88 @@ impl std::fmt::Debug for Collected {
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut one = |name: &str, help: &str, metric: &dyn Dyn| metric.write(&mut encoder, name, help);
-        let Self { app, keys, verdict } = self;
-        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        one(
-            "casemate_enclave_connections",
-            "Connections to the enclave that are up",
-            &ConstGauge::new(number(app.enclave.connections_up())),
-        )?;
-        let held = app.enclave.holder().is_some() && verdict.blocks_in_ms().is_some();
-        one(
-            "casemate_fence_held",
-            "Whether an enclave of this proxy holds the fence, and the slot is within its ceilings: 1, or 0",
-            &ConstGauge::new(i64::from(held)),
-        )?;
-        one(
-            "casemate_ready",
-            "Whether a block could be signed now, as /readyz says: 1, or 0",
-            &ConstGauge::new(i64::from(verdict.is_ready())),
-        )?;
-        let silence = verdict.readiness.and_then(|readiness| readiness.silence).map_or(0, |silence| silence.ms);
-        let answered = verdict.readiness.and_then(|readiness| readiness.store_answered_ms);
-        for (name, help, ms) in [
-            (
-                "casemate_blocks_in_seconds",
-                "Until a block may be signed; absent where that cannot be foreseen",
-                verdict.blocks_in_ms(),
-            ),
-            (
-                "casemate_attestations_in_seconds",
-                "Until an attestation may be signed; absent where that cannot be foreseen",
-                verdict.attestations_in_ms(),
-            ),
-            (
-                "casemate_fence_store_silent_seconds",
-                "For how long the fence's store has owed an answer; 0 where it owes none",
-                Some(silence),
-            ),
-            ("casemate_fence_store_answer_age_seconds", "Since the last clear answer of the fence's store", answered),
-        ] {
-            if let Some(ms) = ms {
-                one(name, help, &ConstGauge::new(i64::try_from(ms.div_ceil(1000)).unwrap_or(i64::MAX)))?;
+        for (name, help, value) in self.gauges().into_iter().chain(self.waits()) {
+            if let Some(value) = value {
+                one(name, help, &ConstGauge::new(value))?;
             }
         }
-        if let Some(keys) = keys {
-            one("casemate_enclave_keys", "Keys that sign", &ConstGauge::new(i64::from(*keys)))?;
-        }
-        let Some(egress) = &app.egress else { return Ok(()) };
-        for (name, help, count) in [
-            (
-                "casemate_egress_connections",
-                "Connections that the enclave has made through this host",
-                &egress.connected,
-            ),
-            (
-                "casemate_egress_refused",
-                "Connections that the enclave asked for to hosts that are not on the list",
-                &egress.refused,
-            ),
-            ("casemate_egress_failed", "Hosts on the list that could not be reached", &egress.failed),
-            ("casemate_egress_credentials", "Credentials handed to the enclave", &egress.credentials),
-            ("casemate_egress_blobs_stored", "Sealed blobs written to the disk", &egress.stored),
-        ] {
+        for (name, help, count) in self.app.egress.iter().flat_map(|egress| egress_counters(egress)) {
             one(name, help, &ConstCounter::new(count.load(Ordering::Relaxed)))?;
         }
         Ok(())
     }
+}
+
+/// Name, help and value; nothing where it is not known.
+type Gauge = (&'static str, &'static str, Option<i64>);
+
+impl Collected {
+    fn gauges(&self) -> [Gauge; 4] {
+        let Self { app, keys, verdict } = self;
+        let held = app.enclave.holder().is_some() && verdict.blocks_in_ms().is_some();
+        [
+            (
+                "casemate_enclave_connections",
+                "Connections to the enclave that are up",
+                Some(i64::try_from(app.enclave.connections_up()).unwrap_or(i64::MAX)),
+            ),
+            (
+                "casemate_fence_held",
+                "Whether an enclave of this proxy holds the fence, and the slot is within its ceilings: 1, or 0",
+                Some(i64::from(held)),
+            ),
+            (
+                "casemate_ready",
+                "Whether a block could be signed now, as /readyz says: 1, or 0",
+                Some(i64::from(verdict.is_ready())),
+            ),
+            ("casemate_enclave_keys", "Keys that sign", keys.map(i64::from)),
+        ]
+    }
+
+    /// In seconds, rounded up.
+    fn waits(&self) -> [Gauge; 4] {
+        let verdict = &self.verdict;
+        let seconds = |ms: Option<u64>| ms.map(|ms| i64::try_from(ms.div_ceil(1000)).unwrap_or(i64::MAX));
+        let silence = verdict.readiness.and_then(|readiness| readiness.silence).map_or(0, |silence| silence.ms);
+        let answered = verdict.readiness.and_then(|readiness| readiness.store_answered_ms);
+        [
+            (
+                "casemate_blocks_in_seconds",
+                "Until a block may be signed; absent where that cannot be foreseen",
+                seconds(verdict.blocks_in_ms()),
+            ),
+            (
+                "casemate_attestations_in_seconds",
+                "Until an attestation may be signed; absent where that cannot be foreseen",
+                seconds(verdict.attestations_in_ms()),
+            ),
+            (
+                "casemate_fence_store_silent_seconds",
+                "For how long the fence's store has owed an answer; 0 where it owes none",
+                seconds(Some(silence)),
+            ),
+            (
+                "casemate_fence_store_answer_age_seconds",
+                "Since the last clear answer of the fence's store",
+                seconds(answered),
+            ),
+        ]
+    }
+}
+
+fn egress_counters(egress: &Counters) -> [(&'static str, &'static str, &AtomicU64); 5] {
+    [
+        ("casemate_egress_connections", "Connections that the enclave has made through this host", &egress.connected),
+        (
+            "casemate_egress_refused",
+            "Connections that the enclave asked for to hosts that are not on the list",
+            &egress.refused,
+        ),
+        ("casemate_egress_failed", "Hosts on the list that could not be reached", &egress.failed),
+        ("casemate_egress_credentials", "Credentials handed to the enclave", &egress.credentials),
+        ("casemate_egress_blobs_stored", "Sealed blobs written to the disk", &egress.stored),
+    ]
 }
 
 /// Gauges and counters alike.

@@ -199,7 +199,9 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Failure> {
     for encoding in headers.get_all(header::CONTENT_ENCODING) {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
             let encoding = shown(&String::from_utf8_lossy(encoding.as_bytes()));
-            let message = format!("the body has the Content-Encoding {encoding}; bodies are taken as they are, without compression");
+            let message = format!(
+                "the body has the Content-Encoding {encoding}; bodies are taken as they are, without compression"
+            );
             return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
     }
