@@ -276,7 +276,8 @@ fn log_filter(text: &str) -> Result<Targets> {
     for part in text.split(',').map(str::trim) {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
         ensure!(
-            !level.is_empty() && level.parse::<LevelFilter>().is_ok(), "{level:?} is no level; there are off, error, warn, info, debug and trace"
+            !level.is_empty() && level.parse::<LevelFilter>().is_ok(),
+            "{level:?} is no level; there are off, error, warn, info, debug and trace"
         );
     }
     Ok(text.parse()?)

@@ -1,7 +1,9 @@
 //! Frames: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_protocol::command::{ClosedRecord, GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit};
+use casemate_protocol::command::{
+    ActionKind, ClosedRecord, GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit,
+};
 use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
@@ -394,7 +396,22 @@ fn lists_of_requests_have_their_limits() {
         last: most,
         fresh: Some(Bytes([1; 64])),
     });
-    for reply in [longest, log] {
+    let command = Message::Command {
+        kind: ActionKind::RaiseHistory,
+        counter: u64::MAX,
+        operators: u32::MAX,
+        keys: u32::MAX,
+        keys_sha256: Bytes([1; 32]),
+    };
+    let commands = Reply::Log(LogPage {
+        first: most,
+        before: Bytes([1; 32]),
+        records: vec![LogRecord { message: command, ..record }; MAX_RECORDS_PER_PAGE],
+        head,
+        last: most,
+        fresh: Some(Bytes([1; 64])),
+    });
+    for reply in [longest, log, commands] {
         assert!(frame::decode_reply(&reply_bytes(&ReplyFrame::new(u64::MAX, reply))[4..]).is_ok());
     }
 }
@@ -530,6 +547,28 @@ fn every_refusal_is_among_the_golden_frames() {
 fn told(frame: &[u8]) -> Option<String> {
     let (inner, _) = frame::split(frame, MAX_FRAME_LEN).ok()??;
     frame::decode_reply(inner).ok().map(|reply| format!("{reply:?}\n"))
+}
+
+/// A page of the signing log in which operators have ordered one thing of each kind.
+fn log_of_commands(slot: Slot) -> LogPage {
+    let root = |b| Bytes([b; 32]);
+    let one = |(counter, kind)| LogRecord {
+        time_ms: 1_790_000_000_000,
+        public_key: Bytes::ZERO,
+        message: Message::Command { kind, counter, operators: 5, keys: 2, keys_sha256: root(8) },
+        signing_root: Some(root(7)),
+        refusal: (counter > 1).then_some(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: slot })),
+    };
+    let head = LogHead {
+        boot_nonce: root(4),
+        term: 3,
+        number: 11,
+        time_ms: 1_790_000_000_000,
+        hash: root(6),
+        signature: Bytes([0xdd; 64]),
+    };
+    let records = (1..).zip(ActionKind::ALL).map(one).collect();
+    LogPage { first: 1, before: root(5), records, head, last: 11, fresh: None }
 }
 
 fn golden() -> Vec<(String, Vec<u8>)> {
@@ -807,6 +846,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         KeyOutcome::WrongPassword,
     ];
     replies.push(Reply::Command(Outcome::Imported { keys: outcomes.to_vec() }));
+    replies.push(Reply::Log(log_of_commands(s)));
     let requests = requests
         .into_iter()
         .enumerate()

@@ -259,12 +259,8 @@ mod tests {
             min_state_version: 12,
             released_state: Some(Bytes([0xab; 32])),
         };
-        let exit = SignedExit {
-            public_key: Bytes([1; 48]),
-            epoch: Epoch(5),
-            validator_index: 6,
-            signature: Bytes([2; 96]),
-        };
+        let exit =
+            SignedExit { public_key: Bytes([1; 48]), epoch: Epoch(5), validator_index: 6, signature: Bytes([2; 96]) };
         vec![
             Outcome::Imported { keys: all.clone() },
             Outcome::Generated { keys: keys() },
