@@ -23,6 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest wait for a command: the proxy gives the enclave 150 s.
 const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
+/// Most enclaves that a proxy is believed to have.
+const MAX_ENCLAVES: u32 = 64;
 /// Longest wait for the list of keys, which proves nothing and is asked for once; longest list: a hundred thousand keys, about.
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
@@ -93,6 +95,19 @@ impl Proxy {
                 _ => bail!("{} answered {status}: {}", self.url, sentence(&body)),
             }
         }
+    }
+
+    /// How many enclaves it says to have behind it. One that tells less hides some, and can refuse service anyway.
+    pub fn enclaves(&self) -> Result<u32> {
+        let (_, body) = self.get("/healthcheck", TIMEOUT, MAX_INPUT_LEN)?;
+        let health: serde_json::Value =
+            serde_json::from_slice(&body).map_err(|_| NoAnswer(format!("{} is no casemate-proxy", self.url)))?;
+        let checks = health.get("checks").and_then(serde_json::Value::as_array);
+        let fence = checks.into_iter().flatten().find(|check| check.get("id").is_some_and(|id| id == "fence"));
+        let enclaves = fence.and_then(|check| check.get("data")?.get("enclaves")?.as_array()).map(Vec::len);
+        let count =
+            enclaves.and_then(|count| u32::try_from(count).ok()).filter(|count| (1..=MAX_ENCLAVES).contains(count));
+        count.ok_or_else(|| NoAnswer(format!("{} does not say how many enclaves it has", self.url)).into())
     }
 
     /// The keys that the proxy lists.

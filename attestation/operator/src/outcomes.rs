@@ -1,10 +1,10 @@
 //! What became of commands, in words. Only what a document proves is told as done.
 
 use anyhow::Result;
-use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, GeneratedKey, ImportedKey, KeyHistory, KeyOutcome, Outcome, RecordOrder, SignedExit,
 };
+use casemate_protocol::reported::ReportedOutcome;
 use casemate_protocol::statement::CommandResult;
 use casemate_protocol::{Epoch, ExecutionAddress, PublicKey, Root};
 
