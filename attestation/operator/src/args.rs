@@ -26,7 +26,7 @@ pub struct Connection {
     /// Where casemate-proxy listens, as http://HOST:PORT
     #[arg(value_name = "URL")]
     pub url: String,
-    /// Authorities of the proxy's TLS certificate, PEM
+    /// Authorities of the proxy's TLS certificate, PEM [default: those that this machine trusts]
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// Client certificate for mutual TLS, PEM

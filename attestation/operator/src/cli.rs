@@ -27,6 +27,7 @@ use crate::commands::keys::{self, KeysCommand};
 use crate::commands::kms_policy::{self, KmsPolicy};
 use crate::commands::log::{self, LogCommand};
 use crate::commands::operator::{self, OperatorCommand};
+use crate::commands::shell::{self, Completions, Manuals};
 use crate::exit::Answer;
 use crate::profile::Defaults;
 
@@ -93,6 +94,10 @@ pub enum Command {
     Operator(OperatorCommand),
     /// Write a KMS key policy that lets only these measurements unseal, and keeps the parent's role from changing it
     KmsPolicy(Box<KmsPolicy>),
+    /// Write what a shell needs to complete commands and options
+    Completions(Completions),
+    /// Write the manual's pages, one for each command
+    Man(Manuals),
     #[command(flatten)]
     Old(OldCommand),
 }
@@ -206,6 +211,8 @@ pub fn dispatch(command: Command, json: bool, out: &mut dyn Write) -> Result<Ans
         Command::Files(command) => command::run(command),
         Command::Operator(command) => operator::run(&command),
         Command::KmsPolicy(options) => kms_policy::run(&options),
+        Command::Completions(options) => shell::completions(&options, Options::command()),
+        Command::Man(options) => shell::manuals(&options, Options::command()),
         Command::Old(old) => dispatch(old.into(), json, out),
     }
 }

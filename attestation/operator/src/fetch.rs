@@ -47,9 +47,7 @@ impl Proxy {
         let url = options.url.trim_end_matches('/').to_owned();
         let uri: http::Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
         match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") if options.tls_ca.is_some() => {}
-            Some("https") => bail!("{url} needs --tls-ca FILE: the authority of the proxy's certificate"),
+            Some("http" | "https") => {}
             _ => bail!("{url} is not of the form http://HOST:PORT"),
         }
         if url.contains(['?', '#', '@']) {
@@ -122,6 +120,15 @@ impl Proxy {
 
     /// What `GET /slashing-protection` answers: a page of the history and its signature.
     pub fn history_page(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.page("/slashing-protection", nonce, start)
+    }
+
+    /// What `GET /key-details` answers: a page and its signature.
+    pub fn key_page(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.page("/key-details", nonce, start)
+    }
+
+    fn page(&self, path: &str, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
         #[derive(Deserialize)]
         struct Answer {
             page: String,
@@ -129,9 +136,9 @@ impl Proxy {
         }
 
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
-        let path = format!("/slashing-protection?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
+        let path = format!("{path}?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
         let answer: Answer = self.json(&path)?;
-        let page = const_hex::decode(&answer.page).context("a page of the history is not hex")?;
+        let page = const_hex::decode(&answer.page).context("a page of the keys is not hex")?;
         Ok((page, hex(&answer.signature, "a signature")?))
     }
 
@@ -227,9 +234,11 @@ fn sentence(body: &[u8]) -> String {
 fn tls(options: &Connection) -> Result<TlsConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
-    if let Some(path) = &options.tls_ca {
-        config = config.root_certs(RootCerts::new_with_certs(&certificates(path)?));
-    }
+    // What this machine trusts is enough: TLS keeps others from listening, and what an enclave says proves itself.
+    config = config.root_certs(match &options.tls_ca {
+        Some(path) => RootCerts::new_with_certs(&certificates(path)?),
+        None => RootCerts::PlatformVerifier,
+    });
     if let (Some(certificate), Some(key)) = (&options.tls_certificate, &options.tls_key) {
         let text = fs::read(key).with_context(|| format!("opening {}", key.display()))?;
         let secret = PrivateKey::from_pem(&text).with_context(|| format!("no private key in {}", key.display()))?;

@@ -36,6 +36,7 @@ mod fetch;
 mod histories;
 mod input;
 mod json_answer;
+mod key_pages;
 mod keys;
 mod local;
 mod operator_key;

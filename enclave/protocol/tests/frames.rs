@@ -9,6 +9,7 @@ use casemate_protocol::frame::{
     MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::history_page::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
+use casemate_protocol::key_page::{KeyDetails, KeyPage, MAX_KEYS_PER_KEY_PAGE, Origin, PendingExit, SignedKeyPage};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
@@ -16,7 +17,7 @@ use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
-    FrameError, Network, Preset, Refusal, Slot,
+    FrameError, Network, Preset, PublicKey, Refusal, Slot,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -211,6 +212,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
         Just(Reply::HandedOver),
         log_page().prop_map(Reply::Log),
         history_page().prop_map(Reply::SlashingProtection),
+        bytes().prop_map(|key| Reply::KeyDetails(key_page(key))),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -411,7 +413,18 @@ fn lists_of_requests_have_their_limits() {
         last: most,
         fresh: Some(Bytes([1; 64])),
     });
-    for reply in [longest, log, commands] {
+    let exit = Some(PendingExit { validator_index: u64::MAX, last_epoch: Epoch::MAX });
+    let one = KeyDetails {
+        public_key: Bytes([7; 48]),
+        held: true,
+        fee_recipient: Some(Bytes([7; 20])),
+        origin: Origin::MadeHere,
+        exit,
+    };
+    let page = KeyPage { start: u32::MAX, total: u32::MAX, keys: vec![one; MAX_KEYS_PER_KEY_PAGE] };
+    assert_eq!(KeyPage::decode(&page.encode()).as_ref(), Some(&page));
+    let details = Reply::KeyDetails(SignedKeyPage { page, signature: Bytes([1; 64]) });
+    for reply in [longest, log, commands, details] {
         assert!(frame::decode_reply(&reply_bytes(&ReplyFrame::new(u64::MAX, reply))[4..]).is_ok());
     }
 }
@@ -547,6 +560,15 @@ fn every_refusal_is_among_the_golden_frames() {
 fn told(frame: &[u8]) -> Option<String> {
     let (inner, _) = frame::split(frame, MAX_FRAME_LEN).ok()??;
     frame::decode_reply(inner).ok().map(|reply| format!("{reply:?}\n"))
+}
+
+/// A page with a key of each origin.
+fn key_page(public_key: PublicKey) -> SignedKeyPage {
+    let exit = Some(PendingExit { validator_index: 7, last_epoch: Epoch(9) });
+    let key =
+        |origin, exit| KeyDetails { public_key, held: true, fee_recipient: Some(Bytes([0xee; 20])), origin, exit };
+    let keys = vec![key(Origin::BeforeThisBoot, None), key(Origin::Imported, exit), key(Origin::MadeHere, None)];
+    SignedKeyPage { page: KeyPage { start: 250, total: 253, keys }, signature: Bytes([0xdd; 64]) }
 }
 
 /// A page of the signing log in which operators have ordered one thing of each kind.
@@ -847,6 +869,9 @@ fn golden() -> Vec<(String, Vec<u8>)> {
     ];
     replies.push(Reply::Command(Outcome::Imported { keys: outcomes.to_vec() }));
     replies.push(Reply::Log(log_of_commands(s)));
+    replies.push(Reply::KeyDetails(key_page(public_key)));
+    let later = Request::KeyDetails { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 };
+    let later = (format!("request-{}", requests.len()), request_bytes(&RequestFrame::new(1, later)));
     let requests = requests
         .into_iter()
         .enumerate()
@@ -855,5 +880,5 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         .into_iter()
         .enumerate()
         .map(|(i, reply)| (format!("reply-{i}"), reply_bytes(&ReplyFrame::new(1, reply))));
-    requests.chain(replies).collect()
+    requests.chain(replies).chain([later]).collect()
 }

@@ -362,7 +362,7 @@ mod tests {
         assert!(parse(&command.replace(" done", " signed"), BOOT).is_err());
         assert!(parse(&line.replace(" signed", " done"), BOOT).is_err());
         // Another sentence than its code's is told; a code that is another one than the line's is not a line at all.
-        let refused = all().into_iter().find(|line| line.to_string().contains("refused")).unwrap().to_string();
+        let refused = all().into_iter().find(|line| line.to_string().contains("last signed slot")).unwrap().to_string();
         let parsed = |text: &str| parse(text, BOOT).map(|parsed| parsed.reworded);
         assert_eq!(parsed(&refused), Ok(false));
         assert_eq!(parsed(&refused.replace("last signed slot 5", "last signed slot 6")), Ok(true));

@@ -10,6 +10,7 @@ use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
 use crate::history_page::SignedHistoryPage;
+use crate::key_page::SignedKeyPage;
 use crate::log::LogPage;
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
 use crate::refusal::MalformedFrame;
@@ -106,6 +107,13 @@ pub enum Request {
         /// At most [`MAX_KEYS`].
         keys: Vec<PublicKey>,
     },
+    /// One page of what operators want to know of the group's keys, those that were deleted too.
+    KeyDetails {
+        /// Comes back under the signature, so that the page cannot be an old one.
+        nonce: Nonce,
+        /// Index of the first key.
+        start: u32,
+    },
 }
 
 /// A keystore with its password, and the past of its key.
@@ -199,6 +207,8 @@ pub enum Reply {
     SlashingProtection(SignedHistoryPage),
     /// To [`Request::Log`].
     Log(LogPage),
+    /// To [`Request::KeyDetails`].
+    KeyDetails(SignedKeyPage),
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.

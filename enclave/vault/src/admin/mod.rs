@@ -13,11 +13,15 @@ mod history;
 mod import;
 pub(crate) mod sealing;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use casemate_protocol::command::{Action, Command, Envelope, HPKE_INFO, Outcome, SignedCommand, StoreCredentials};
+use casemate_protocol::command::{
+    Action, Command, Envelope, HPKE_INFO, KeyOutcome, Outcome, SignedCommand, StoreCredentials,
+};
 use casemate_protocol::configuration::Operators;
+use casemate_protocol::key_page::Origin;
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::statement::{CommandResult, StatedCommand, StatedState};
@@ -45,6 +49,8 @@ pub struct CommandProcessor {
     withdrawal_addresses: Vec<ExecutionAddress>,
     command_state: Mutex<CommandState>,
     loaded: RwLock<Loaded>,
+    /// How the keys came that came in this boot.
+    origins: Mutex<HashMap<PublicKey, Origin>>,
 }
 
 /// The sealed state that is in force.
@@ -116,7 +122,15 @@ impl CommandProcessor {
         loaded: Loaded,
     ) -> Self {
         let command_state = Mutex::new(CommandState { tried: loaded.state_version, counter: 0 });
-        Self { custody, nsm, operators, withdrawal_addresses, command_state, loaded: RwLock::new(loaded) }
+        Self {
+            custody,
+            nsm,
+            operators,
+            withdrawal_addresses,
+            command_state,
+            loaded: RwLock::new(loaded),
+            origins: Mutex::default(),
+        }
     }
 
     /// The sealed state that is in force.
@@ -152,6 +166,9 @@ impl CommandProcessor {
             Err(_) => CommandResult::Refused,
         };
         context.attestor.note(StatedCommand { counter, sha256, result });
+        if let Ok(outcome) = &done {
+            self.note_origins(&named, outcome);
+        }
         let keys = u32::try_from(count).unwrap_or(u32::MAX);
         let keys_sha256 = digest_of_keys(named, &done);
         context.log_command(
@@ -160,6 +177,27 @@ impl CommandProcessor {
             done.as_ref().err(),
         );
         done
+    }
+
+    /// How a key came.
+    pub(crate) fn origin(&self, public_key: &PublicKey) -> Origin {
+        let origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        origins.get(public_key).copied().unwrap_or(Origin::BeforeThisBoot)
+    }
+
+    /// Remembers how keys came. `named`: those of the order, in its order.
+    fn note_origins(&self, named: &[PublicKey], outcome: &Outcome) {
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Outcome::Generated { keys } => {
+                origins.extend(keys.iter().map(|key| (key.public_key, Origin::MadeHere)));
+            }
+            Outcome::Imported { keys } => {
+                let came = named.iter().zip(keys).filter(|(_, outcome)| **outcome == KeyOutcome::Imported);
+                origins.extend(came.map(|(key, _)| (*key, Origin::Imported)));
+            }
+            _ => {}
+        }
     }
 
     /// The command, if it is one of enough operators for this boot of this enclave.

@@ -38,7 +38,7 @@ pub struct LogVerify {
     /// The proxy of an enclave that runs: the log must have everything up to the head that the enclave signs now
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// Authorities of the proxy's TLS certificate, PEM
+    /// Authorities of the proxy's TLS certificate, PEM [default: those that this machine trusts]
     #[arg(long, value_name = "FILE", requires = "url")]
     pub tls_ca: Option<PathBuf>,
     /// Client certificate for mutual TLS, PEM
