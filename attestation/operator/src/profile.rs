@@ -325,6 +325,12 @@ mod tests {
         assert!(text.contains(r#"file: "history.json""#) && text.contains("https://one:9000"), "{text}");
         let text = run(&["history", "import", "https://five:9000", "history.json"], &[]);
         assert!(text.contains(r#"file: "history.json""#) && text.contains("https://five:9000"), "{text}");
+        // TLS files of a profile ask for no URL where a command needs none.
+        let text = run(&["log", "verify", "folder"], &[]);
+        assert!(text.contains("url: None"), "{text}");
+        // Half of a pair on the command line is not made whole with the profile's other half.
+        let half = parsed(&[&profile[..], &["keys", "list", "--tls-key", "k"]].concat(), &[]).unwrap_err();
+        assert!(half.contains("--tls-certificate"), "{half}");
         let text = run(&["command", "sign", "file"], &[]);
         assert!(text.contains("operator.pem"), "{text}");
     }

@@ -1,6 +1,6 @@
 //! Tables for people: columns as wide as what stands in them, the last one as it is.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// A table of `N` columns.
 pub struct Table<const N: usize> {
@@ -30,7 +30,7 @@ impl<const N: usize> fmt::Display for Table<N> {
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(widths) {
-                line.push_str(&format!("{cell:<width$}  "));
+                write!(line, "{cell:<width$}  ")?;
             }
             writeln!(f, "{}", line.trim_end())?;
         }

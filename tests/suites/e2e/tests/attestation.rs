@@ -456,5 +456,15 @@ fn documents_come_over_tls_too() {
     assert_eq!(casemate(&with(&line, &["--tls-ca", &servers])).exit, Exit::NoAnswer);
     assert_eq!(casemate(&with(&line, &["--tls-ca", &own])).exit, Exit::NoAnswer);
     assert_eq!(casemate(&with(&line, &["--tls-ca", &own_key])).exit, Exit::Unusable);
+    // Without --tls-ca this machine's authorities count, which the server's is not, until the machine is told of it.
+    let without_ca = with(&line, &["--tls-certificate", &own, "--tls-key", &own_key]);
+    assert_eq!(casemate(&without_ca).exit, Exit::NoAnswer);
+    let asked = |authorities: &str| {
+        let mut program = std::process::Command::new(PROGRAM);
+        program.arg("__casemate").args(&without_ca).env("SSL_CERT_FILE", authorities).output().unwrap()
+    };
+    let output = asked(&servers);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(asked(&own).status.code(), Some(3));
     assert!(Path::new(&own).exists());
 }

@@ -54,11 +54,12 @@ pub fn short(running: &Running) -> String {
     left_out(running, &mut out);
     let _ = writeln!(
         out,
-        "  casemate --profiles {} --profile {} status\n\n\
+        "  casemate --profiles {} --profile {} status{}\n\n\
          For development alone: enclave, NSM and KMS are programs of this machine. --verbose-banner says what runs where and what is a fake.\n\n\
          Ctrl-C ends it.",
         quoted(&running.profiles),
-        profile::NAME
+        profile::NAME,
+        tls_options(running)
     );
     out
 }
@@ -168,16 +169,21 @@ fn past(running: &Running) -> String {
 
 fn attest(running: &Running) -> String {
     let Running { url, nsm, .. } = running;
-    // The document proves itself; TLS only has to be passable.
+    let tls = tls_options(running);
+    let (root, measurements) = (quoted(&format!("{nsm}/root.pem")), quoted(&format!("{nsm}/measurements.json")));
+    format!("casemate attest fetch {url} \\\n  --root {root} \\\n  --measurements {measurements}{tls}")
+}
+
+/// What TLS needs, which only its owner knows. The document proves itself; TLS only has to be passable.
+fn tls_options(running: &Running) -> String {
     let mut tls = String::new();
-    if url.starts_with("https") {
+    if running.url.starts_with("https") {
         tls.push_str(" \\\n  --tls-ca AUTHORITY-OF-THE-PROXYS-CERTIFICATE.pem");
     }
     if running.mutual_tls {
         tls.push_str(" \\\n  --tls-certificate YOUR-CERTIFICATE.pem --tls-key YOUR-KEY.pem");
     }
-    let (root, measurements) = (quoted(&format!("{nsm}/root.pem")), quoted(&format!("{nsm}/measurements.json")));
-    format!("casemate attest fetch {url} \\\n  --root {root} \\\n  --measurements {measurements}{tls}")
+    tls
 }
 
 /// For a shell: as it is, or in quotes.

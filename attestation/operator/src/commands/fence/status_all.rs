@@ -2,6 +2,8 @@
 //!
 //! How many enclaves there are is the proxies' word: one that is not named is not asked. What the table says of an enclave is proved.
 
+use std::fmt::Write as _;
+
 use anyhow::Result;
 use casemate_protocol::{Bytes, Statement};
 use serde_json::{Value, json};
@@ -27,7 +29,7 @@ pub fn run(options: Status) -> Result<Answer> {
     let urls = std::iter::once(connection.url.clone()).chain(peer);
     let mut asked = Vec::new();
     for url in urls {
-        ask(Connection { url, ..connection.clone() }, &pins, &mut asked)?;
+        ask(&Connection { url, ..connection.clone() }, &pins, &mut asked)?;
     }
     let faults = faults(&asked);
     let exit = exit(&asked, &faults);
@@ -36,10 +38,10 @@ pub fn run(options: Status) -> Result<Answer> {
 }
 
 /// Asks every enclave behind a proxy.
-fn ask(connection: Connection, pins: &PinOptions, asked: &mut Vec<Asked>) -> Result<()> {
+fn ask(connection: &Connection, pins: &PinOptions, asked: &mut Vec<Asked>) -> Result<()> {
     let url = connection.url.clone();
     // An error here is of the command line, but for a proxy that does not answer: that is a line of the table.
-    let count = match Proxy::new(&connection)?.enclaves() {
+    let count = match Proxy::new(connection)?.enclaves() {
         Ok(count) => count,
         Err(error) => {
             asked.push(Asked { url, number: 0, told: Err(error) });
@@ -84,7 +86,7 @@ fn faults(asked: &[Asked]) -> Vec<String> {
 }
 
 fn exit(asked: &[Asked], faults: &[String]) -> Exit {
-    let failed = |one: &Asked| one.told.as_ref().err().map(|error| error.is::<Refused>());
+    let failed = |one: &Asked| one.told.as_ref().err().map(anyhow::Error::is::<Refused>);
     let failed: Vec<bool> = asked.iter().filter_map(failed).collect();
     if failed.contains(&true) {
         Exit::Refused
@@ -128,12 +130,13 @@ fn text_of(asked: &[Asked], faults: &[String]) -> String {
     }
     let mut out = table.to_string();
     for fault in faults {
-        out.push_str(&format!("note: {fault}\n"));
+        let _ = writeln!(out, "note: {fault}");
     }
-    out.push_str(&format!(
-        "{} asked; that there are no more is the proxies' word, the rest is proved by documents\n",
+    let _ = writeln!(
+        out,
+        "{} asked; that there are no more is the proxies' word, the rest is proved by documents",
         plural(asked.len(), "enclave")
-    ));
+    );
     out
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::refused;
 use crate::input;
-use crate::util::{hex, plain, sha256, time};
+use crate::util::{hex, plain, plural, sha256, time};
 
 /// Columns of CSV: what a record of any type can have.
 const COLUMNS: [&str; 19] = [
@@ -152,15 +152,13 @@ impl Shown {
     /// For people.
     pub fn text(&self) -> String {
         let LogRecord { time_ms, public_key, message, .. } = &self.record;
-        let what = match message {
-            Message::Command { kind, counter, keys, .. } => {
-                format!("COMMAND {} (counter {counter}, {keys} keys) by {}", kind.name(), self.operators.join(", "))
-            }
-            _ => {
-                let fields: Vec<String> =
-                    self.fields().iter().map(|(name, value)| format!("{name} {}", shown(value))).collect();
-                format!("{} {} {}", public_key, self.kind(), fields.join(" "))
-            }
+        let what = if let Message::Command { kind, counter, keys, .. } = message {
+            let (name, keys, operators) = (kind.name(), plural(*keys, "key"), self.operators.join(", "));
+            format!("COMMAND {name} (counter {counter}, {keys}) by {operators}")
+        } else {
+            let fields: Vec<String> =
+                self.fields().iter().map(|(name, value)| format!("{name} {}", shown(value))).collect();
+            format!("{public_key} {} {}", self.kind(), fields.join(" "))
         };
         let reason =
             self.record.refusal.map(|refusal| format!(": {}", plain(&refusal.to_string()))).unwrap_or_default();
