@@ -8,17 +8,17 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use casemate_protocol::address::Address;
-use casemate_protocol::frame::{self, Info, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN};
+use casemate_protocol::frame::{self, Info, MAX_COMMAND_FRAME_LEN, MAX_FRAME_LEN, Readiness};
 use casemate_protocol::{PublicKey, Refusal, Reply, Request, RequestFrame};
 use casemate_socket::Socket;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_vsock::{VsockAddr, VsockStream};
 use tracing::{info, warn};
 
@@ -61,7 +61,8 @@ struct Shared {
     max_in_flight: usize,
     /// Signatures in flight, by key.
     by_key: Mutex<HashMap<PublicKey, usize>>,
-    request_timeout: Duration,
+    /// A connection that is asked and gives no reply for so long is made anew.
+    stall: Duration,
     /// What the enclave said about itself when it was last reached.
     info: RwLock<Option<Arc<Info>>>,
     /// Why it does not say more about itself: it has been reached, and it is starting.
@@ -90,15 +91,15 @@ pub struct SendSlot<'a> {
 }
 
 impl SendSlot<'_> {
-    /// Asks the enclave and waits for its reply.
-    pub async fn call(self, request: Request) -> Result<Reply, Unavailable> {
+    /// Asks the enclave and waits for its reply, until then.
+    pub async fn call(self, request: Request, until: Instant) -> Result<Reply, Unavailable> {
         let _one_of_its_key = match &request {
             Request::Sign(asked) => Some(self.enclave.shared.one_of(asked.public_key).ok_or(Unavailable::Busy)?),
             _ => None,
         };
         let (reply, answer) = oneshot::channel();
         self.turn.send(Outgoing { request, reply });
-        match timeout(self.enclave.shared.request_timeout, answer).await {
+        match timeout_at(until, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(Unavailable::Away),
             Err(_) => Err(Unavailable::TimedOut),
@@ -107,8 +108,8 @@ impl SendSlot<'_> {
 }
 
 impl Enclave {
-    /// Keeps `connections` connections to `address` from now on.
-    pub fn connect(address: &Address, connections: usize, max_in_flight: usize, request_timeout: Duration) -> Self {
+    /// Keeps `connections` connections to `address` from now on. One that is asked and gives no reply for `stall` is made anew.
+    pub fn connect(address: &Address, connections: usize, max_in_flight: usize, stall: Duration) -> Self {
         let (lanes, queues): (Vec<_>, Vec<_>) = (0..connections)
             .map(|_| {
                 let (queue, queued) = mpsc::channel(BATCH);
@@ -121,7 +122,7 @@ impl Enclave {
             in_flight: Semaphore::new(max_in_flight),
             max_in_flight,
             by_key: Mutex::default(),
-            request_timeout,
+            stall,
             info: RwLock::new(None),
             starting: RwLock::new(None),
             address: address.clone(),
@@ -135,22 +136,32 @@ impl Enclave {
 
     /// A place among the requests in flight, and in the next write: what is asked with it goes out at once. It is waited for while the
     /// enclave takes nothing; nothing where there is no connection.
-    pub async fn place(&self) -> Result<Option<SendSlot<'_>>, Unavailable> {
+    pub async fn place(&self, until: Instant) -> Result<Option<SendSlot<'_>>, Unavailable> {
         // Shedding load here keeps the latency of those that are in.
         let in_flight = self.shared.in_flight.try_acquire().map_err(|_| Unavailable::Busy)?;
         let Some(lane) = self.shared.pick() else { return Ok(None) };
-        match timeout(self.shared.request_timeout, lane.queue.reserve()).await {
+        match timeout_at(until, lane.queue.reserve()).await {
             Ok(turn) => Ok(turn.ok().map(|turn| SendSlot { enclave: self, turn, _in_flight: in_flight })),
             Err(_) => Err(Unavailable::TimedOut),
         }
     }
 
-    /// Asks the enclave and waits for its reply.
+    /// Asks the enclave and waits for its reply, as long as a connection may be without one.
     pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
-        match self.place().await? {
-            Some(place) => place.call(request).await,
+        self.call_until(request, Instant::now() + self.shared.stall).await
+    }
+
+    /// The same, until then.
+    pub async fn call_until(&self, request: Request, until: Instant) -> Result<Reply, Unavailable> {
+        match self.place(until).await? {
+            Some(place) => place.call(request, until).await,
             None => self.starting().map(Reply::Refused).ok_or(Unavailable::Away),
         }
+    }
+
+    /// Asks it over a connection of its own whether it would sign: what waits on the others must not make it look dead.
+    pub(crate) fn observer(&self) -> Observer {
+        Observer { enclave: self.clone(), stream: None, knows_readiness: true }
     }
 
     /// What the enclave has said about itself.
@@ -207,6 +218,50 @@ impl Enclave {
     /// How many of the connections are up.
     pub fn connections_up(&self) -> usize {
         self.shared.lanes.iter().filter(|lane| lane.up.load(Ordering::Acquire)).count()
+    }
+}
+
+/// Asks one enclave again and again what it would sign.
+pub(crate) struct Observer {
+    enclave: Enclave,
+    stream: Option<Box<dyn Stream>>,
+    /// An image that is older than this proxy ends a connection on which it is asked what it does not know.
+    knows_readiness: bool,
+}
+
+impl Observer {
+    /// What it says now; nothing where it does not answer in time.
+    pub(crate) async fn ask(&mut self, at_most: Duration) -> Option<Readiness> {
+        let heard = timeout(at_most, self.exchange()).await.ok().flatten();
+        if heard.is_none() {
+            self.stream = None;
+        }
+        heard
+    }
+
+    async fn exchange(&mut self) -> Option<Readiness> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => open(&self.enclave.shared.address).await.ok()?.ok()?.0,
+        };
+        let Ok(Reply::Info(info)) = ask(&mut stream, Request::Info).await else { return None };
+        let by_info = Readiness::from_standing(info.standing, info.keys);
+        self.enclave.learn(info);
+        if !self.knows_readiness {
+            self.stream = Some(stream);
+            return Some(by_info);
+        }
+        match ask(&mut stream, Request::Readiness).await {
+            Ok(Reply::Readiness(readiness)) => {
+                self.stream = Some(stream);
+                Some(readiness)
+            }
+            Ok(Reply::Refused(Refusal::MalformedFrame(_))) => {
+                self.knows_readiness = false;
+                Some(by_info)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -272,7 +327,7 @@ async fn keep_up(number: usize, address: Address, shared: Arc<Shared>, mut queue
                 *shared.info.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(enclave));
                 (backoff, complained) = (MIN_BACKOFF, false);
                 lane.up.store(true, Ordering::Release);
-                let error = serve(stream, &mut queued, shared.request_timeout).await;
+                let error = serve(stream, &mut queued, shared.stall).await;
                 lane.up.store(false, Ordering::Release);
                 warn!(%address, %error, "the connection to the enclave has ended");
             }

@@ -6,28 +6,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use casemate_protocol::command::Envelope;
-use casemate_protocol::frame::Info;
+use casemate_protocol::frame::{Info, Readiness};
+use casemate_protocol::may_sign::MaySign;
 use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Refusal, Reply, Request};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use crate::enclave::{Enclave, SendSlot, Unavailable};
+use crate::readiness::{Herald, Verdict};
 use crate::settings::Settings;
 
-/// How often each enclave is asked what it is to the fence.
+/// How often each enclave is asked what it would sign.
 const ASK_EVERY: Duration = Duration::from_millis(250);
-/// Longest wait for a holder: handing over in order takes less.
-const HANDOVER: Duration = Duration::from_secs(4);
+/// Longest wait for what it says: it is not of now any more.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that gives no reply for so many times the longest wait of a request is made anew.
+const STALLED: u32 = 4;
 
 /// The enclaves. Cheap to clone.
 #[derive(Clone)]
 pub struct Group {
     enclaves: Arc<[Enclave]>,
-    /// What each is to the fence; nothing where it does not answer.
-    standings: Arc<watch::Sender<Vec<Option<StatedStatus>>>>,
+    /// What each would sign; nothing where it does not answer.
+    heard: Arc<watch::Sender<Vec<Option<Readiness>>>>,
+    /// Longest wait of a request.
+    patience: Duration,
     /// Which one was the last to sign.
     last: Arc<AtomicUsize>,
 }
@@ -35,99 +41,135 @@ pub struct Group {
 impl Group {
     /// Connects to all of them, and asks them from now on.
     pub fn connect(settings: &Settings) -> Self {
+        let patience = settings.request_timeout;
         let connect = |address| {
             let connections = settings.enclave_connections.get();
-            Enclave::connect(address, connections, settings.max_in_flight.get(), settings.request_timeout)
+            Enclave::connect(address, connections, settings.max_in_flight.get(), patience.saturating_mul(STALLED))
         };
         let enclaves: Arc<[Enclave]> = settings.enclave.iter().map(connect).collect();
-        let standings = Arc::new(watch::Sender::new(vec![None; enclaves.len()]));
-        let group = Self { enclaves, standings, last: Arc::default() };
+        let heard = Arc::new(watch::Sender::new(vec![None; enclaves.len()]));
+        let group = Self { enclaves, heard, patience, last: Arc::default() };
         for number in 0..group.enclaves.len() {
             tokio::spawn(group.clone().keep_asking(number));
         }
+        tokio::spawn(group.clone().keep_telling());
         group
     }
 
     async fn keep_asking(self, number: usize) {
         let Some(enclave) = self.enclaves.get(number) else { return };
+        let mut observer = enclave.observer();
         loop {
-            let standing = match enclave.call(Request::Info).await {
-                Ok(Reply::Info(info)) => {
-                    enclave.learn(info);
-                    enclave.info().map(|info| info.standing)
-                }
-                _ => None,
-            };
-            self.set_status(number, standing);
+            let heard = observer.ask(ASK_TIMEOUT.min(self.patience)).await;
+            // It answers there, and requests go over the others.
+            let heard = heard.filter(|_| enclave.connections_up() > 0);
+            self.learn(number, heard);
             sleep(ASK_EVERY).await;
         }
     }
 
-    fn set_status(&self, number: usize, standing: Option<StatedStatus>) {
-        self.standings.send_if_modified(|all| match all.get_mut(number) {
-            Some(before) if *before != standing => {
-                let signs = |standing: Option<StatedStatus>| standing.is_some_and(StatedStatus::signs);
-                if signs(*before) != signs(standing) {
-                    info!(enclave = number, ?standing, "the fence");
-                }
-                *before = standing;
-                true
+    /// Into the log, each transition once.
+    async fn keep_telling(self) {
+        let mut herald = Herald::default();
+        loop {
+            sleep(ASK_EVERY).await;
+            let heard = self.heard.borrow().clone();
+            herald.tell(&heard, &Verdict::of(&heard, self.starting()));
+        }
+    }
+
+    /// Who waits for a change wants another standing, or another answer: not that a millisecond has passed.
+    fn learn(&self, number: usize, heard: Option<Readiness>) {
+        let what = |heard: &Option<Readiness>| heard.map(|heard| (heard.standing, heard.may_sign.blocks()));
+        self.heard.send_if_modified(|all| match all.get_mut(number) {
+            Some(before) => {
+                let changed = what(before) != what(&heard);
+                *before = heard;
+                changed
             }
-            _ => false,
+            None => false,
         });
     }
 
-    /// The enclave that signs, where one says so.
+    /// It has said so in an answer.
+    fn learn_not_holder(&self, number: usize, why: NotHolder) {
+        let before = self.heard.borrow().get(number).copied().flatten();
+        let keys = before.map_or(0, |before| before.keys);
+        let known = before.unwrap_or_else(|| Readiness::from_standing(standing(why), keys));
+        let may_sign = MaySign::not_holder(why);
+        self.learn(number, Some(Readiness { standing: standing(why), term: 0, may_sign, ..known }));
+    }
+
+    /// What a request for a signature would get now.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(&self.heard.borrow(), self.starting())
+    }
+
+    /// Until when a request that comes now may wait.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+
+    /// The enclave that holds the fence, where one says so: rather one that would sign now than one whose ceilings have passed.
     pub fn holder(&self) -> Option<usize> {
-        let standings = self.standings.borrow();
-        let signs = |number: usize| standings.get(number).copied().flatten().is_some_and(StatedStatus::signs);
+        let heard = self.heard.borrow();
         let last = self.last.load(Ordering::Relaxed);
-        if signs(last) { Some(last) } else { (0..standings.len()).find(|number| signs(*number)) }
+        let rank = |number: &usize| {
+            let readiness = heard.get(*number)?.as_ref().filter(|readiness| readiness.standing.signs())?;
+            Some((readiness.may_sign.blocks(), *number == last))
+        };
+        (0..heard.len()).filter(|number| rank(number).is_some()).max_by_key(rank)
     }
 
     /// What each enclave is to the fence.
     pub fn standings(&self) -> Vec<Option<StatedStatus>> {
-        self.standings.borrow().clone()
+        self.heard.borrow().iter().map(|heard| heard.map(|readiness| readiness.standing)).collect()
     }
 
     /// A place at the holder's; see [`Enclave::place`].
-    pub async fn place(&self) -> Result<Option<(usize, SendSlot<'_>)>, Unavailable> {
+    pub async fn place(&self, until: Instant) -> Result<Option<(usize, SendSlot<'_>)>, Unavailable> {
         let Some((number, enclave)) = self.holder().and_then(|number| Some((number, self.enclaves.get(number)?)))
         else {
             return Ok(None);
         };
-        Ok(enclave.place().await?.map(|place| (number, place)))
+        Ok(enclave.place(until).await?.map(|place| (number, place)))
     }
 
     /// Asks the holder. While there is none, and one may come soon, it waits; the last refusal where none comes.
     pub async fn call(&self, request: Request) -> Result<Reply, Unavailable> {
-        self.call_from(None, request).await
+        self.call_from(None, request, self.deadline()).await
     }
 
-    /// The same, from a place that has been taken.
+    /// The same, from a place that has been taken, until then.
     pub async fn call_from(
         &self,
         mut place: Option<(usize, SendSlot<'_>)>,
         request: Request,
+        until: Instant,
     ) -> Result<Reply, Unavailable> {
-        let mut waiting: Option<(Instant, watch::Receiver<_>)> = None;
+        let mut changes: Option<watch::Receiver<_>> = None;
+        // What was said in the turn before: a reason is worth more than that there was no time to hear it again.
+        let mut said = None;
         loop {
             let mut last = Err(Unavailable::Away);
+            let mut waits = false;
             // The holder first, then the others; where there is a place, the one where it is.
             let first = place.as_ref().map(|(number, _)| *number);
             for number in self.in_turn(first) {
                 let Some(enclave) = self.enclaves.get(number) else { continue };
                 let reply = match place.take_if(|(of, _)| *of == number) {
-                    Some((_, place)) => place.call(request.clone()).await,
-                    None => enclave.call(request.clone()).await,
+                    Some((_, place)) => place.call(request.clone(), until).await,
+                    None => enclave.call_until(request.clone(), until).await,
                 };
                 match &reply {
-                    Ok(Reply::Refused(Refusal::NotHolder(why))) => self.set_status(number, Some(standing(*why))),
-                    Ok(Reply::Refused(Refusal::Starting(_))) | Err(Unavailable::Away) => {
-                        self.set_status(number, None);
+                    Ok(Reply::Refused(Refusal::NotHolder(why))) => {
+                        self.learn_not_holder(number, *why);
+                        waits |= may_come(*why);
                     }
+                    Ok(Reply::Refused(Refusal::Starting(_))) | Err(Unavailable::Away) => self.learn(number, None),
                     // Its ceilings do not rise any more: perhaps another one holds the fence by now.
-                    Ok(Reply::Refused(refusal)) if refusal.is_above_ceiling() && self.enclaves.len() > 1 => {}
+                    Ok(Reply::Refused(refusal)) if refusal.waits_for_store() && self.enclaves.len() > 1 => {}
+                    Err(Unavailable::TimedOut) => return said.unwrap_or(reply),
                     _ => {
                         self.last.store(number, Ordering::Relaxed);
                         return reply;
@@ -136,16 +178,15 @@ impl Group {
                 last = better(last, reply);
             }
             // A command or a document is for one enclave, and somebody who waits; it is duties that may not be missed.
-            let waits = matches!(&last, Ok(Reply::Refused(Refusal::NotHolder(why))) if may_come(*why));
             if !waits {
                 return last;
             }
-            match &mut waiting {
+            said = Some(last.clone());
+            match &mut changes {
                 // What has changed since the answer is seen at once, in another turn.
-                None => waiting = Some((Instant::now() + HANDOVER, self.standings.subscribe())),
-                Some((until, changes)) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if !matches!(timeout(left, changes.changed()).await, Ok(Ok(()))) {
+                None => changes = Some(self.heard.subscribe()),
+                Some(changes) => {
+                    if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
                         return last;
                     }
                 }
@@ -219,9 +260,9 @@ impl Group {
 
     /// Resolves once an enclave is connected and has heard from its fence's store.
     pub async fn ready(&self) {
-        let mut changes = self.standings.subscribe();
-        let heard = |standing: &Option<StatedStatus>| standing.is_some_and(|s| s != StatedStatus::Unknown);
-        let _ = changes.wait_for(|standings| standings.iter().any(heard)).await;
+        let mut changes = self.heard.subscribe();
+        let heard = |heard: &Option<Readiness>| heard.is_some_and(|heard| heard.standing != StatedStatus::Unknown);
+        let _ = changes.wait_for(|all| all.iter().any(heard)).await;
     }
 
     /// How many of all connections are up.
@@ -247,13 +288,15 @@ fn standing(why: NotHolder) -> StatedStatus {
     }
 }
 
-/// Of two answers that are none, the one that says more.
+/// Of two answers that are none, the one that names the cause: a standby says no more than that it stands by.
 fn better(a: Result<Reply, Unavailable>, b: Result<Reply, Unavailable>) -> Result<Reply, Unavailable> {
     let says = |answer: &Result<Reply, Unavailable>| match answer {
-        Ok(Reply::Refused(Refusal::NotHolder(why))) if may_come(*why) => 3,
-        Ok(Reply::Refused(Refusal::NotHolder(_))) => 2,
-        Ok(_) => 1,
-        Err(_) => 0,
+        Ok(Reply::Refused(refusal)) if refusal.waits_for_store() => 5,
+        Ok(Reply::Refused(Refusal::NotHolder(NotHolder::Standby { .. }))) => 2,
+        Ok(Reply::Refused(Refusal::NotHolder(why))) if may_come(*why) => 4,
+        Ok(Reply::Refused(Refusal::NotHolder(_))) => 3,
+        Ok(_) | Err(Unavailable::TimedOut | Unavailable::Busy) => 1,
+        Err(Unavailable::Away) => 0,
     };
     if says(&b) >= says(&a) { b } else { a }
 }

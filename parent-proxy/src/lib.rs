@@ -13,6 +13,7 @@
 //! | [`ssz`] | hash tree roots of what JSON carries |
 //! | [`enclave`] | connections to the enclave, re-made when it restarts |
 //! | [`group`] | which of a group's enclaves holds the fence |
+//! | [`readiness`] | whether a request would be signed now, for every signal alike |
 //! | [`signing_log`] | what the enclave has signed and refused, written down |
 //! | [`egress`] | what the enclave asks of the parent: egress, credentials, a disk for sealed blobs |
 //!
@@ -30,6 +31,7 @@ pub mod egress;
 pub mod enclave;
 pub mod group;
 pub mod json;
+pub mod readiness;
 pub mod request;
 pub mod server;
 pub mod settings;

@@ -51,8 +51,9 @@ pub struct Settings {
     /// Requests that may wait for the enclave; beyond it clients get 503
     #[arg(long, value_name = "N", default_value = "2000")]
     pub max_in_flight: NonZeroUsize,
-    /// Longest wait for the enclave's answer, in milliseconds
-    #[arg(long = "request-timeout-ms", id = "request_timeout_ms", value_name = "MS", value_parser = milliseconds, default_value = "10000")]
+    /// Longest wait of a request for a signature, in milliseconds: for its turn, the enclave, the fence. Clients give up after three to
+    /// five seconds
+    #[arg(long = "request-timeout-ms", id = "request_timeout_ms", value_name = "MS", value_parser = milliseconds, default_value = "2500")]
     pub request_timeout: Duration,
     /// Largest request body, in bytes
     #[arg(long, value_name = "BYTES", default_value = "33554432")]

@@ -36,7 +36,10 @@ pub enum Refusal {
         "block refused: slot {slot} is not above the last signed slot {last}, and its signing root differs: it could be a double proposal"
     )]
     BlockNotAboveLast { slot: Slot, last: Slot },
-    #[error("block refused: slot {slot} is not above the floor {floor} that this enclave took over")]
+    #[error(
+        "block refused: slot {slot} is not above the floor, slot {floor}: an enclave before this one may have signed up to there. Blocks are signed \
+         from slot {} on", floor.saturating_add(1)
+    )]
     BlockNotAboveFloor { slot: Slot, floor: Slot },
     #[error("block refused: slot {slot} is above the ceiling {ceiling} that the fence has granted")]
     BlockAboveCeiling { slot: Slot, ceiling: Slot },
@@ -54,12 +57,19 @@ pub enum Refusal {
     )]
     TargetNotAboveLast { target: Epoch, last: Epoch },
     #[error(
-        "attestation refused: source epoch {source_epoch} is below the last signed source epoch {last}: it could be a surrounding vote"
+        "attestation refused: source epoch {source_epoch} is below the last signed source epoch {last} (here, or by its history): it could be a \
+         surrounding vote"
     )]
     SourceBelowLast { source_epoch: Epoch, last: Epoch },
-    #[error("attestation refused: target epoch {target} is not above the floor {floor} that this enclave took over")]
+    #[error(
+        "attestation refused: target epoch {target} is not above the floor, epoch {floor}: an enclave before this one may have signed up to there. \
+         Attestations are signed from target {} on", floor.saturating_add(1)
+    )]
     TargetNotAboveFloor { target: Epoch, floor: Epoch },
-    #[error("attestation refused: source epoch {source_epoch} is below the floor {floor} that this enclave took over")]
+    #[error(
+        "attestation refused: source epoch {source_epoch} is below the floor, epoch {floor}: an enclave before this one may have signed a vote from \
+         there. It is signed once epoch {floor} is justified"
+    )]
     SourceBelowFloor { source_epoch: Epoch, floor: Epoch },
     #[error("attestation refused: target epoch {target} is above the ceiling {ceiling} that the fence has granted")]
     TargetAboveCeiling { target: Epoch, ceiling: Epoch },
@@ -213,6 +223,21 @@ pub enum Refusal {
          name the end of the newest record (`casemate fence status --json` where it ended)"
     )]
     OlderEnd { seen: u64, found: u64 },
+    #[error(
+        "no block above slot {slot_ceiling} and no attestation with a target above epoch {target_ceiling} is signed: the fence's store has \
+         acknowledged nothing for {seconds} s ({trouble}). Signing goes on by itself as soon as it does"
+    )]
+    StoreSilent { slot_ceiling: Slot, target_ceiling: Epoch, seconds: u64, trouble: StoreTrouble },
+    #[error(
+        "block refused: slot {slot} is not above slot {last}, up to which this key may have signed elsewhere: its imported history says so, \
+         or no one knows it. Blocks are signed from slot {} on", last.saturating_add(1)
+    )]
+    BlockNotAboveHistory { slot: Slot, last: Slot },
+    #[error(
+        "attestation refused: target epoch {target} is not above epoch {last}, up to which this key may have signed elsewhere: its imported \
+         history says so, or no one knows it. Attestations are signed from target {} on", last.saturating_add(1)
+    )]
+    TargetNotAboveHistory { target: Epoch, last: Epoch },
 }
 
 /// Why an enclave does not hold the fence.
@@ -265,7 +290,10 @@ pub enum StoreTrouble {
         "the server that answers is not the store under the configured root, or it refuses the client certificate: check the endpoint and its certificate, then bring new credentials with `casemate fence init --credentials-only`"
     )]
     Tls,
-    #[error("its store answers with HTTP status {status}: check the credentials' rights, then the store")]
+    #[error(
+        "its store answers with HTTP status {status}: check the credentials' rights, its space (a full etcd takes no writes: `etcdctl alarm list`), \
+         then the store"
+    )]
     Status { status: u16 },
     #[error("its store's answer is not a record of this group: check the configured prefix or table")]
     Record,
@@ -334,6 +362,11 @@ impl Refusal {
         )
     }
 
+    /// The same, and what it hears once the store has been silent for some time.
+    pub fn waits_for_store(&self) -> bool {
+        self.is_above_ceiling() || matches!(self, Self::StoreSilent { .. })
+    }
+
     /// The class of this refusal.
     pub fn kind(&self) -> Kind {
         match self {
@@ -351,6 +384,7 @@ impl Refusal {
             Self::BlockAboveCeiling { .. }
             | Self::TargetAboveCeiling { .. }
             | Self::SourceAboveCeiling { .. }
+            | Self::StoreSilent { .. }
             | Self::NotHolder(_)
             | Self::ClockStopped
             | Self::StoreAway(_)
@@ -392,6 +426,8 @@ impl Refusal {
             | Self::BlockFromFuture { .. }
             | Self::BlockNotAboveLast { .. }
             | Self::BlockNotAboveFloor { .. }
+            | Self::BlockNotAboveHistory { .. }
+            | Self::TargetNotAboveHistory { .. }
             | Self::SourceAboveTarget { .. }
             | Self::TargetFromFuture { .. }
             | Self::TargetNotAboveLast { .. }

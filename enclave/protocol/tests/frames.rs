@@ -6,11 +6,12 @@ use casemate_protocol::command::{
 };
 use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
-    MAX_PROOF_NODES, MAX_PROOFS, Password, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
+    MAX_PROOF_NODES, MAX_PROOFS, Password, Readiness, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::history_page::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::key_page::{KeyDetails, KeyPage, MAX_KEYS_PER_KEY_PAGE, Origin, PendingExit, SignedKeyPage};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
+use casemate_protocol::may_sign::{MaySign, Silence};
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::{MalformedFrame, NotHolder, StoreTrouble, Waiting};
 use casemate_protocol::statement::{FenceKind, StatedStatus};
@@ -693,6 +694,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         }],
     });
     requests.push(Request::DeleteKeys { keys: vec![public_key] });
+    requests.push(Request::Readiness);
     let (e, s) = (Epoch(9), Slot(9));
     let refusals = [
         Refusal::MalformedFrame(MalformedFrame::Length { len: 65_537, max: 65_536 }),
@@ -868,6 +870,29 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         KeyOutcome::WrongPassword,
     ];
     replies.push(Reply::Command(Outcome::Imported { keys: outcomes.to_vec() }));
+    let (trouble, silent) = (StoreTrouble::Away, Silence { ms: 45_200, trouble: StoreTrouble::Away });
+    let silent_refusal = Refusal::StoreSilent { slot_ceiling: s, target_ceiling: e, seconds: 45, trouble };
+    replies.extend(
+        [
+            silent_refusal,
+            Refusal::BlockNotAboveHistory { slot: s, last: s },
+            Refusal::TargetNotAboveHistory { target: e, last: e },
+        ]
+        .map(Reply::Refused),
+    );
+    replies.push(Reply::Readiness(Readiness {
+        standing: StatedStatus::Holding,
+        term: 7,
+        may_sign: MaySign {
+            blocks_in_ms: None,
+            attestations_in_ms: Some(0),
+            reason: Some(silent_refusal),
+            slot_ceiling: Some(s),
+        },
+        silence: Some(silent),
+        store_answered_ms: Some(45_300),
+        keys: 64,
+    }));
     replies.push(Reply::Log(log_of_commands(s)));
     replies.push(Reply::KeyDetails(key_page(public_key)));
     let later = Request::KeyDetails { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 };

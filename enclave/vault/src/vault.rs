@@ -4,11 +4,15 @@ use std::sync::{Arc, RwLock};
 
 use casemate_fence::{Holder, Record};
 use casemate_protocol::command::{Envelope, Outcome, StoreCredentials};
-use casemate_protocol::frame::{HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce};
+use casemate_protocol::frame::{
+    HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce, Readiness,
+};
 use casemate_protocol::history_page::{HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
 use casemate_protocol::key_page::{KeyPage, MAX_KEYS_PER_KEY_PAGE, SignedKeyPage};
 use casemate_protocol::log::{LogRecord, Message};
+use casemate_protocol::may_sign::{Grant, may_sign};
 use casemate_protocol::refusal::NotHolder;
+use casemate_protocol::slot_clock::SlotClock;
 use casemate_protocol::{Bytes, Duty, Network, PublicKey, Refusal, Reply, Request, Root, SignRequest, Signature, Slot};
 use casemate_slashing::{Ceilings, Floors, Limits, rules};
 
@@ -148,6 +152,7 @@ impl Vault {
                 self.key_page(nonce, *start).map_or_else(Reply::Refused, Reply::KeyDetails)
             }
             Request::DeleteKeys { keys } => self.delete_keys(keys).map_or_else(Reply::Refused, Reply::Command),
+            Request::Readiness => Reply::Readiness(self.readiness()),
         }
     }
 
@@ -346,6 +351,28 @@ impl Vault {
             standing: self.fence_gate.standing(),
             key_manager_delete: self.policy.key_manager_delete,
         })
+    }
+
+    /// Whether it would sign now.
+    fn readiness(&self) -> Readiness {
+        let silence = self.fence_gate.silence();
+        let clock = SlotClock::from(&self.network);
+        Readiness {
+            standing: self.fence_gate.standing(),
+            term: self.fence_gate.held().map_or(0, |(term, _)| term),
+            may_sign: may_sign(self.clock.unix_ms(), clock, self.fence_gate.granted(), silence),
+            silence,
+            store_answered_ms: self.fence_gate.store_answered_ms(),
+            keys: count(current(&self.keys).signing().len()),
+        }
+    }
+
+    /// What a duty above a ceiling hears that has waited for the store in vain.
+    pub(crate) fn still_above(&self, refusal: Refusal) -> Refusal {
+        match (self.fence_gate.silence(), self.fence_gate.granted()) {
+            (Some(silence), Ok(Grant { ceilings: Some(ceilings), .. })) => silence.refusal(ceilings),
+            _ => refusal,
+        }
     }
 
     fn public_keys(&self, start: u32) -> Reply {

@@ -230,7 +230,7 @@ fn imported_keys_sign_above_their_past_and_are_there_at_the_next_start() {
     let next = Enclave::start(&bench);
     for enclave in [&enclave, &next] {
         let first = keys[0].0.public_key;
-        assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
         assert!(matches!(enclave.sign_block(first, 601), Reply::Signature(_)));
         assert!(matches!(enclave.sign_block(keys[1].0.public_key, 1), Reply::Signature(_)));
     }
@@ -264,10 +264,10 @@ fn importing_again_only_raises() {
     import(1, past(500));
     for (counter, past) in [(2, past(400)), (3, None), (5, new())] {
         assert_eq!(import(counter, past), Outcome::Imported { keys: vec![KeyOutcome::Duplicate] });
-        assert!(matches!(enclave.sign_block(first, 500), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(first, 500), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
     }
     import(6, past(600));
-    assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
     assert!(matches!(enclave.sign_block(first, 601), Reply::Signature(_)));
 }
 
@@ -523,7 +523,10 @@ fn where_nobody_knows_the_past_it_ends_with_the_import() {
     let (waived, secret) = key(1, None);
     enclave.send(&enclave.command(1, enclave.import(&[(waived, secret)])), &[1, 2]).unwrap();
     // Slot 1000 now: the next one could have been signed elsewhere.
-    assert!(matches!(enclave.sign_block(waived.public_key, 1001), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    assert!(matches!(
+        enclave.sign_block(waived.public_key, 1001),
+        Reply::Refused(Refusal::BlockNotAboveHistory { .. })
+    ));
     let vote = |target| {
         let checkpoint = |epoch| Checkpoint { epoch: Epoch(epoch), root: Bytes([1; 32]) };
         let data = AttestationData {
@@ -535,7 +538,7 @@ fn where_nobody_knows_the_past_it_ends_with_the_import() {
         };
         enclave.sign_duty(waived.public_key, Duty::Attestation(data))
     };
-    assert!(matches!(vote(31), Reply::Refused(Refusal::TargetNotAboveLast { .. })));
+    assert!(matches!(vote(31), Reply::Refused(Refusal::TargetNotAboveHistory { .. })));
 }
 
 #[test]
@@ -808,9 +811,9 @@ fn histories_are_only_raised_sealed_and_all_or_none() {
     let next = Enclave::start(&bench);
     for enclave in [&enclave, &next] {
         enclave.send(&enclave.command(9, enclave.import(&keys[1..])), &[1, 2]).unwrap();
-        assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(first, 600), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
         assert!(matches!(enclave.sign_block(first, 601), Reply::Signature(_)));
-        assert!(matches!(enclave.sign_block(other, 900), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+        assert!(matches!(enclave.sign_block(other, 900), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
         assert!(matches!(enclave.sign_block(other, 901), Reply::Signature(_)));
         bench.world.blobs.lock().unwrap().retain(|state_version, _| *state_version <= 5);
     }
@@ -939,7 +942,7 @@ fn keystores_and_deletions_without_operators_are_for_policies_that_say_so() {
     assert_eq!(outcome, Outcome::Imported { keys: outcomes });
     let key1 = key(1, None).0.public_key;
     assert_eq!(enclave.listed(), [key1]);
-    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
     // It is sealed as any other.
     assert_eq!(Enclave::start(&bench).listed(), [key1]);
     let deleted = Reply::Command(Outcome::Deleted { keys: vec![KeyOutcome::Deleted] });
@@ -951,5 +954,5 @@ fn keystores_and_deletions_without_operators_are_for_policies_that_say_so() {
     let again = import(vec![posted(1, None, &keystore(1, "secret"), "secret")]);
     let imported = Reply::Command(Outcome::Imported { keys: vec![KeyOutcome::Imported] });
     assert_eq!(enclave.vault.handle(&again), imported);
-    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveLast { .. })));
+    assert!(matches!(enclave.sign_block(key1, 500), Reply::Refused(Refusal::BlockNotAboveHistory { .. })));
 }

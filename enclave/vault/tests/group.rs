@@ -242,16 +242,16 @@ fn a_key_signs_only_once_every_state_without_it_is_refused_and_its_past_is_never
     assert_eq!(floor.attestation.unwrap().target, ceilings.target);
     for slot in [now, ceilings.slot.0] {
         let refused = common::fence::sign_with(&next.member.vault, key(2), &block(slot, 2));
-        assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(slot), last: ceilings.slot }));
+        assert_eq!(refused, Err(Refusal::BlockNotAboveHistory { slot: Slot(slot), last: ceilings.slot }));
     }
     let (source, target) = (ceilings.target.0.saturating_sub(1), ceilings.target);
     let refused = common::fence::sign_with(&next.member.vault, key(2), &vote(source, target.0, 2));
-    assert_eq!(refused, Err(Refusal::TargetNotAboveLast { target, last: target }));
+    assert_eq!(refused, Err(Refusal::TargetNotAboveHistory { target, last: target }));
     // A key that comes in by the other door, or comes back, starts there too.
     assert!(matches!(next.order(Action::Delete { keys: vec![key(2)] }), Ok(Outcome::Deleted { .. })));
     assert_eq!(next.import(2), Ok(Outcome::Imported { keys: vec![KeyOutcome::Imported] }));
     let refused = common::fence::sign_with(&next.member.vault, key(2), &block(now, 3));
-    assert_eq!(refused, Err(Refusal::BlockNotAboveLast { slot: Slot(now), last: ceilings.slot }));
+    assert_eq!(refused, Err(Refusal::BlockNotAboveHistory { slot: Slot(now), last: ceilings.slot }));
 }
 
 #[test]

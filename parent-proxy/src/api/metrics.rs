@@ -16,6 +16,7 @@ use casemate_protocol::{Reply, Request};
 
 use super::{App, Failure};
 use crate::enclave::Unavailable;
+use crate::readiness::Verdict;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Failure> {
     // Keys may have come through another proxy since this one connected.
@@ -24,13 +25,12 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Fai
         None => Err(Unavailable::Away),
     };
     let keys = match reply {
-        Ok(Reply::Info(info)) => Some((info.keys, info.standing.signs())),
+        Ok(Reply::Info(info)) => Some(info.keys),
         _ => None,
     };
-    let held = keys.is_some_and(|(_, held)| held) || app.enclave.holder().is_some();
-    let keys = keys.map(|(keys, _)| keys);
+    let verdict = app.enclave.verdict();
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Collected { app, keys, held }));
+    registry.register_collector(Box::new(Collected { app, keys, verdict }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)
         .map_err(|_| Failure::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"))?;
@@ -43,7 +43,7 @@ struct Collected {
     app: Arc<App>,
     /// Nothing while the enclave does not say.
     keys: Option<u32>,
-    held: bool,
+    verdict: Verdict,
 }
 
 impl std::fmt::Debug for Collected {
@@ -55,18 +55,48 @@ impl std::fmt::Debug for Collected {
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut one = |name: &str, help: &str, metric: &dyn Dyn| metric.write(&mut encoder, name, help);
-        let Self { app, keys, held } = self;
+        let Self { app, keys, verdict } = self;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         one(
             "casemate_enclave_connections",
             "Connections to the enclave that are up",
             &ConstGauge::new(number(app.enclave.connections_up())),
         )?;
+        let held = app.enclave.holder().is_some() && verdict.blocks_in_ms().is_some();
         one(
             "casemate_fence_held",
-            "Whether an enclave of this proxy may sign: 1, or 0",
-            &ConstGauge::new(i64::from(*held)),
+            "Whether an enclave of this proxy holds the fence, and the slot is within its ceilings: 1, or 0",
+            &ConstGauge::new(i64::from(held)),
         )?;
+        one(
+            "casemate_ready",
+            "Whether a block could be signed now, as /readyz says: 1, or 0",
+            &ConstGauge::new(i64::from(verdict.is_ready())),
+        )?;
+        let silence = verdict.readiness.and_then(|readiness| readiness.silence).map_or(0, |silence| silence.ms);
+        let answered = verdict.readiness.and_then(|readiness| readiness.store_answered_ms);
+        for (name, help, ms) in [
+            (
+                "casemate_blocks_in_seconds",
+                "Until a block may be signed; absent where that cannot be foreseen",
+                verdict.blocks_in_ms(),
+            ),
+            (
+                "casemate_attestations_in_seconds",
+                "Until an attestation may be signed; absent where that cannot be foreseen",
+                verdict.attestations_in_ms(),
+            ),
+            (
+                "casemate_fence_store_silent_seconds",
+                "For how long the fence's store has owed an answer; 0 where it owes none",
+                Some(silence),
+            ),
+            ("casemate_fence_store_answer_age_seconds", "Since the last clear answer of the fence's store", answered),
+        ] {
+            if let Some(ms) = ms {
+                one(name, help, &ConstGauge::new(i64::try_from(ms.div_ceil(1000)).unwrap_or(i64::MAX)))?;
+            }
+        }
         if let Some(keys) = keys {
             one("casemate_enclave_keys", "Keys that sign", &ConstGauge::new(i64::from(*keys)))?;
         }

@@ -113,6 +113,8 @@ pub fn api(
         .route("/eth/v1/keystores", get(keystores::list).post(keystores::import).delete(keystores::delete))
         .route("/openapi.json", get(status::openapi))
         .route("/metrics", get(metrics::metrics))
+        .route("/livez", get(status::livez))
+        .route("/readyz", get(status::readyz))
         .route("/upcheck", get(status::upcheck))
         .route("/healthcheck", get(status::healthcheck))
         .route("/reload", get(reload::status).post(reload::start))

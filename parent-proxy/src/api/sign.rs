@@ -91,13 +91,14 @@ impl App {
         let (body, permit) = self.read_body(headers, body).await.map_err(|failure| (known, failure))?;
         // Megabytes take a while to parse: nothing waits for that.
         let small = body.len() <= SMALL_BODY;
-        let place = if small { self.enclave.place().await } else { Ok(None) };
+        let until = self.enclave.deadline();
+        let place = if small { self.enclave.place(until).await } else { Ok(None) };
         let place = place.map_err(|unavailable| (known, unavailable.into()))?;
         let Parsed { duty, fork_info, signing_root, proofs } =
             self.parse(body, permit).await.map_err(|failure| (known, failure))?;
         let public_key = key.map_err(|failure| (None, failure))?;
         let request = SignRequest { public_key, duty, fork_info, signing_root, proofs };
-        match self.enclave.call_from(place, Request::Sign(request)).await {
+        match self.enclave.call_from(place, Request::Sign(request), until).await {
             Ok(Reply::Signature(signature)) => Ok((public_key, signature)),
             Ok(Reply::Refused(refusal)) => Err((known, refusal.into())),
             Ok(_) => Err((known, Failure::unexpected_reply())),

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
+use crate::slot_clock::SlotClock;
 use crate::window::Window;
 use crate::{Bytes, Epoch, Network, Root, Slot};
 
@@ -115,6 +116,12 @@ impl From<&Network> for StatedNetwork {
             slot_duration_ms: network.slot_duration_ms(),
             slots_per_epoch: network.slots_per_epoch(),
         }
+    }
+}
+
+impl From<&StatedNetwork> for SlotClock {
+    fn from(network: &StatedNetwork) -> Self {
+        Self::new(network.genesis_time, network.slot_duration_ms, network.slots_per_epoch)
     }
 }
 

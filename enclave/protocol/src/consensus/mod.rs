@@ -2,5 +2,6 @@
 
 pub mod duty;
 pub mod network;
+pub mod slot_clock;
 pub mod time;
 pub mod window;

@@ -12,6 +12,7 @@ use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
 use crate::history_page::SignedHistoryPage;
 use crate::key_page::SignedKeyPage;
 use crate::log::LogPage;
+use crate::may_sign::{MaySign, Silence};
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
 use crate::refusal::MalformedFrame;
 use crate::statement::{MAX_STATEMENT_LEN, StatedStatus};
@@ -107,6 +108,8 @@ pub enum Request {
         /// At most [`MAX_KEYS`].
         keys: Vec<PublicKey>,
     },
+    /// Whether duties would be signed now.
+    Readiness,
     /// One page of what operators want to know of the group's keys, those that were deleted too.
     KeyDetails {
         /// Comes back under the signature, so that the page cannot be an old one.
@@ -207,8 +210,28 @@ pub enum Reply {
     SlashingProtection(SignedHistoryPage),
     /// To [`Request::Log`].
     Log(LogPage),
+    /// To [`Request::Readiness`].
+    Readiness(Readiness),
     /// To [`Request::KeyDetails`].
     KeyDetails(SignedKeyPage),
+}
+
+/// Whether an enclave would sign now. Unauthenticated, as [`Info`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Readiness {
+    /// What it is to the fence.
+    pub standing: StatedStatus,
+    /// The term that it holds; 0 for none.
+    pub term: u64,
+    /// What it would sign.
+    pub may_sign: MaySign,
+    /// Its fence's store, where that is asked and does not answer.
+    pub silence: Option<Silence>,
+    /// Milliseconds since the store's last clear answer.
+    pub store_answered_ms: Option<u64>,
+    /// How many keys sign.
+    pub keys: u32,
 }
 
 /// What an enclave says about itself. Unauthenticated: an operator verifies it by attestation.
@@ -225,6 +248,14 @@ pub struct Info {
     pub standing: StatedStatus,
     /// Whether the measured policy lets the key manager API delete keys.
     pub key_manager_delete: bool,
+}
+
+impl Readiness {
+    /// Of an enclave that says no more than what it is to the fence.
+    pub fn from_standing(standing: StatedStatus, keys: u32) -> Self {
+        let may_sign = MaySign::from_standing(standing);
+        Self { standing, term: 0, may_sign, silence: None, store_answered_ms: None, keys }
+    }
 }
 
 /// The ceilings in force.

@@ -31,11 +31,14 @@ pub fn check(
         // The very same vote again: an answer can get lost, and a second copy slashes nobody.
         let repeat = target == last.target && last.signing_root == Some(signing_root);
         if target <= last.target && !repeat {
-            return Err(Refusal::TargetNotAboveLast { target, last: last.target });
+            return Err(not_above(target, last, limits));
         }
         // Also of a repeat: the root may come from an import, and nothing ties it to the source and target that stand beside it.
         if source < last.source {
-            return Err(Refusal::SourceBelowLast { source_epoch: source, last: last.source });
+            return Err(match limits.floors.source.filter(|floor| source < *floor && last.signing_root.is_none()) {
+                Some(floor) => Refusal::SourceBelowFloor { source_epoch: source, floor },
+                None => Refusal::SourceBelowLast { source_epoch: source, last: last.source },
+            });
         }
     }
     let Limits { floors, ceilings } = limits;
@@ -53,6 +56,15 @@ pub fn check(
     }
     let mark = AttestationMark { source, target, signing_root: Some(signing_root) };
     Ok(Watermarks { attestation: Some(mark), ..watermarks })
+}
+
+/// A mark without a root was not made by a signature of this enclave: a floor has raised it, or a history.
+fn not_above(target: Epoch, last: AttestationMark, limits: &Limits) -> Refusal {
+    match limits.floors.target.filter(|floor| target <= *floor) {
+        _ if last.signing_root.is_some() => Refusal::TargetNotAboveLast { target, last: last.target },
+        Some(floor) => Refusal::TargetNotAboveFloor { target, floor },
+        None => Refusal::TargetNotAboveHistory { target, last: last.target },
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +93,20 @@ mod tests {
         assert_eq!(sign(after(3, 4, Some(A)), 3, 4, A, none), Ok(after(3, 4, Some(A))));
         let top = u64::MAX;
         assert_eq!(sign(after(3, 4, Some(A)), top - 1, top, B, none), Ok(after(top - 1, top, Some(B))));
+    }
+
+    #[test]
+    fn a_floor_that_has_raised_a_mark_is_named_and_not_a_signature_that_never_was() {
+        let floors = Floors { slot: None, target: Some(Epoch(9)), source: Some(Epoch(8)) };
+        let limits = Limits { floors, ..Limits::NONE };
+        let floor = Err(Refusal::TargetNotAboveFloor { target: Epoch(9), floor: Epoch(9) });
+        assert_eq!(sign(after(8, 9, None), 8, 9, A, &limits), floor);
+        let below = Err(Refusal::SourceBelowFloor { source_epoch: Epoch(7), floor: Epoch(8) });
+        assert_eq!(sign(after(8, 9, None), 7, 10, A, &limits), below);
+        let signed = Err(Refusal::TargetNotAboveLast { target: Epoch(9), last: Epoch(9) });
+        assert_eq!(sign(after(8, 9, Some(B)), 8, 9, A, &limits), signed);
+        let told = Err(Refusal::TargetNotAboveHistory { target: Epoch(10), last: Epoch(11) });
+        assert_eq!(sign(after(8, 11, None), 8, 10, A, &limits), told);
     }
 
     #[test]

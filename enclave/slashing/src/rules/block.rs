@@ -13,7 +13,7 @@ pub fn check(watermarks: Watermarks, slot: Slot, signing_root: Root, limits: &Li
         // The very same block again: an answer can get lost, and a second copy slashes nobody.
         let repeat = slot == last.slot && last.signing_root == Some(signing_root);
         if slot <= last.slot && !repeat {
-            return Err(Refusal::BlockNotAboveLast { slot, last: last.slot });
+            return Err(not_above(slot, last, limits));
         }
     }
     if let Some(floor) = limits.floors.slot.filter(|floor| slot <= *floor) {
@@ -23,6 +23,15 @@ pub fn check(watermarks: Watermarks, slot: Slot, signing_root: Root, limits: &Li
         return Err(Refusal::BlockAboveCeiling { slot, ceiling: limits.ceilings.slot });
     }
     Ok(Watermarks { block: Some(BlockMark { slot, signing_root: Some(signing_root) }), ..watermarks })
+}
+
+/// A mark without a root was not made by a signature of this enclave: a floor has raised it, or a history.
+fn not_above(slot: Slot, last: BlockMark, limits: &Limits) -> Refusal {
+    match limits.floors.slot.filter(|floor| slot <= *floor) {
+        _ if last.signing_root.is_some() => Refusal::BlockNotAboveLast { slot, last: last.slot },
+        Some(floor) => Refusal::BlockNotAboveFloor { slot, floor },
+        None => Refusal::BlockNotAboveHistory { slot, last: last.slot },
+    }
 }
 
 #[cfg(test)]
@@ -45,9 +54,28 @@ mod tests {
         assert_eq!(sign(after(5, Some(A)), 5, A), Ok(after(5, Some(A))));
         let refused = |slot| Err(Refusal::BlockNotAboveLast { slot: Slot(slot), last: Slot(5) });
         assert_eq!(sign(after(5, Some(A)), 5, B), refused(5));
-        assert_eq!(sign(after(5, None), 5, A), refused(5));
+        assert_eq!(
+            sign(after(5, None), 5, A),
+            Err(Refusal::BlockNotAboveHistory { slot: Slot(5), last: Slot(5) }),
+            "nobody says that it was another one"
+        );
         assert_eq!(sign(after(5, Some(A)), 4, A), refused(4));
         assert_eq!(sign(after(u64::MAX - 1, None), u64::MAX, A), Ok(after(u64::MAX, Some(A))));
+    }
+
+    #[test]
+    fn a_floor_that_has_raised_a_mark_is_named_and_not_a_signature_that_never_was() {
+        let limits = Limits { floors: Floors { slot: Some(Slot(10)), ..Floors::default() }, ..Limits::NONE };
+        let floor = |slot| Err(Refusal::BlockNotAboveFloor { slot: Slot(slot), floor: Slot(10) });
+        for slot in [9, 10] {
+            assert_eq!(check(after(10, None), Slot(slot), A, &limits), floor(slot));
+        }
+        // One that this enclave has signed is another matter.
+        let signed = Err(Refusal::BlockNotAboveLast { slot: Slot(10), last: Slot(10) });
+        assert_eq!(check(after(10, Some(B)), Slot(10), A, &limits), signed);
+        // Above the floor it is the history that says so.
+        let told = Err(Refusal::BlockNotAboveHistory { slot: Slot(11), last: Slot(12) });
+        assert_eq!(check(after(12, None), Slot(11), A, &limits), told);
     }
 
     #[test]

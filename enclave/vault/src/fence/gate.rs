@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use casemate_fence::{Beginning, Record};
 use casemate_protocol::command::StoreCredentials;
+use casemate_protocol::may_sign::{Grant, Silence};
 use casemate_protocol::refusal::{NotHolder, StoreTrouble};
 use casemate_protocol::statement::{self, FenceKind, StatedFloors, StatedRecord, StatedStatus};
 use casemate_protocol::{Refusal, Root, Slot};
@@ -18,6 +19,8 @@ use crate::platform::runtime::{Bell, Kernel, Runtime};
 use crate::platform::sync::atomic::{AtomicU64, Ordering};
 use crate::platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+/// A store that has owed an answer for so long is silent; a healthy one takes a hundredth of it.
+const SLOW_ANSWER: Duration = Duration::from_secs(1);
 /// Longest time for what the keeper is sent for, for anyone who waits.
 const ERRAND_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -29,6 +32,7 @@ pub struct FenceGate {
     gate: RwLock<Gate>,
     view: RwLock<View>,
     orders: Mutex<Orders>,
+    contact: Mutex<Contact>,
     runtime: Arc<dyn Runtime>,
     /// Wakes the keeper.
     woken: Arc<dyn Bell>,
@@ -64,6 +68,17 @@ struct Orders {
     closed: bool,
     /// When the host was last granted a handover that no operator has signed.
     unsigned_handover: Option<Slot>,
+}
+
+/// When the store has answered, by the runtime's clock.
+#[derive(Clone, Copy, Default)]
+struct Contact {
+    /// The last clear answer.
+    answered: Option<Duration>,
+    /// Since when it owes one: the first question after that, or a write that it does not carry out.
+    owes_since: Option<Duration>,
+    /// What came of the last question that it did not answer clearly.
+    trouble: StoreTrouble,
 }
 
 /// Where the keeper puts what came of an errand.
@@ -169,6 +184,7 @@ impl FenceGate {
             gate: RwLock::new(gate),
             view: RwLock::new(view),
             orders: Mutex::default(),
+            contact: Mutex::default(),
             runtime: Arc::new(runtime),
             woken,
             changes: AtomicU64::new(0),
@@ -201,6 +217,51 @@ impl FenceGate {
             Gate::Open(limits, term) => Ok(Pass { limits, term, _gate: gate }),
             Gate::Closed(why) => Err(Refusal::NotHolder(why)),
         }
+    }
+
+    /// What the fence grants, or why nothing.
+    pub(crate) fn granted(&self) -> Result<Grant, NotHolder> {
+        let limits = match *self.gate.read().unwrap_or_else(PoisonError::into_inner) {
+            Gate::Open(limits, _) => limits,
+            Gate::Closed(why) => return Err(why),
+        };
+        let Limits { floors, ceilings } = limits;
+        let ceilings = (ceilings != Ceilings::NONE).then_some((ceilings.slot, ceilings.target));
+        Ok(Grant { floors: StatedFloors { slot: floors.slot, target: floors.target, source: floors.source }, ceilings })
+    }
+
+    /// The store is being asked.
+    pub(crate) fn store_is_asked(&self) {
+        let now = self.runtime.now();
+        self.contact().owes_since.get_or_insert(now);
+    }
+
+    /// It has not answered, or not clearly.
+    pub(crate) fn store_is_silent(&self, trouble: StoreTrouble) {
+        self.contact().trouble = trouble;
+    }
+
+    /// It has answered. `done`: and owes nothing that was asked before.
+    pub(crate) fn store_has_answered(&self, done: bool) {
+        let now = self.runtime.now();
+        let mut contact = self.contact();
+        contact.answered = Some(now);
+        if done {
+            contact.owes_since = None;
+        }
+    }
+
+    /// For how long the store has owed an answer, once that is longer than one takes.
+    pub(crate) fn silence(&self) -> Option<Silence> {
+        let Contact { owes_since, trouble, .. } = *self.contact();
+        let length = self.runtime.now().saturating_sub(owes_since?);
+        (length >= SLOW_ANSWER).then(|| Silence { ms: milliseconds(length), trouble })
+    }
+
+    /// Milliseconds since the store's last clear answer.
+    pub(crate) fn store_answered_ms(&self) -> Option<u64> {
+        let answered = self.contact().answered?;
+        Some(milliseconds(self.runtime.now().saturating_sub(answered)))
     }
 
     /// What this enclave is to the fence.
@@ -392,6 +453,10 @@ impl FenceGate {
         Arc::clone(&self.runtime)
     }
 
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn view(&self) -> View {
         *self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -399,4 +464,8 @@ impl FenceGate {
     fn orders(&self) -> MutexGuard<'_, Orders> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn milliseconds(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }

@@ -24,6 +24,8 @@ const STANDBY_POLL: Duration = Duration::from_millis(500);
 /// So long, or a slot where that is shorter, a record must stay as it is before it is claimed without having been left: one that
 /// has just been claimed is extended at once.
 const STABLE_BEFORE_CLAIM: Duration = Duration::from_secs(2);
+/// A store that has not answered for so long was away: one that stands by asks four times as often.
+const ABSENCE: Duration = Duration::from_secs(2);
 /// Wait after an unclear answer; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -61,6 +63,12 @@ pub struct FenceKeeper<'a> {
     floored: u64,
     /// Why the record that was seen cannot be claimed.
     unfit: Option<NotHolder>,
+    /// Version of the record that the store did not replace when it was asked to.
+    unwritten: Option<u64>,
+    /// When the store last answered; whether it has not since; and when it last came back from that.
+    answered: Option<Duration>,
+    away: bool,
+    returned: Option<Duration>,
     checked: Duration,
     failed_checks: u32,
 }
@@ -96,6 +104,10 @@ impl<'a> FenceKeeper<'a> {
             steady: None,
             floored: 0,
             unfit: None,
+            unwritten: None,
+            answered: None,
+            away: false,
+            returned: None,
         }
     }
 
@@ -164,10 +176,12 @@ impl<'a> FenceKeeper<'a> {
     fn put(&mut self, ask: StoreRequest) {
         let mut next = Some(ask);
         while let (Some(ask), Some(store)) = (next, self.store.as_mut()) {
+            self.fence_gate.store_is_asked();
             let (heard, trouble) = store.ask(&ask.op);
             self.trouble = trouble.unwrap_or_default();
             let before = self.fence.status();
             next = self.fence.on_response(ask.number, heard);
+            self.note_contact(&ask.op, heard);
             if matches!(ask.op, StoreOp::Read) {
                 self.looked = Some(self.runtime.now());
             }
@@ -182,6 +196,28 @@ impl<'a> FenceKeeper<'a> {
             self.pending = None;
             self.backoff = MIN_BACKOFF;
         }
+    }
+
+    /// Writes down whether the store has answered. One that can be read and takes no writes owes its answer: a holder cannot go on.
+    fn note_contact(&mut self, asked: &StoreOp, heard: StoreResponse) {
+        if heard == StoreResponse::Unclear {
+            if let (StoreOp::Swap { old, .. }, FenceStatus::Holding(_)) = (asked, self.fence.status()) {
+                self.unwritten = Some(old.version);
+            }
+            self.away = true;
+            return self.fence_gate.store_is_silent(self.trouble);
+        }
+        let still = |version| matches!(self.fence.status(), FenceStatus::Holding(record) if record.version == version);
+        if !matches!(asked, StoreOp::Read) || !self.unwritten.is_some_and(still) {
+            self.unwritten = None;
+        }
+        self.fence_gate.store_has_answered(self.unwritten.is_none());
+        // Before its first answer there was no holder that this enclave could have seen lose it.
+        let away = std::mem::take(&mut self.away);
+        if self.answered.is_some_and(|then| away || self.since(then) >= ABSENCE) {
+            self.returned = Some(self.runtime.now());
+        }
+        self.answered = Some(self.runtime.now());
     }
 
     /// What is to be asked now, if anything.
@@ -264,7 +300,9 @@ impl<'a> FenceKeeper<'a> {
             }
         };
         let slot = Duration::from_millis(self.vault.network().slot_duration_ms());
-        let steady = self.since(since) >= STABLE_BEFORE_CLAIM.min(slot);
+        // A holder that could not reach the store either goes on as soon as it can: it must have had the time to.
+        let back = self.returned.is_none_or(|returned| self.since(returned) >= slot);
+        let steady = self.since(since) >= STABLE_BEFORE_CLAIM.min(slot) && back;
         // A record that was just made: nobody holds it. Floors hold for anyone who claims it, as for any other.
         let first = record.holder == Holder::ZERO;
         self.takeover || first || left_behind || (passed && steady)

@@ -64,6 +64,8 @@ impl Clock for Time {
 struct Script {
     record: Option<Record>,
     away: bool,
+    /// It can be read, and takes no writes.
+    full: bool,
     closed: bool,
     /// The next creation or swap does not take place: this is there instead.
     instead: VecDeque<Record>,
@@ -86,6 +88,9 @@ impl Store for Shop {
         script.asked.push((self.1.ms(), *question));
         if script.away {
             return (StoreResponse::Unclear, Some(StoreTrouble::Away));
+        }
+        if script.full && !matches!(question, StoreOp::Read) {
+            return (StoreResponse::Unclear, Some(StoreTrouble::Status { status: 429 }));
         }
         let heard = match question {
             StoreOp::Read => StoreResponse::Record(script.record),
@@ -311,6 +316,70 @@ fn a_record_whose_ceilings_have_passed_is_claimed_once_it_has_stayed_the_same() 
     world.put(Record { version: 6, ..others(NOW - 5) });
     world.go(&mut keeper, 5000);
     assert_eq!(world.claimed(), Some(3100), "it was seen in the look at 1000");
+}
+
+#[test]
+fn a_store_that_comes_back_leaves_the_former_holder_a_slot_before_a_standby_claims() {
+    let slot_ms = 4000;
+    let away = |world: &World, keeper: &mut FenceKeeper<'_>| {
+        // It has stood by, and the store goes away until the ceilings have long passed.
+        world.go(keeper, 2000);
+        world.script().away = true;
+        world.go(keeper, 40_000);
+        assert_eq!(world.claimed(), None);
+        world.script().away = false;
+    };
+    let world = World::new(slot_ms, Some(others(NOW + 2)));
+    let mut keeper = world.keeper(0);
+    away(&world, &mut keeper);
+    // Its holder lives, and goes on within that slot: it stays the holder.
+    world.go(&mut keeper, 43_000);
+    world.put(Record { version: 6, ..others(NOW + 20) });
+    world.go(&mut keeper, 60_000);
+    assert_eq!((world.claimed(), world.standing()), (None, StatedStatus::Standby));
+
+    // It is dead: it is followed a slot after the store's first answer.
+    let world = World::new(slot_ms, Some(others(NOW + 2)));
+    let mut keeper = world.keeper(0);
+    away(&world, &mut keeper);
+    let mut back = 40_000;
+    while world.vault.fence_gate().silence().is_some() {
+        back += 100;
+        world.go(&mut keeper, back);
+    }
+    world.go(&mut keeper, back + 3 * slot_ms);
+    let claimed = world.claimed().unwrap();
+    assert!((back + slot_ms - 200..=back + slot_ms + 700).contains(&claimed), "back at {back}, claimed at {claimed}");
+}
+
+#[test]
+fn a_store_is_silent_from_the_first_question_that_it_leaves_open() {
+    let world = World::new(1000, Some(new()));
+    let mut keeper = holds(&world);
+    let gate = world.vault.fence_gate();
+    assert_eq!(gate.silence(), None);
+    world.script().away = true;
+    let begun = world.time.ms();
+    world.go(&mut keeper, begun + 6000);
+    let silence = gate.silence().unwrap();
+    assert!((4500..=6000).contains(&silence.ms) && silence.trouble == StoreTrouble::Away, "{silence:?}");
+    world.script().away = false;
+    world.go(&mut keeper, begun + 9000);
+    assert_eq!(gate.silence(), None);
+    assert!(gate.store_answered_ms().unwrap() < 1500);
+}
+
+#[test]
+fn a_full_store_is_silent_though_it_can_be_read() {
+    let world = World::new(1000, Some(new()));
+    let mut keeper = holds(&world);
+    world.script().full = true;
+    world.go(&mut keeper, 8000);
+    let silence = world.vault.fence_gate().silence().unwrap();
+    assert!(silence.ms > 5000 && silence.trouble == StoreTrouble::Status { status: 429 }, "{silence:?}");
+    world.script().full = false;
+    world.go(&mut keeper, 12_000);
+    assert_eq!(world.vault.fence_gate().silence(), None);
 }
 
 #[test]

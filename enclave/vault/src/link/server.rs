@@ -29,7 +29,7 @@ const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// How often parked requests are looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Longest time that a request waits for the fence to grant a higher ceiling: the store's answer, and one more try.
-const PARKED: Duration = Duration::from_secs(3);
+const PARKED: Duration = Duration::from_millis(1500);
 /// How often it is looked whether anything is due that nobody has ordered.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Requests that may wait for it; more are refused at once.
@@ -391,10 +391,11 @@ fn answer(
             // It waits for the store of the fence, together with all others, and keeps no worker from signing.
             let above = matches!(&reply, Reply::Refused(refusal) if refusal.is_above_ceiling());
             parks = patient && above;
-            if above && !parks {
-                note_refused(vault, &other, &reply);
+            match reply {
+                _ if parks => None,
+                Reply::Refused(refusal) if above => Some(still_above(vault, &other, refusal)),
+                reply => Some(reply),
             }
-            if parks { None } else { Some(reply) }
         }
     };
     answer_with(handle, &request, replies);
@@ -402,9 +403,12 @@ fn answer(
         request.patience = request.patience.or_else(|| Instant::now().checked_add(PARKED));
         if let Some(request) = queue.park(request) {
             let answered = |asked: RequestFrame| {
-                let reply = vault.handle(&asked.request);
-                note_refused(vault, &asked.request, &reply);
-                Some(reply)
+                Some(match vault.handle(&asked.request) {
+                    Reply::Refused(refusal) if refusal.is_above_ceiling() => {
+                        still_above(vault, &asked.request, refusal)
+                    }
+                    reply => reply,
+                })
             };
             answer_with(answered, &request, replies);
         } else if vault.fence_gate().changes() != seen {
@@ -415,13 +419,11 @@ fn answer(
     due
 }
 
-/// A refusal that the vault has not logged, because the request might have waited, and that is the answer all the same.
-fn note_refused(vault: &Vault, request: &Asked, reply: &Reply) {
-    if let Reply::Refused(refusal) = reply
-        && refusal.is_above_ceiling()
-    {
-        vault.note_refused(request, refusal);
-    }
+/// The refusal of a request that has waited in vain, or may not wait. The vault has not logged it: it might have been signed yet.
+fn still_above(vault: &Vault, request: &Asked, refusal: Refusal) -> Reply {
+    let refusal = vault.still_above(refusal);
+    vault.note_refused(request, &refusal);
+    Reply::Refused(refusal)
 }
 
 /// Decodes and answers; nothing is answered yet where `handle` gives nothing.

@@ -17,6 +17,8 @@ use crate::stack::{Program, Stack, eventually};
 pub struct Bench {
     pub folder: tempfile::TempDir,
     program: Program,
+    /// NAME=VALUE, for the stack's processes.
+    environment: Vec<String>,
     genesis: u64,
     slot_ms: u64,
     slots_per_epoch: u64,
@@ -47,7 +49,14 @@ impl Bench {
             toml.push('\n');
         }
         std::fs::write(folder.path().join("network.toml"), toml).unwrap();
-        Self { folder, program, genesis, slot_ms, slots_per_epoch }
+        Self { folder, program, environment: Vec::new(), genesis, slot_ms, slots_per_epoch }
+    }
+
+    /// With this in the environment of its stack.
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push(format!("{name}={value}"));
+        self
     }
 
     pub fn now(&self) -> (u64, u64) {
@@ -58,7 +67,12 @@ impl Bench {
     pub fn try_start(&self, options: &[&str]) -> Result<Stack, String> {
         let network = self.folder.path().join("network.toml");
         let options = [&["--network", network.to_str().unwrap()], options].concat();
-        Stack::try_start(self.program, &self.folder.path().join("data"), &options)
+        let data = self.folder.path().join("data");
+        if self.environment.is_empty() {
+            return Stack::try_start(self.program, &data, &options);
+        }
+        let words: Vec<&str> = self.environment.iter().map(String::as_str).chain([self.program]).collect();
+        Stack::try_start_with("/usr/bin/env", &words, &data, &options)
     }
 
     pub fn start(&self, options: &[&str]) -> Stack {
@@ -209,7 +223,7 @@ impl Bench {
     pub fn copied_without(&self, name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         copy_but(self.folder.path(), folder.path(), &self.etcd(name));
-        Self { folder, ..*self }
+        Self { folder, environment: self.environment.clone(), ..*self }
     }
 
     /// An interop key that the stack does not have, with what an operator knows of its past: nothing since long ago.
@@ -233,7 +247,7 @@ impl Bench {
 pub struct Newcomer {
     pub public_key: String,
     raw: String,
-    history: String,
+    pub history: String,
     /// A file with the public key.
     pub listed: String,
 }

@@ -56,7 +56,8 @@ impl Stack {
         Self::try_start_with(program, &[], data_dir, options)
     }
 
-    fn try_start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Result<Self, String> {
+    /// The same, with words before all options.
+    pub fn try_start_with(program: Program, words: &[&str], data_dir: &Path, options: &[&str]) -> Result<Self, String> {
         let address = free_address();
         let mut child = Command::new(program)
             .args(words)
@@ -242,6 +243,8 @@ impl Drop for Stack {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|s| s.is_none()) {
             Self::signal(self.child.id(), Signal::TERM);
+            // A test that has failed may have left it stopped.
+            Self::signal(self.child.id(), Signal::CONT);
             let _ = self.child.wait();
         }
     }

@@ -454,7 +454,8 @@ fn while_the_enclave_is_away_health_says_so() {
     let health = stack.until("the health check to notice", |c| c.get("/healthcheck", &[]), |a| a.status == 503);
     assert_eq!(health.json()["status"], "DOWN");
     let mut client = stack.client();
-    assert_eq!(client.get("/upcheck", &[]).status, 200);
+    assert_eq!(client.get("/upcheck", &[]).status, 503);
+    assert_eq!(client.get("/livez", &[]).status, 200);
     assert_eq!(client.get("/api/v1/eth2/publicKeys", &[]).status, 503);
     assert_eq!(client.get("/api/v1/eth2/highWatermark", &[]).status, 503);
     client.post("/reload", "");
@@ -744,9 +745,15 @@ fn after_a_power_cut_every_key_starts_above_the_current_epoch_and_stays_there() 
     let bound = |stack: &Stack| {
         let mut client = stack.client();
         for key in &keys {
-            refused(&mut client, key, &attestation(9, 10, 1), 412, &["target epoch 10", "last signed target epoch 10"]);
+            refused(
+                &mut client,
+                key,
+                &attestation(9, 10, 1),
+                412,
+                &["target epoch 10 is not above epoch 10, up to which"],
+            );
             refused(&mut client, key, &attestation(10, 10, 1), 412, &["both epoch 10"]);
-            refused(&mut client, key, &block(321, 1), 412, &["slot 321", "last signed slot 322"]);
+            refused(&mut client, key, &block(321, 1), 412, &["slot 321 is not above slot 322, up to which"]);
             client.sign(key, &randao(10)).signature();
         }
     };
@@ -886,7 +893,13 @@ fn keystores_load_and_sign_only_with_a_history() {
     let stack = bench.start(&with_history);
     let mut client = stack.client();
     assert_eq!(keys(&mut client), [key]);
-    refused(&mut client, key, &block(100, 1), 412, &["last signed slot 100"]);
+    refused(
+        &mut client,
+        key,
+        &block(100, 1),
+        412,
+        &["not above slot 100, up to which this key may have signed elsewhere"],
+    );
     refused(&mut client, key, &attestation(2, 5, 1), 412, &["last signed source epoch 3"]);
     client.sign(key, &attestation(3, 5, 1)).signature();
     drop(stack);

@@ -256,7 +256,10 @@ async fn free_epochs(connection: &mut Connection, keys: &[String], chain: &Chain
             bail!("the signer refuses votes of old epochs, which a load consists of: give its stack --any-age");
         }
         if status != 200 {
-            start = start.max(number_after(&body, "last signed target epoch ").unwrap_or(0).saturating_add(1));
+            // What it signed last, or a floor, or what its history says.
+            let words = ["last signed target epoch ", "the floor, epoch ", "is not above epoch "];
+            let last = words.iter().find_map(|words| number_after(&body, words));
+            start = start.max(last.unwrap_or(0).saturating_add(1));
         }
     }
     let key = keys.first().context("the signer has no key")?;

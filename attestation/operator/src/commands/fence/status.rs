@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use casemate_protocol::statement::{FenceStatement, StatedRecord, StatedState, StatedStatus};
-use casemate_protocol::{Bytes, Epoch, Slot, Statement};
+use casemate_protocol::may_sign::{Grant, MaySign, by_statement, may_sign};
+use casemate_protocol::slot_clock::SlotClock;
+use casemate_protocol::statement::{FenceStatement, StatedFloors, StatedRecord, StatedState, StatedStatus};
+use casemate_protocol::{Bytes, Slot, Statement};
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::status_all;
 use crate::args::{Connection, PinOptions};
-use crate::chain::Chain;
 use crate::exit::{Answer, Exit};
 use crate::report;
 use crate::session::Session;
@@ -44,27 +45,21 @@ pub fn run(options: Status) -> Result<Answer> {
     Ok((text, Exit::Accepted))
 }
 
-/// When an enclave may sign: milliseconds from its own time; nothing where that cannot be told.
-struct When {
-    blocks_ms: Option<u64>,
-    attestations_ms: Option<u64>,
-}
-
-fn when(statement: &Statement) -> When {
+/// What this enclave would sign, by what it has attested; and, of one that stands by, what it would if its holder does not go on.
+fn when(statement: &Statement) -> MaySign {
     let Statement { fence, network, .. } = statement;
-    let chain = Chain(network);
-    let Some(now) = fence.time_ms else { return When { blocks_ms: None, attestations_ms: None } };
-    let above = |slot: Option<Slot>, target: Option<Epoch>| When {
-        blocks_ms: Some(slot.map_or(0, |slot| chain.until(Slot(slot.0.saturating_add(1)), now))),
-        attestations_ms: Some(
-            target.map_or(0, |target| chain.until(chain.start(Epoch(target.0.saturating_add(1))), now)),
-        ),
-    };
-    match (fence.standing, &fence.record) {
-        (StatedStatus::NoStore | StatedStatus::Holding, _) => above(fence.floors.slot, fence.floors.target),
-        // If no enclave extends the record any more: it is claimed once the block ceiling has passed.
-        (StatedStatus::Standby, Some(record)) => above(Some(record.slot_ceiling), Some(record.target_ceiling)),
-        _ => When { blocks_ms: None, attestations_ms: None },
+    let clock = SlotClock::from(network);
+    match (fence.standing, &fence.record, fence.time_ms) {
+        // It claims the record once the block ceiling has passed, and that becomes its floor.
+        (StatedStatus::Standby, Some(record), Some(now)) => {
+            let floors = StatedFloors {
+                slot: Some(record.slot_ceiling),
+                target: Some(record.target_ceiling),
+                source: Some(record.source_ceiling),
+            };
+            may_sign(Some(now), clock, Ok(Grant { floors, ceilings: None }), None)
+        }
+        _ => by_statement(fence, clock),
     }
 }
 
@@ -76,7 +71,7 @@ pub fn standing(fence: &FenceStatement) -> &'static str {
         StatedStatus::NoRecord => "the store has no record (casemate fence init); nothing is signed",
         StatedStatus::Standby => "STANDBY: another enclave holds it, or did; nothing is signed here",
         StatedStatus::OldState => "the parent offers no sealed state that is new enough; nothing is signed",
-        StatedStatus::Holding => "HOLDER: this enclave signs",
+        StatedStatus::Holding => "HOLDER",
         StatedStatus::HandingOver => "handing over; nothing is signed here",
         StatedStatus::RolledBack if fence.record.is_none() => {
             "the store has NO RECORD, though this group has had one: it was lost (casemate fence init --record-lost), or has ended in another \
@@ -93,7 +88,7 @@ pub fn standing(fence: &FenceStatement) -> &'static str {
 
 fn text_of(statement: &Statement) -> String {
     let Statement { fence, network, group, boot_nonce, .. } = statement;
-    let chain = Chain(network);
+    let chain = SlotClock::from(network);
     let mut out = String::new();
     line(&mut out, "enclave", &format!("{boot_nonce} (boot nonce), group {group}, {}", network.name));
     line(&mut out, "fence", &format!("{}; {}", fence.kind, standing(fence)));
@@ -101,7 +96,7 @@ fn text_of(statement: &Statement) -> String {
         line(&mut out, "store", store);
     }
     if let Some(record) = &fence.record {
-        record_lines(&mut out, record, statement, &chain);
+        record_lines(&mut out, record, statement, chain);
     }
     if let Some(StatedState { number, sha256, fence_version }) = &statement.state {
         let state = format!("number {number}, SHA-256 {sha256}, has seen version {fence_version} of the record");
@@ -109,7 +104,7 @@ fn text_of(statement: &Statement) -> String {
     }
     line(&mut out, "keys", &format!("{} sign, root {}", statement.public_keys.count, statement.public_keys.root));
     line(&mut out, "floors", &floors(fence));
-    line(&mut out, "clock", &clock(fence, &chain));
+    line(&mut out, "clock", &clock(fence, chain));
     line(&mut out, "signs", &signs(statement));
     out
 }
@@ -118,7 +113,7 @@ fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<10}{text}");
 }
 
-fn record_lines(out: &mut String, record: &StatedRecord, statement: &Statement, chain: &Chain<'_>) {
+fn record_lines(out: &mut String, record: &StatedRecord, statement: &Statement, chain: SlotClock) {
     let StatedRecord { version, holder, term, slot_ceiling, target_ceiling, source_ceiling, .. } = record;
     let whose = if *holder == statement.boot_nonce {
         "this enclave".to_owned()
@@ -142,7 +137,7 @@ fn record_lines(out: &mut String, record: &StatedRecord, statement: &Statement, 
 }
 
 /// What may still be signed under a record that has ended.
-fn ended_line(record: &StatedRecord, now: Option<u64>, chain: &Chain<'_>) -> String {
+fn ended_line(record: &StatedRecord, now: Option<u64>, chain: SlotClock) -> String {
     let ceiling = record.slot_ceiling;
     let passed = now.is_some_and(|now| chain.slot(now) > ceiling);
     match (record.released_state, passed) {
@@ -164,7 +159,7 @@ fn floors(fence: &FenceStatement) -> String {
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
-fn clock(fence: &FenceStatement, chain: &Chain<'_>) -> String {
+fn clock(fence: &FenceStatement, chain: SlotClock) -> String {
     fence.time_ms.map_or("NOT TRUSTED: nothing is signed".to_owned(), |ms| {
         let slot = chain.slot(ms);
         format!("{} (slot {slot}, epoch {})", time(ms), chain.epoch(slot))
@@ -173,21 +168,25 @@ fn clock(fence: &FenceStatement, chain: &Chain<'_>) -> String {
 
 /// When it signs, in words.
 pub fn signs(statement: &Statement) -> String {
-    let When { blocks_ms, attestations_ms } = when(statement);
+    let MaySign { blocks_in_ms: blocks_ms, attestations_in_ms: attestations_ms, reason, .. } = when(statement);
     let seconds = |ms: Option<u64>| match ms {
         Some(0) => "now".to_owned(),
         Some(ms) => format!("in {} s", ms.div_ceil(1000)),
         None => "not foreseeable".to_owned(),
     };
-    let standby = statement.fence.standing == StatedStatus::Standby;
-    let condition = if standby { " if its holder does not go on" } else { "" };
-    format!("blocks {}, attestations {}{condition}", seconds(blocks_ms), seconds(attestations_ms))
+    let sentence = format!("blocks {}, attestations {}", seconds(blocks_ms), seconds(attestations_ms));
+    match (statement.fence.standing, reason) {
+        (StatedStatus::Standby, _) => format!("{sentence} if its holder does not go on"),
+        // Otherwise the line of the fence has said why.
+        (StatedStatus::Holding | StatedStatus::NoStore, Some(reason)) => format!("{sentence}: {reason}"),
+        _ => sentence,
+    }
 }
 
 /// For programs.
 pub fn json_of(statement: &Statement) -> Value {
     let Statement { fence, group, boot_nonce, network, .. } = statement;
-    let When { blocks_ms, attestations_ms } = when(statement);
+    let MaySign { blocks_in_ms: blocks_ms, attestations_in_ms: attestations_ms, reason, .. } = when(statement);
     json!({
         "boot_nonce": boot_nonce.to_string(),
         "group": group,
@@ -197,5 +196,6 @@ pub fn json_of(statement: &Statement) -> Value {
         "public_keys": { "count": statement.public_keys.count, "root": statement.public_keys.root.to_string() },
         "signs_blocks_in_ms": blocks_ms,
         "signs_attestations_in_ms": attestations_ms,
+        "reason": reason.map(|reason| reason.to_string()),
     })
 }

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use casemate_protocol::command::Action;
+use casemate_protocol::slot_clock::SlotClock;
 use casemate_protocol::statement::{StatedRecord, StatedStatus};
 use casemate_protocol::{Bytes, Epoch, Slot, Statement};
 use clap::Args;
 
 use super::order::Order;
-use crate::chain::Chain;
 use crate::exit::{Answer, Exit};
 use crate::sending;
 use crate::session::Session;
@@ -57,7 +57,7 @@ fn price(statement: &Statement) -> String {
 }
 
 fn under_ceilings(record: &StatedRecord, statement: &Statement) -> String {
-    let (chain, now) = (Chain(&statement.network), statement.fence.time_ms);
+    let (chain, now) = (SlotClock::from(&statement.network), statement.fence.time_ms);
     let StatedRecord { version, holder, slot_ceiling, target_ceiling, source_ceiling, .. } = *record;
     let mut out = if holder == Bytes::ZERO {
         "Nobody has held the fence so far.\n".to_owned()
