@@ -22,12 +22,12 @@ pub const COMMAND_EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, by the docu
 pub const EXIT_CODES: &str = "Exit codes: 0 accepted (or shown, where only --describe-only was asked for), 1 refused, 2 unusable input, 3 no answer, 4 accepted, but not written here: the answer could not be written.";
 
 /// A running signer.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Connection {
     /// Where casemate-proxy listens, as http://HOST:PORT
     #[arg(value_name = "URL")]
     pub url: String,
-    /// Authorities of the proxy's TLS certificate, PEM
+    /// Authorities of the proxy's TLS certificate, PEM [default: those that this machine trusts]
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// Client certificate for mutual TLS, PEM
@@ -164,6 +164,10 @@ pub struct ExpectedOptions {
     /// File with the public keys that must be the ones that sign: one in hex a line, or a JSON array
     #[arg(long, value_name = "FILE")]
     pub public_keys: Option<PathBuf>,
+    /// The measured configuration that the image must have: its SHA-256 is compared with the statement's, and what it allows is shown in
+    /// words
+    #[arg(id = "configuration", long = "config", value_name = "FILE.toml")]
+    pub configuration: Option<PathBuf>,
     /// Show a document without accepting it. Its signature, chain and times, and all that is expected of it, are still verified
     #[arg(long)]
     pub describe_only: bool,
@@ -175,8 +179,8 @@ pub struct ExpectedOptions {
 impl ExpectedOptions {
     /// A fresh document of an enclave that is meant by its pins.
     pub fn live(pins: PinOptions) -> Self {
-        let (nonce, max_age, public_keys) = (None, None, None);
-        Self { pins, nonce, at: AtOption::Now, max_age, public_keys, describe_only: false, json: false }
+        let (nonce, max_age, public_keys, configuration) = (None, None, None, None);
+        Self { pins, nonce, at: AtOption::Now, max_age, public_keys, configuration, describe_only: false, json: false }
     }
 }
 

@@ -1,9 +1,11 @@
 //! The command line: its tree, the old names of its branches, and where each leads.
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::COMMAND_EXIT_CODES;
 use crate::commands::attest::{self, AttestCommand};
@@ -14,6 +16,7 @@ use crate::commands::fee_recipient::{self, FeeRecipient};
 use crate::commands::fence::order::Order;
 use crate::commands::fence::policy::FencePolicy;
 use crate::commands::fence::status::Status;
+use crate::commands::fence::takeover::Takeover;
 use crate::commands::fence::{self, FenceCommand};
 use crate::commands::history::{self, HistoryCommand};
 use crate::commands::keys::delete::Delete;
@@ -24,14 +27,34 @@ use crate::commands::keys::{self, KeysCommand};
 use crate::commands::kms_policy::{self, KmsPolicy};
 use crate::commands::log::{self, LogCommand};
 use crate::commands::operator::{self, OperatorCommand};
+use crate::commands::shell::{self, Completions, Manuals};
 use crate::exit::Answer;
+use crate::profile::Defaults;
 
 /// The operator's side of Casemate: verify an enclave before you trust it.
 #[derive(Parser, Debug)]
 #[command(name = "casemate", version = casemate_version::VERSION)]
 struct Options {
+    /// Take from this profile what neither the command line nor the environment says: the URL, the pins, the TLS files, the operator's
+    /// key. Also CASEMATE_PROFILE
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Everywhere")]
+    profile: Option<String>,
+    /// The file of profiles, which no one but its owner may write. Also CASEMATE_CONFIG [default: casemate/config.toml in XDG_CONFIG_HOME or
+    /// ~/.config]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Everywhere")]
+    profiles: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    json: bool,
     #[command(subcommand)]
     command: Command,
+}
+
+/// A command line that was read.
+pub struct Parsed {
+    pub command: Command,
+    /// Whether the answer is for programs.
+    pub json: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -39,6 +62,9 @@ pub enum Command {
     /// Attestation documents: is this the enclave that you mean?
     #[command(subcommand)]
     Attest(AttestCommand),
+    /// Show who holds the fence, its ceilings and floors, and when this enclave may sign, as its document proves it
+    #[command(after_help = COMMAND_EXIT_CODES)]
+    Status(Box<Status>),
     /// The fence: its record, its holder, its table's policy
     #[command(subcommand)]
     Fence(FenceCommand),
@@ -68,6 +94,10 @@ pub enum Command {
     Operator(OperatorCommand),
     /// Write a KMS key policy that lets only these measurements unseal, and keeps the parent's role from changing it
     KmsPolicy(Box<KmsPolicy>),
+    /// Write what a shell needs to complete commands and options
+    Completions(Completions),
+    /// Write the manual's pages, one for each command
+    Man(Manuals),
     #[command(flatten)]
     Old(OldCommand),
 }
@@ -86,9 +116,7 @@ pub enum OldCommand {
     #[command(hide = true)]
     HandOver(Box<Order>),
     #[command(hide = true)]
-    TakeOver(Box<Order>),
-    #[command(hide = true)]
-    Status(Box<Status>),
+    TakeOver(Box<Takeover>),
     #[command(hide = true)]
     FencePolicy(Box<FencePolicy>),
 }
@@ -102,55 +130,95 @@ impl From<OldCommand> for Command {
             OldCommand::Delete(options) => Self::Keys(KeysCommand::Delete(options)),
             OldCommand::HandOver(options) => Self::Fence(FenceCommand::Handover(options)),
             OldCommand::TakeOver(options) => Self::Fence(FenceCommand::Takeover(options)),
-            OldCommand::Status(options) => Self::Fence(FenceCommand::Status(options)),
             OldCommand::FencePolicy(options) => Self::Fence(FenceCommand::Policy(options)),
         }
     }
 }
 
-/// Reads a command line.
-pub fn parse(arguments: &[OsString]) -> Result<Command, clap::Error> {
-    match Options::try_parse_from(with_list(arguments))?.command {
-        Command::Old(old) => Ok(old.into()),
-        command => Ok(command),
+impl Command {
+    /// Whether its answer has a form of its own for programs.
+    pub fn has_json(&self) -> bool {
+        matches!(
+            self,
+            Self::Attest(_)
+                | Self::Fence(FenceCommand::Status(_) | FenceCommand::Policy(_))
+                | Self::Keys(KeysCommand::List(_))
+                | Self::KmsPolicy(_)
+                | Self::Log(_)
+        )
     }
 }
 
-/// `casemate keys URL` is `casemate keys list URL`. A word that is neither a URL nor an option is left to the parser, which knows the
-/// subcommands.
-fn with_list(arguments: &[OsString]) -> Vec<OsString> {
+/// Reads a command line.
+pub fn parse(arguments: &[OsString], defaults: &Defaults) -> Result<Parsed, clap::Error> {
+    let tree = defaults.fill(Options::command(), arguments);
+    let matches = tree.try_get_matches_from(with_list(arguments, defaults))?;
+    let Options { json, command, .. } = Options::from_arg_matches(&matches)?;
+    let command = match command {
+        Command::Old(old) => old.into(),
+        // The everyday name of it.
+        Command::Status(options) => Command::Fence(FenceCommand::Status(options)),
+        command => command,
+    };
+    Ok(Parsed { command, json })
+}
+
+/// `casemate keys URL` is `casemate keys list URL`, and so is `casemate keys` where a profile has the URL. A word that is neither a URL nor
+/// an option is left to the parser, which knows the subcommands.
+fn with_list(arguments: &[OsString], defaults: &Defaults) -> Vec<OsString> {
     let mut arguments = arguments.to_vec();
-    let keys = arguments.get(1).is_some_and(|word| word == "keys");
-    let next = arguments.get(2).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-    let help = ["-h", "--help"].contains(&next.as_str());
-    if keys && !help && (next.starts_with('-') || next.contains("://")) {
-        arguments.insert(2, "list".into());
+    let Some(at) = first_word(&arguments).filter(|at| arguments.get(*at).is_some_and(|word| word == "keys")) else {
+        return arguments;
+    };
+    let behind = at.saturating_add(1);
+    let next = arguments.get(behind).map(|word| word.to_string_lossy().into_owned());
+    let lists = match next.as_deref() {
+        None => defaults.has_url(),
+        Some("-h" | "--help") => false,
+        Some(next) => next.starts_with('-') || next.contains("://"),
+    };
+    if lists {
+        arguments.insert(behind, "list".into());
     }
     arguments
 }
 
+/// Where the command is: behind the options that all commands have.
+fn first_word(arguments: &[OsString]) -> Option<usize> {
+    let mut words = arguments.iter().enumerate().skip(1);
+    loop {
+        let (at, word) = words.next()?;
+        match word.to_str()? {
+            "--profile" | "--profiles" => drop(words.next()),
+            option if option.starts_with('-') => {}
+            _ => return Some(at),
+        }
+    }
+}
+
 /// Carries a command out.
-pub fn dispatch(command: Command) -> Result<Answer> {
+pub fn dispatch(command: Command, json: bool, out: &mut dyn Write) -> Result<Answer> {
     match command {
         Command::Attest(command) => attest::run(command),
+        Command::Status(options) => fence::run(FenceCommand::Status(options)),
         Command::Fence(command) => fence::run(command),
         Command::Keys(command) => keys::run(command),
         Command::History(command) => history::run(command),
         Command::Exit(options) => exit::run(*options),
         Command::FeeRecipient(options) => fee_recipient::run(*options),
-        Command::Log(command) => log::run(command),
+        Command::Log(command) => log::run(command, json, out),
         Command::Backup(command) => backup::run(command),
         Command::Files(command) => command::run(command),
         Command::Operator(command) => operator::run(&command),
         Command::KmsPolicy(options) => kms_policy::run(&options),
-        Command::Old(old) => dispatch(old.into()),
+        Command::Completions(options) => shell::completions(&options, Options::command()),
+        Command::Man(options) => shell::manuals(&options, Options::command()),
+        Command::Old(old) => dispatch(old.into(), json, out),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     const URL: &str = "http://127.0.0.1:9000";
@@ -168,8 +236,8 @@ mod tests {
 
     fn parsed(words: &[&str]) -> String {
         let words: Vec<OsString> = std::iter::once(&"casemate").chain(words).map(OsString::from).collect();
-        match parse(&words) {
-            Ok(command) => format!("{command:?}"),
+        match parse(&words, &Defaults::default()) {
+            Ok(parsed) => format!("{:?}", parsed.command),
             Err(error) => panic!("{words:?}: {error}"),
         }
     }
@@ -223,20 +291,25 @@ mod tests {
         assert!(texts.len() > 25, "{}", texts.len());
         let shown = tree.render_long_help().to_string();
         let names: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-        for old in
-            ["import", "keygen", "deposit", "delete", "hand-over", "take-over", "status", "fence-policy", "slashing"]
-        {
+        for old in ["import", "keygen", "deposit", "delete", "hand-over", "take-over", "fence-policy", "slashing"] {
             assert!(!names.contains(&old), "{old}: {shown}");
             let command = format!("casemate {old}");
             assert!(texts.iter().all(|text| !text.contains(&command)), "{command}");
         }
         assert!(texts.iter().all(|text| !text.contains("no-history-i-accept")));
-        assert!(names.contains(&"history") && names.contains(&"keys") && names.contains(&"fence"), "{shown}");
+        assert!(
+            names.contains(&"status")
+                && names.contains(&"history")
+                && names.contains(&"keys")
+                && names.contains(&"fence"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn what_is_no_subcommand_of_keys_is_refused_by_name() {
-        let error = parse(&["casemate", "keys", "exprot"].map(OsString::from)).unwrap_err().to_string();
+        let error = parse(&["casemate", "keys", "exprot"].map(OsString::from), &Defaults::default());
+        let error = error.err().unwrap().to_string();
         assert!(error.contains("unrecognized subcommand 'exprot'"), "{error}");
     }
 }

@@ -19,17 +19,33 @@ pub enum Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Accepted => 0,
-            Exit::Refused => 1,
-            Exit::Unusable => 2,
-            Exit::NoAnswer => 3,
-            Exit::NotWritten => 4,
-        })
+        Self::from(exit.code())
     }
 }
 
 impl Exit {
+    /// As the shell gets it.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Accepted => 0,
+            Self::Refused => 1,
+            Self::Unusable => 2,
+            Self::NoAnswer => 3,
+            Self::NotWritten => 4,
+        }
+    }
+
+    /// For programs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Unusable => "unusable",
+            Self::NoAnswer => "no_answer",
+            Self::NotWritten => "not_written",
+        }
+    }
+
     /// How a command ended that could not go on.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
         if error.is::<Refused>() {

@@ -22,6 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest wait for a command: the proxy gives the enclave 150 s.
 const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
+/// Most enclaves that a proxy is believed to have.
+const MAX_ENCLAVES: u32 = 64;
 /// Longest wait for the list of keys, which proves nothing and is asked for once; longest list: a hundred thousand keys, about.
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_LIST_LEN: u64 = 16 * MAX_INPUT_LEN;
@@ -44,9 +46,7 @@ impl Proxy {
         let url = options.url.trim_end_matches('/').to_owned();
         let uri: http::Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
         match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") if options.tls_ca.is_some() => {}
-            Some("https") => bail!("{url} needs --tls-ca FILE: the authority of the proxy's certificate"),
+            Some("http" | "https") => {}
             _ => bail!("{url} is not of the form http://HOST:PORT"),
         }
         if url.contains(['?', '#', '@']) {
@@ -94,6 +94,19 @@ impl Proxy {
         }
     }
 
+    /// How many enclaves it says to have behind it. One that tells less hides some, and can refuse service anyway.
+    pub fn enclaves(&self) -> Result<u32> {
+        let (_, body) = self.get("/healthcheck", TIMEOUT, MAX_INPUT_LEN)?;
+        let health: serde_json::Value =
+            serde_json::from_slice(&body).map_err(|_| NoAnswer(format!("{} is no casemate-proxy", self.url)))?;
+        let checks = health.get("checks").and_then(serde_json::Value::as_array);
+        let fence = checks.into_iter().flatten().find(|check| check.get("id").is_some_and(|id| id == "fence"));
+        let enclaves = fence.and_then(|check| check.get("data")?.get("enclaves")?.as_array()).map(Vec::len);
+        let count =
+            enclaves.and_then(|count| u32::try_from(count).ok()).filter(|count| (1..=MAX_ENCLAVES).contains(count));
+        count.ok_or_else(|| NoAnswer(format!("{} does not say how many enclaves it has", self.url)).into())
+    }
+
     /// The keys that the proxy lists.
     pub fn public_keys(&self) -> Result<Vec<u8>> {
         let enclave = self.enclave.map(|number| format!("?enclave={number}")).unwrap_or_default();
@@ -106,6 +119,15 @@ impl Proxy {
 
     /// What `GET /slashing-protection` answers: a page of the history and its signature.
     pub fn history_page(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.page("/slashing-protection", nonce, start)
+    }
+
+    /// What `GET /key-details` answers: a page and its signature.
+    pub fn key_page(&self, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.page("/key-details", nonce, start)
+    }
+
+    fn page(&self, path: &str, nonce: &[u8], start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
         #[derive(Deserialize)]
         struct Answer {
             page: String,
@@ -113,9 +135,9 @@ impl Proxy {
         }
 
         let enclave = self.enclave.map(|number| format!("&enclave={number}")).unwrap_or_default();
-        let path = format!("/slashing-protection?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
+        let path = format!("{path}?nonce={}&start={start}{enclave}", const_hex::encode(nonce));
         let answer: Answer = self.json(&path)?;
-        let page = const_hex::decode(&answer.page).context("a page of the history is not hex")?;
+        let page = const_hex::decode(&answer.page).context("a page of the keys is not hex")?;
         Ok((page, hex(&answer.signature, "a signature")?))
     }
 
@@ -211,9 +233,11 @@ fn sentence(body: &[u8]) -> String {
 fn tls(options: &Connection) -> Result<TlsConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
-    if let Some(path) = &options.tls_ca {
-        config = config.root_certs(RootCerts::new_with_certs(&certificates(path)?));
-    }
+    // What this machine trusts is enough: TLS keeps others from listening, and what an enclave says proves itself.
+    config = config.root_certs(match &options.tls_ca {
+        Some(path) => RootCerts::new_with_certs(&certificates(path)?),
+        None => RootCerts::PlatformVerifier,
+    });
     if let (Some(certificate), Some(key)) = (&options.tls_certificate, &options.tls_key) {
         let text = input::read_secret(key)?;
         let secret = PrivateKey::from_pem(&text).with_context(|| format!("no private key in {}", key.display()))?;

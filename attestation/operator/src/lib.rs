@@ -27,6 +27,7 @@ mod arn;
 mod chain;
 mod cli;
 mod closed_record;
+mod colours;
 mod command_file;
 mod commands;
 mod deposit_data;
@@ -35,6 +36,8 @@ mod fence_pin;
 mod fetch;
 mod histories;
 mod input;
+mod json_answer;
+mod key_pages;
 mod keys;
 mod keystores;
 mod local;
@@ -43,6 +46,8 @@ mod operators;
 mod outcomes;
 mod outputs;
 mod pins;
+mod policy_words;
+mod profile;
 mod progress;
 mod report;
 mod reported;
@@ -51,6 +56,7 @@ mod session;
 mod signing_log;
 mod store_credentials;
 mod summary;
+mod table;
 mod util;
 mod verify;
 
@@ -63,35 +69,79 @@ use anyhow::Result;
 use casemate_protocol::ExecutionAddress;
 use casemate_protocol::command::{OperatorKey, StoreCredentials};
 
+use profile::Defaults;
+
 pub use exit::Exit;
 pub use local::Local;
 
 /// The program, from its arguments to the end.
 pub fn main(arguments: &[OsString]) -> ExitCode {
+    let colours = anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
     // Standard error is not locked: progress bars are drawn by a thread of their own.
-    run(arguments, &mut std::io::stdout(), &mut std::io::stderr()).into()
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    Program { colours, out: &mut out, err: &mut err }.run(arguments).into()
 }
 
-/// Runs a command line; answers go to `out`, complaints to `err`.
+/// Runs a command line; answers go to `out`, complaints to `err`, both without colours.
 pub fn run(arguments: &[OsString], out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let command = match cli::parse(arguments) {
-        Ok(command) => command,
-        // Help and version are answers too.
-        Err(message) if !message.use_stderr() => {
-            return told(&write!(out, "{}", message.render()), Exit::Accepted);
+    Program { colours: false, out, err }.run(arguments)
+}
+
+/// Where a command line's answer goes.
+struct Program<'a> {
+    colours: bool,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+}
+
+impl Program<'_> {
+    fn run(&mut self, arguments: &[OsString]) -> Exit {
+        let defaults = match Defaults::gather(arguments, &|name| std::env::var_os(name)) {
+            Ok(defaults) => defaults,
+            Err(error) => return self.failed(&error, false),
+        };
+        let cli::Parsed { command, json } = match cli::parse(arguments, &defaults) {
+            Ok(parsed) => parsed,
+            Err(message) => return self.not_run(&message, &defaults),
+        };
+        let wrapped = json && !command.has_json();
+        match cli::dispatch(command, json, self.out) {
+            Ok((text, exit)) => self.answered(&text, exit, json, wrapped),
+            Err(error) => self.failed(&error, json),
         }
-        Err(message) => return told(&write!(err, "{}", message.render()), Exit::Unusable),
-    };
-    match cli::dispatch(command) {
-        Ok((text, exit)) => told(&out.write_all(text.as_bytes()).and_then(|()| out.flush()), exit),
-        Err(error) => {
-            let text = match error.downcast_ref() {
-                Some(exit::Lines(lines)) => lines.trim_end().to_owned(),
-                None => util::plain(&format!("{error:#}")),
-            };
-            let written = writeln!(err, "casemate: {text}");
-            told(&written, Exit::of(&error))
+    }
+
+    /// Help and version are answers too.
+    fn not_run(&mut self, message: &clap::Error, defaults: &Defaults) -> Exit {
+        let rendered = message.render();
+        let text = if self.colours { rendered.ansi().to_string() } else { rendered.to_string() };
+        if !message.use_stderr() {
+            return told(&write!(self.out, "{text}"), Exit::Accepted);
         }
+        let from = defaults.source().map(|source| format!("\nWhat is not on the command line is of {source}.\n"));
+        told(&write!(self.err, "{text}{}", from.unwrap_or_default()), Exit::Unusable)
+    }
+
+    fn answered(&mut self, text: &str, exit: Exit, json: bool, wrapped: bool) -> Exit {
+        let text = match (wrapped, self.colours && !json) {
+            (true, _) => json_answer::answer(text, exit),
+            (false, true) => colours::paint(text),
+            (false, false) => text.to_owned(),
+        };
+        told(&self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()), exit)
+    }
+
+    fn failed(&mut self, error: &anyhow::Error, json: bool) -> Exit {
+        let sentence = match error.downcast_ref() {
+            Some(exit::Lines(lines)) => lines.trim_end().to_owned(),
+            None => util::plain(&format!("{error:#}")),
+        };
+        let exit = Exit::of(error);
+        let written = writeln!(self.err, "casemate: {sentence}");
+        // A program reads standard output alone.
+        let written = written
+            .and_then(|()| if json { write!(self.out, "{}", json_answer::error(&sentence, exit)) } else { Ok(()) });
+        told(&written, exit)
     }
 }
 

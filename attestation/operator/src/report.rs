@@ -47,6 +47,8 @@ pub struct Report {
     /// The document once it is verified, and the statement that it binds.
     pub judged: Option<(Document, Option<Statement>)>,
     pub proxys_keys: ProxysKeys,
+    /// What the measured configuration allows, where it was given and is the one that the statement names.
+    pub policy: Option<Vec<(&'static str, String)>>,
     /// Which of the proxy's enclaves was asked.
     pub enclave: Option<u32>,
     pub verdict: Verdict,
@@ -73,6 +75,12 @@ impl Report {
             self.document(document, statement.is_some(), &mut out);
             if let Some(statement) = statement {
                 self.statement(statement, &mut out);
+            }
+            for (number, (name, words)) in self.policy.iter().flatten().enumerate() {
+                if number == 0 {
+                    section(&mut out, "Is configured to");
+                }
+                line(&mut out, name, words);
             }
         }
         let _ = match &self.verdict {
@@ -162,7 +170,8 @@ impl Report {
                 line(out, "", &format!("THE PROXY LISTS OTHERS: {count} keys, root {root}"));
             }
         }
-        line(out, "config", &format!("SHA-256 {}", statement.configuration_sha256));
+        let same = if self.policy.is_some() { "  as expected" } else { "  not compared (--config FILE.toml)" };
+        line(out, "config", &format!("SHA-256 {}{same}", statement.configuration_sha256));
         line(out, "fence", &fence(&statement.fence));
         if let Some(store) = &statement.fence.store {
             line(out, "", &format!("its record is in {store}"));
@@ -208,6 +217,8 @@ impl Report {
                 ProxysKeys::NotAsked | ProxysKeys::Unknown => Value::Null,
             };
             report.insert("proxy_lists_the_same_keys".to_owned(), same);
+            let policy = self.policy.as_ref().map(|lines| lines.iter().map(|(_, words)| words).collect::<Vec<_>>());
+            report.insert("policy".to_owned(), json!(policy));
         }
         format!("{report:#}\n")
     }
@@ -342,7 +353,7 @@ pub fn state_json(state: Option<&StatedState>) -> Value {
 }
 
 /// How old what it signs may be: a line for blocks, and one for votes.
-fn window(window: Window) -> [String; 2] {
+pub fn window(window: Window) -> [String; 2] {
     let Window { max_block_age_slots, max_target_age_epochs } = window;
     let any = |what: &str| format!("{what} of ANY age are signed: for test networks and replays alone");
     [

@@ -69,6 +69,11 @@ impl Session {
         self.proxy.history_page(nonce.as_ref(), start)
     }
 
+    /// A page of what there is to know of keys, and its signature, as the proxy passes them on.
+    pub fn key_page(&self, nonce: &Nonce, start: u32) -> Result<(Vec<u8>, Bytes<64>)> {
+        self.proxy.key_page(nonce.as_ref(), start)
+    }
+
     /// Where the signing log of this boot stands now.
     pub fn signing_log_head(&self, nonce: &Nonce) -> Result<LogHead> {
         let (head, fresh) = self.proxy.signing_log_head(nonce.as_ref())?;

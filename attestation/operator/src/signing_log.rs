@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use casemate_protocol::log::{LogHead, LogRecord, chain_start};
+use casemate_protocol::log::{LogHead, LogRecord, Message, chain_start};
 use casemate_protocol::{Bytes, Root};
+use serde_json::{Value, json};
 
 use crate::exit::refused;
-use crate::util::{sha256, time};
+use crate::util::{plural, sha256, time};
 
 /// Terms begin here where a record was made anew: with the seconds since 1970.
 const MADE_ANEW: u64 = 1_000_000_000;
@@ -31,6 +32,8 @@ pub struct Boot {
     terms: Vec<u64>,
     signed: u64,
     refused: u64,
+    /// Of operators, carried out or not.
+    commands: u64,
     /// Refusals whose sentence is another one than this program has for their code.
     pub reworded: u64,
     /// First and last, in Unix milliseconds.
@@ -53,6 +56,7 @@ impl Boot {
             terms: Vec::new(),
             signed: 0,
             refused: 0,
+            commands: 0,
             reworded: 0,
             times: None,
             heads: BTreeMap::new(),
@@ -77,7 +81,9 @@ impl Boot {
         record.encode(&mut self.buffer);
         self.hash = sha256(&self.buffer);
         self.number = number;
-        if record.refusal.is_some() {
+        if matches!(record.message, Message::Command { .. }) {
+            self.commands = self.commands.saturating_add(1);
+        } else if record.refusal.is_some() {
             self.refused = self.refused.saturating_add(1);
         } else {
             self.signed = self.signed.saturating_add(1);
@@ -154,14 +160,31 @@ impl Boot {
             1 => "record 1 is not in this file; ".to_owned(),
             last => format!("records 1 to {last} are not in this file; "),
         };
-        format!("boot {}…  {} signed, {} refused; {front}{times}; {held}", self.name(), self.signed, self.refused)
+        let (signed, refused, commands) = (self.signed, self.refused, plural(self.commands, "command"));
+        format!("boot {}…  {signed} signed, {refused} refused, {commands}; {front}{times}; {held}", self.name())
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "boot_nonce": self.nonce.to_string(),
+            "signed": self.signed,
+            "refused": self.refused,
+            "commands": self.commands,
+            "records_before": self.before,
+            "last_sequence": self.number,
+            "first_time_ms": self.times.map(|(first, _)| first),
+            "last_time_ms": self.times.map(|(_, last)| last),
+            "fence_terms": self.terms,
+            "reworded": self.reworded,
+        })
     }
 }
 
 impl Boot {
     /// How many records there are here.
     pub fn records(&self) -> u64 {
-        self.signed.saturating_add(self.refused)
+        self.signed.saturating_add(self.refused).saturating_add(self.commands)
     }
 }
 

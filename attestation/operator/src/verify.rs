@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use casemate_document::{Anchor, At, Document, Error, Expected, MAX_NONCE_LEN, Timestamp, Unverified};
 use casemate_protocol::frame::NONCE_LEN;
 use casemate_protocol::statement::StatementError;
-use casemate_protocol::{PublicKey, Statement};
+use casemate_protocol::{Configuration, PublicKey, Root, Statement};
 
 use crate::args::{AtOption, Connection, ExpectedOptions, PinOptions};
 use crate::fence_pin::FencePin;
@@ -16,7 +16,7 @@ use crate::fetch::Proxy;
 use crate::input::{self, Input};
 use crate::report::{ProxysKeys, Report, Verdict};
 use crate::util::{fresh_nonce, now_ms, sha256};
-use crate::{keys, pins};
+use crate::{keys, pins, policy_words};
 
 /// How old a document may be unless the operator says.
 const MAX_AGE_SECONDS: u64 = 300;
@@ -132,6 +132,7 @@ impl Judge {
                 group: options.pins.group.clone(),
                 network: options.pins.network.clone(),
                 fence: options.pins.fence.clone(),
+                configuration: options.configuration.as_deref().map(MeasuredFile::read).transpose()?,
             },
             describe_only: options.describe_only,
         })
@@ -152,6 +153,7 @@ impl Judge {
             stated: self.stated.names(),
             judged: None,
             proxys_keys: ProxysKeys::NotAsked,
+            policy: None,
             enclave: None,
             verdict: Verdict::Refused(String::new()),
         };
@@ -177,7 +179,9 @@ impl Judge {
         };
         // A statement that the document does not bind says nothing.
         let bound = input.statement.as_deref().is_some_and(|s| document.user_data() == Some(&sha256(s).0));
-        report.judged = Some((document, statement.and_then(Result::ok).filter(|_| bound)));
+        let statement = statement.and_then(Result::ok).filter(|_| bound);
+        report.policy = self.stated.policy_of(statement.as_ref());
+        report.judged = Some((document, statement));
         report
     }
 
@@ -225,6 +229,7 @@ struct Stated {
     group: Option<String>,
     network: Option<String>,
     fence: Option<FencePin>,
+    configuration: Option<MeasuredFile>,
 }
 
 impl Stated {
@@ -235,8 +240,15 @@ impl Stated {
             ("group", self.group.is_some()),
             ("network", self.network.is_some()),
             ("fence", self.fence.is_some()),
+            ("configuration", self.configuration.is_some()),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+
+    /// What the configuration allows, in words, where it is the one that the statement names.
+    fn policy_of(&self, statement: Option<&Statement>) -> Option<Vec<(&'static str, String)>> {
+        let configuration = self.configuration.as_ref()?;
+        configuration.compare(statement?).is_ok().then(|| policy_words::words(&configuration.configuration))
     }
 
     fn compare(&self, statement: &Statement) -> Result<(), String> {
@@ -251,6 +263,9 @@ impl Stated {
         if let Some(expected) = &self.fence {
             expected.compare(&statement.fence)?;
         }
+        if let Some(expected) = &self.configuration {
+            expected.compare(statement)?;
+        }
         let Some(keys) = &self.public_keys else { return Ok(()) };
         let (root, stated) = (keys::root(keys), &statement.public_keys);
         if stated.root == root && usize::try_from(stated.count) == Ok(keys.len()) {
@@ -261,6 +276,37 @@ impl Stated {
             stated.count,
             stated.root,
             keys.len()
+        ))
+    }
+}
+
+/// A file of the measured configuration.
+struct MeasuredFile {
+    name: String,
+    sha256: Root,
+    configuration: Configuration,
+}
+
+impl MeasuredFile {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = input::read(path)?;
+        let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+        // Of the file to the byte, as the image has it.
+        let sha256 = sha256(&bytes);
+        let configuration =
+            casemate_config::configuration(text, sha256).with_context(|| format!("in {}", path.display()))?;
+        Ok(Self { name: path.display().to_string(), sha256, configuration })
+    }
+
+    fn compare(&self, statement: &Statement) -> Result<(), String> {
+        let Self { name, sha256, .. } = self;
+        let stated = statement.configuration_sha256;
+        if stated == *sha256 {
+            return Ok(());
+        }
+        Err(format!(
+            "the measured configuration has SHA-256 {stated}; {name} has {sha256}. It is another configuration, or the file was changed since \
+             the image was built: every byte counts"
         ))
     }
 }

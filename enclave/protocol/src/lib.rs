@@ -30,7 +30,7 @@ pub mod wire;
 // Each module has a name of its own, so the rooms need not be named.
 pub use attestation::{configuration, may_sign, statement};
 pub use consensus::{duty, network, slot_clock, time, window};
-pub use history::{history_page, watermarks};
+pub use history::{history_page, key_page, watermarks};
 pub use host::{arn, broker, host_services, store};
 pub use operator::{command, reported};
 pub use wire::{address, bytes, cbor, frame, nonce};

@@ -1,12 +1,15 @@
 //! Frames: what is written reads back, and nothing else decodes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use casemate_protocol::command::{ClosedRecord, GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit};
+use casemate_protocol::command::{
+    ActionKind, ClosedRecord, GeneratedKey, ImportedKey, KeyOutcome, MAX_KEYS, Outcome, SignedExit,
+};
 use casemate_protocol::frame::{
     self, BlockProof, HighWatermark, Info, KeystoreToImport, MAX_FRAME_LEN, MAX_KEYSTORE_LEN, MAX_KEYSTORES,
     MAX_PROOF_NODES, MAX_PROOFS, Password, Readiness, Reply, ReplyFrame, Request, RequestFrame, SignRequest,
 };
 use casemate_protocol::history_page::{HistoryEntry, HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
+use casemate_protocol::key_page::{KeyDetails, KeyPage, MAX_KEYS_PER_KEY_PAGE, Origin, PendingExit, SignedKeyPage};
 use casemate_protocol::log::{LogHead, LogPage, LogRecord, MAX_RECORDS_PER_PAGE, Message};
 use casemate_protocol::may_sign::{MaySign, Silence};
 use casemate_protocol::network::NetworkFields;
@@ -15,7 +18,7 @@ use casemate_protocol::statement::{FenceKind, StatedStatus};
 use casemate_protocol::watermarks::{AttestationMark, BlockMark, Watermarks};
 use casemate_protocol::{
     AttestationData, BeaconBlockHeader, BoundedBytes, Bytes, Checkpoint, Duty, Epoch, Fork, ForkInfo, ForkName,
-    FrameError, Network, Preset, Refusal, Slot,
+    FrameError, Network, Preset, PublicKey, Refusal, Slot,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -210,6 +213,7 @@ fn reply() -> impl Strategy<Value = ReplyFrame> {
         Just(Reply::HandedOver),
         log_page().prop_map(Reply::Log),
         history_page().prop_map(Reply::SlashingProtection),
+        bytes().prop_map(|key| Reply::KeyDetails(key_page(key))),
         (vec(any::<u8>(), 1..100), vec(any::<u8>(), 1..100)).prop_map(|(document, statement)| Reply::Attestation {
             document: BoundedBytes::new(document).unwrap(),
             statement: BoundedBytes::new(statement).unwrap(),
@@ -395,7 +399,33 @@ fn lists_of_requests_have_their_limits() {
         last: most,
         fresh: Some(Bytes([1; 64])),
     });
-    for reply in [longest, log] {
+    let command = Message::Command {
+        kind: ActionKind::RaiseHistory,
+        counter: u64::MAX,
+        operators: u32::MAX,
+        keys: u32::MAX,
+        keys_sha256: Bytes([1; 32]),
+    };
+    let commands = Reply::Log(LogPage {
+        first: most,
+        before: Bytes([1; 32]),
+        records: vec![LogRecord { message: command, ..record }; MAX_RECORDS_PER_PAGE],
+        head,
+        last: most,
+        fresh: Some(Bytes([1; 64])),
+    });
+    let exit = Some(PendingExit { validator_index: u64::MAX, last_epoch: Epoch::MAX });
+    let one = KeyDetails {
+        public_key: Bytes([7; 48]),
+        held: true,
+        fee_recipient: Some(Bytes([7; 20])),
+        origin: Origin::MadeHere,
+        exit,
+    };
+    let page = KeyPage { start: u32::MAX, total: u32::MAX, keys: vec![one; MAX_KEYS_PER_KEY_PAGE] };
+    assert_eq!(KeyPage::decode(&page.encode()).as_ref(), Some(&page));
+    let details = Reply::KeyDetails(SignedKeyPage { page, signature: Bytes([1; 64]) });
+    for reply in [longest, log, commands, details] {
         assert!(frame::decode_reply(&reply_bytes(&ReplyFrame::new(u64::MAX, reply))[4..]).is_ok());
     }
 }
@@ -531,6 +561,37 @@ fn every_refusal_is_among_the_golden_frames() {
 fn told(frame: &[u8]) -> Option<String> {
     let (inner, _) = frame::split(frame, MAX_FRAME_LEN).ok()??;
     frame::decode_reply(inner).ok().map(|reply| format!("{reply:?}\n"))
+}
+
+/// A page with a key of each origin.
+fn key_page(public_key: PublicKey) -> SignedKeyPage {
+    let exit = Some(PendingExit { validator_index: 7, last_epoch: Epoch(9) });
+    let key =
+        |origin, exit| KeyDetails { public_key, held: true, fee_recipient: Some(Bytes([0xee; 20])), origin, exit };
+    let keys = vec![key(Origin::BeforeThisBoot, None), key(Origin::Imported, exit), key(Origin::MadeHere, None)];
+    SignedKeyPage { page: KeyPage { start: 250, total: 253, keys }, signature: Bytes([0xdd; 64]) }
+}
+
+/// A page of the signing log in which operators have ordered one thing of each kind.
+fn log_of_commands(slot: Slot) -> LogPage {
+    let root = |b| Bytes([b; 32]);
+    let one = |(counter, kind)| LogRecord {
+        time_ms: 1_790_000_000_000,
+        public_key: Bytes::ZERO,
+        message: Message::Command { kind, counter, operators: 5, keys: 2, keys_sha256: root(8) },
+        signing_root: Some(root(7)),
+        refusal: (counter > 1).then_some(Refusal::NotHolder(NotHolder::Closed { slot_ceiling: slot })),
+    };
+    let head = LogHead {
+        boot_nonce: root(4),
+        term: 3,
+        number: 11,
+        time_ms: 1_790_000_000_000,
+        hash: root(6),
+        signature: Bytes([0xdd; 64]),
+    };
+    let records = (1..).zip(ActionKind::ALL).map(one).collect();
+    LogPage { first: 1, before: root(5), records, head, last: 11, fresh: None }
 }
 
 fn golden() -> Vec<(String, Vec<u8>)> {
@@ -833,6 +894,10 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         keys: 64,
     }));
     replies.push(Reply::Refused(Refusal::BuilderBidOff));
+    replies.push(Reply::Log(log_of_commands(s)));
+    replies.push(Reply::KeyDetails(key_page(public_key)));
+    let later = Request::KeyDetails { nonce: BoundedBytes::new(vec![0xcc; 16]).unwrap(), start: 250 };
+    let later = (format!("request-{}", requests.len()), request_bytes(&RequestFrame::new(1, later)));
     let requests = requests
         .into_iter()
         .enumerate()
@@ -841,5 +906,5 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         .into_iter()
         .enumerate()
         .map(|(i, reply)| (format!("reply-{i}"), reply_bytes(&ReplyFrame::new(1, reply))));
-    requests.chain(replies).collect()
+    requests.chain(replies).chain([later]).collect()
 }

@@ -8,6 +8,7 @@ use casemate_protocol::frame::{
     HighWatermark, Info, KeystoreToImport, MAX_KEYS_PER_PAGE, MAX_PROOF_TEXT_LEN, Nonce, Readiness,
 };
 use casemate_protocol::history_page::{HistoryPage, MAX_ENTRIES_PER_PAGE, SignedHistoryPage};
+use casemate_protocol::key_page::{KeyPage, MAX_KEYS_PER_KEY_PAGE, SignedKeyPage};
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::may_sign::{Grant, may_sign};
 use casemate_protocol::refusal::NotHolder;
@@ -147,6 +148,9 @@ impl Vault {
             Request::ImportKeystores { keys } => {
                 self.import_keystores(keys).map_or_else(Reply::Refused, Reply::Command)
             }
+            Request::KeyDetails { nonce, start } => {
+                self.key_page(nonce, *start).map_or_else(Reply::Refused, Reply::KeyDetails)
+            }
             Request::DeleteKeys { keys } => self.delete_keys(keys).map_or_else(Reply::Refused, Reply::Command),
             Request::Readiness => Reply::Readiness(self.readiness()),
         }
@@ -193,6 +197,23 @@ impl Vault {
         }
         let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
         Ok(SignedHistoryPage { page, signature })
+    }
+
+    /// What operators want to know of keys, whether this enclave holds the fence or not.
+    fn key_page(&self, nonce: &Nonce, start: u32) -> Result<SignedKeyPage, Refusal> {
+        let attestor = self.attestor.as_ref().ok_or(Refusal::NsmFailed)?;
+        let keys = current(&self.keys);
+        let first = usize::try_from(start).unwrap_or(usize::MAX);
+        let mut details = keys.details(first, MAX_KEYS_PER_KEY_PAGE);
+        for key in &mut details {
+            key.exit = self.exits.pending(&key.public_key);
+            if let Some(commands) = &self.commands {
+                key.origin = commands.origin(&key.public_key);
+            }
+        }
+        let page = KeyPage { start, total: count(keys.known()), keys: details };
+        let signature = attestor.sign_record(&page.signed_bytes(&attestor.boot_nonce(), nonce));
+        Ok(SignedKeyPage { page, signature })
     }
 
     /// The term that the store says, now, that this enclave holds, and its floors. A holder that is cut off does not know better

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use casemate_protocol::command::{
-    Action, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyHistory, KeyOutcome, MAX_KEYS,
+    Action, ActionKind, Command, EncryptedSecrets, ExitOrder, HPKE_INFO, ImportedKey, KeyHistory, KeyOutcome, MAX_KEYS,
     OperatorSignature, Outcome, SignedCommand, withdrawal_credentials,
 };
 use casemate_protocol::configuration::{Operators, Window};
 use casemate_protocol::frame::{KeystoreToImport, Password};
+use casemate_protocol::key_page::{KeyDetails, Origin, PendingExit};
 use casemate_protocol::log::Message;
 use casemate_protocol::network::NetworkFields;
 use casemate_protocol::refusal::Waiting;
@@ -712,10 +713,76 @@ fn what_operators_have_signed_is_in_the_log_as_what_clients_have() {
     let exits = vec![ExitOrder { public_key, validator_index: 5 }];
     enclave.send(&enclave.command(2, Action::Exit { exits, last_epoch: Epoch(31) }), &[1, 2]).unwrap();
     let Reply::Log(page) = enclave.vault.handle(&Request::Log { after: 0, nonce: None }) else { panic!() };
-    let told: Vec<_> = page.records.iter().map(|record| (record.public_key, record.message, record.refusal)).collect();
+    let duties = page.records.iter().filter(|record| !matches!(record.message, Message::Command { .. }));
+    let told: Vec<_> = duties.map(|record| (record.public_key, record.message, record.refusal)).collect();
     let exit = Message::VoluntaryExit { epoch: Epoch(31), validator_index: 5 };
     assert_eq!(told, [(public_key, Message::Deposit { amount }, None), (public_key, exit, None)]);
     assert!(page.records.iter().all(|record| record.signing_root.is_some() && record.time_ms == 1000 * 12_000));
+}
+
+#[test]
+fn operators_commands_are_in_the_log_carried_out_or_not() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let keys = [key(1, past(500)), key(2, new())];
+    let import = enclave.command(1, enclave.import(&keys));
+    enclave.send(&import, &[2, 1]).unwrap();
+    let (credentials, amount) = (withdrawal_credentials(Bytes([0xbb; 20]), false), 32_000_000_000);
+    let elsewhere = Action::Generate { count: 3, withdrawal_credentials: credentials, amount };
+    let refusal = enclave.send(&enclave.command(2, elsewhere), &[1, 2]).unwrap_err();
+    // By too few, and one that was given before: nobody's order.
+    assert!(enclave.send(&enclave.command(3, Action::Takeover), &[1]).is_err());
+    assert!(enclave.send(&import, &[1, 2]).is_err());
+    let Reply::Log(page) = enclave.vault.handle(&Request::Log { after: 0, nonce: None }) else { panic!() };
+    let sha256 =
+        |bytes: &[u8]| Bytes(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().try_into().unwrap());
+    let public_keys = keys.iter().flat_map(|(key, _)| key.public_key.0).collect::<Vec<u8>>();
+    let imported = Message::Command {
+        kind: ActionKind::Import,
+        counter: 1,
+        operators: 0b11,
+        keys: 2,
+        keys_sha256: sha256(&public_keys),
+    };
+    let generated =
+        Message::Command { kind: ActionKind::Generate, counter: 2, operators: 0b11, keys: 3, keys_sha256: sha256(&[]) };
+    let told: Vec<_> = page.records.iter().map(|record| (record.message, record.refusal)).collect();
+    assert_eq!(told, [(imported, None), (generated, Some(refusal))]);
+    assert_eq!(page.records[0].signing_root, Some(sha256(import.encode().unwrap().as_ref())));
+}
+
+#[test]
+fn what_there_is_to_know_of_a_key_is_told_under_a_signature_of_this_boot_and_nonce() {
+    let bench = Bench::new();
+    let enclave = Enclave::start(&bench);
+    let imported = key(1, past(500)).0.public_key;
+    enclave.send(&enclave.command(1, enclave.import(&[key(1, past(500))])), &[1, 2]).unwrap();
+    let (credentials, amount) = (withdrawal_credentials(ADDRESS, false), 32_000_000_000);
+    let generate = Action::Generate { count: 1, withdrawal_credentials: credentials, amount };
+    let Ok(Outcome::Generated { keys }) = enclave.send(&enclave.command(2, generate), &[1, 2]) else { panic!() };
+    let made = keys[0].public_key;
+    let exits = vec![ExitOrder { public_key: made, validator_index: 5 }];
+    enclave.send(&enclave.command(3, Action::Exit { exits, last_epoch: Epoch(31) }), &[1, 2]).unwrap();
+    let fee_recipient = Some(Bytes([0xfe; 20]));
+    let fees = Action::FeeRecipient { keys: vec![imported], fee_recipient };
+    enclave.send(&enclave.command(4, fees), &[1, 2]).unwrap();
+    let nonce = BoundedBytes::new(vec![8; 16]).unwrap();
+    let Reply::KeyDetails(told) = enclave.vault.handle(&Request::KeyDetails { nonce: nonce.clone(), start: 0 }) else {
+        panic!()
+    };
+    let statement = enclave.attested().1;
+    let verify = |nonce: &_| {
+        UnparsedPublicKey::new(&ED25519, statement.record_key.0)
+            .verify(&told.page.signed_bytes(&statement.boot_nonce, nonce), &told.signature.0)
+            .is_ok()
+    };
+    assert!(verify(&nonce) && !verify(&BoundedBytes::new(vec![9; 16]).unwrap()));
+    let exit = Some(PendingExit { validator_index: 5, last_epoch: Epoch(31) });
+    let expected = [
+        KeyDetails { public_key: imported, held: true, fee_recipient, origin: Origin::Imported, exit: None },
+        KeyDetails { public_key: made, held: true, fee_recipient: None, origin: Origin::MadeHere, exit },
+    ];
+    assert_eq!((told.page.total, told.page.keys), (2, expected.to_vec()));
 }
 
 #[test]

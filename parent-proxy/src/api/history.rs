@@ -15,18 +15,38 @@ use super::keys::json_body;
 use super::{App, Failure};
 use crate::enclave::Unavailable;
 
-pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
-    let query = uri.query().unwrap_or_default();
-    let nonce = nonce(query)?;
+/// The first key of a page.
+fn start(query: &str) -> Result<u32, Failure> {
     let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("start="));
     let start = match (given.next(), given.next()) {
         (None, _) => Some(0),
         (Some(text), None) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
         _ => None,
     };
-    let start = start.ok_or_else(|| {
+    start.ok_or_else(|| {
         Failure::new(StatusCode::BAD_REQUEST, format!("start= is to be a number up to {}, given once", u32::MAX))
-    })?;
+    })
+}
+
+/// `GET /key-details`: what operators want to know of keys beside their history.
+pub(super) async fn key_page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let query = uri.query().unwrap_or_default();
+    let (nonce, start) = (nonce(query)?, start(query)?);
+    let _alone = app.telling.try_lock().map_err(|_| Failure::from(Refusal::CommandBusy))?;
+    let enclave = app.enclave.get(app.number(uri.query())?).ok_or(Unavailable::Away)?;
+    match enclave.call(Request::KeyDetails { nonce, start }).await? {
+        Reply::KeyDetails(page) => Ok(json_body(&json!({
+            "page": const_hex::encode_prefixed(page.page.encode()),
+            "signature": page.signature.to_string(),
+        }))),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        _ => Err(Failure::unexpected_reply()),
+    }
+}
+
+pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let query = uri.query().unwrap_or_default();
+    let (nonce, start) = (nonce(query)?, start(query)?);
     // One at a time, and nobody waits for it: anyone who asks without end keeps no operator from anything else.
     let _alone = app.telling.try_lock().map_err(|_| Failure::from(Refusal::CommandBusy))?;
     let page = app.history_page(app.number(uri.query())?, nonce, start).await?;

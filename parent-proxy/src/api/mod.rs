@@ -114,6 +114,7 @@ pub fn api(
         .route("/attestation", get(attestation::attestation).head(status::no_head))
         .route("/commands", post(commands::command))
         .route("/slashing-protection", get(history::page))
+        .route("/key-details", get(history::key_page))
         .route("/signing-log/head", get(history::signing_log_head))
         .route("/eth/v1/keystores", get(keystores::list).post(keystores::import).delete(keystores::delete))
         .route("/openapi.json", get(status::openapi))

@@ -11,3 +11,4 @@ pub mod keys;
 pub mod kms_policy;
 pub mod log;
 pub mod operator;
+pub mod shell;

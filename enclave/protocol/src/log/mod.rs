@@ -8,6 +8,7 @@ pub mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
+use crate::command::ActionKind;
 use crate::nonce::Nonce;
 use crate::{Bytes, Duty, Epoch, PublicKey, Refusal, Root, Slot};
 
@@ -42,23 +43,67 @@ pub struct LogRecord {
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names of the duties")]
 pub enum Message {
-    Block { slot: Slot },
-    Attestation { source: Epoch, target: Epoch },
-    AggregationSlot { slot: Slot },
-    AggregateAndProof { slot: Slot },
-    RandaoReveal { epoch: Epoch },
-    VoluntaryExit { epoch: Epoch, validator_index: u64 },
-    SyncCommitteeMessage { slot: Slot },
-    SyncCommitteeSelectionProof { slot: Slot },
-    ContributionAndProof { slot: Slot },
+    Block {
+        slot: Slot,
+    },
+    Attestation {
+        source: Epoch,
+        target: Epoch,
+    },
+    AggregationSlot {
+        slot: Slot,
+    },
+    AggregateAndProof {
+        slot: Slot,
+    },
+    RandaoReveal {
+        epoch: Epoch,
+    },
+    VoluntaryExit {
+        epoch: Epoch,
+        validator_index: u64,
+    },
+    SyncCommitteeMessage {
+        slot: Slot,
+    },
+    SyncCommitteeSelectionProof {
+        slot: Slot,
+    },
+    ContributionAndProof {
+        slot: Slot,
+    },
     ValidatorRegistration,
-    Deposit { amount: u64 },
-    ExecutionPayloadBid { slot: Slot },
-    ExecutionPayloadEnvelope { slot: Slot },
-    PayloadAttestation { slot: Slot },
-    ProposerPreferences { slot: Slot },
-    BuilderRequestAuth { slot: Slot },
+    Deposit {
+        amount: u64,
+    },
+    ExecutionPayloadBid {
+        slot: Slot,
+    },
+    ExecutionPayloadEnvelope {
+        slot: Slot,
+    },
+    PayloadAttestation {
+        slot: Slot,
+    },
+    ProposerPreferences {
+        slot: Slot,
+    },
+    BuilderRequestAuth {
+        slot: Slot,
+    },
     ProofOfValidation,
+    /// Not a message: an operators' command that enough of them had signed. The record's key is zeros, its signing root the SHA-256 of the
+    /// command, and its refusal says what came of it: nothing where it was carried out.
+    Command {
+        kind: ActionKind,
+        counter: u64,
+        /// A bit for each operator who has signed, by the place in the measured configuration: the lowest is the first.
+        operators: u32,
+        /// How many keys it is about.
+        keys: u32,
+        /// SHA-256 of their public keys, one behind the other, as the command names them or as the outcome names those that were made.
+        keys_sha256: Root,
+    },
 }
 
 impl From<&Duty> for Message {

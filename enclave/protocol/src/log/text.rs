@@ -4,12 +4,14 @@
 //! |---|---|
 //! | the first | `casemate-signing-log 1`, boot nonce, statement, attestation document |
 //! | a record | `+`, number, Unix milliseconds, key, type, its slot or epochs, signing root or `-`, `signed` or `refused`, code and sentence |
+//! | an operators' command | `+`, number, Unix milliseconds, a key of zeros, `command`, kind, counter, operators as bits, number of keys, their SHA-256, SHA-256 of the command, `done` or `refused`, code and sentence |
 //! | a head | `=`, number of the last record, fence's term, Unix milliseconds, hash, signature |
 
 use std::fmt::{self, Write as _};
 
 use super::{LogHead, LogRecord, Message};
 use crate::cbor::{self, Form};
+use crate::command::ActionKind;
 use crate::frame::MAX_DOCUMENT_LEN;
 use crate::statement::MAX_STATEMENT_LEN;
 use crate::{BoundedBytes, Bytes, Epoch, Refusal, Slot};
@@ -18,6 +20,8 @@ use crate::{BoundedBytes, Bytes, Epoch, Refusal, Slot};
 pub const MAGIC: &str = "casemate-signing-log";
 /// The one version.
 pub const VERSION: &str = "1";
+/// What stands in place of a message's type where operators have ordered something.
+const COMMAND: &str = "command";
 /// Longest line, in bytes.
 pub const MAX_LINE_LEN: usize = 64 * 1024;
 
@@ -79,7 +83,7 @@ impl fmt::Display for Line {
                     None => f.write_str(" -")?,
                 }
                 match refusal {
-                    None => f.write_str(" signed"),
+                    None => write!(f, " {}", done(message)),
                     Some(refusal) => {
                         let mut code = Vec::new();
                         let written = cbor::encode(refusal, Form::Numbered, &mut code);
@@ -95,11 +99,19 @@ impl fmt::Display for Line {
     }
 }
 
+/// What a record says where nothing was refused.
+fn done(message: &Message) -> &'static str {
+    if matches!(message, Message::Command { .. }) { "done" } else { "signed" }
+}
+
 /// A message's type and numbers.
 struct Shown<'a>(&'a Message);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Message::Command { kind, counter, operators, keys, keys_sha256 } = self.0 {
+            return write!(f, "{COMMAND} {} {counter} {operators} {keys} {keys_sha256}", kind.name());
+        }
         let (name, numbers) = words(self.0);
         f.write_str(name)?;
         numbers.iter().flatten().try_for_each(|number| write!(f, " {number}"))
@@ -126,11 +138,23 @@ fn words(message: &Message) -> (&'static str, [Option<u64>; 2]) {
         Message::ProposerPreferences { slot } => ("proposer_preferences", one(slot)),
         Message::BuilderRequestAuth { slot } => ("builder_request_auth", one(slot)),
         Message::ProofOfValidation => ("proof_of_validation", [None, None]),
+        // It is written in a form of its own.
+        Message::Command { counter, .. } => (COMMAND, [Some(counter), None]),
     }
+}
+
+fn command<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Message> {
+    let kind = ActionKind::named(words.next()?)?;
+    let counter = number(words.next()?)?;
+    let (operators, keys) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Message::Command { kind, counter, operators, keys, keys_sha256: hex(words.next()?)? })
 }
 
 /// Reads the numbers of a message behind its name.
 fn message<'a>(name: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<Message> {
+    if name == COMMAND {
+        return command(words);
+    }
     let mut next = || words.next().and_then(number);
     Some(match name {
         "block" => Message::Block { slot: Slot(next()?) },
@@ -217,7 +241,7 @@ fn record<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Line> {
         root => Some(hex(root)?),
     };
     let refusal = match words.next()? {
-        "signed" => None,
+        word if word == done(&message) => None,
         "refused" => {
             let code: BoundedBytes<1, 1024> = bounded(words.next()?)?;
             Some(cbor::decode::<Refusal>(code.as_ref(), Form::Numbered)?)
@@ -282,6 +306,12 @@ mod tests {
         .into_iter()
         .map(|message| record(message, root, None))
         .collect();
+        let keys_sha256 = Root::from([3; 32]);
+        for kind in ActionKind::ALL {
+            let message = Message::Command { kind, counter: u64::MAX, operators: 5, keys: 2, keys_sha256 };
+            lines.push(record(message, root, None));
+            lines.push(record(message, root, Some(Refusal::CommandBusy)));
+        }
         lines.push(record(Message::Block { slot }, root, Some(Refusal::BlockNotAboveLast { slot, last: Slot(5) })));
         lines.push(record(Message::Block { slot }, None, Some(Refusal::UnknownKey)));
         let asked = Root::from([1; 32]);
@@ -327,8 +357,12 @@ mod tests {
         for bad in ["", "+", "=", MAGIC, "+ 1", "hello"] {
             assert!(parse(bad, BOOT).is_err(), "{bad}");
         }
+        // A command is done, and a message signed; neither is the other.
+        let command = all().into_iter().find(|line| line.to_string().ends_with(" done")).unwrap().to_string();
+        assert!(parse(&command.replace(" done", " signed"), BOOT).is_err());
+        assert!(parse(&line.replace(" signed", " done"), BOOT).is_err());
         // Another sentence than its code's is told; a code that is another one than the line's is not a line at all.
-        let refused = all().into_iter().find(|line| line.to_string().contains("refused")).unwrap().to_string();
+        let refused = all().into_iter().find(|line| line.to_string().contains("last signed slot")).unwrap().to_string();
         let parsed = |text: &str| parse(text, BOOT).map(|parsed| parsed.reworded);
         assert_eq!(parsed(&refused), Ok(false));
         assert_eq!(parsed(&refused.replace("last signed slot 5", "last signed slot 6")), Ok(true));

@@ -132,6 +132,95 @@ pub enum Action {
     },
 }
 
+/// What a command orders, without what it is about. The order of the variants is part of the signing log's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names of the actions")]
+pub enum ActionKind {
+    Import,
+    Generate,
+    Deposit,
+    Delete,
+    FenceInit,
+    Handover,
+    FenceClose,
+    Takeover,
+    Exit,
+    FeeRecipient,
+    RaiseHistory,
+}
+
+impl ActionKind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Import,
+        Self::Generate,
+        Self::Deposit,
+        Self::Delete,
+        Self::FenceInit,
+        Self::Handover,
+        Self::FenceClose,
+        Self::Takeover,
+        Self::Exit,
+        Self::FeeRecipient,
+        Self::RaiseHistory,
+    ];
+
+    /// One word, for logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Import => "import",
+            Self::Generate => "generate",
+            Self::Deposit => "deposit",
+            Self::Delete => "delete",
+            Self::FenceInit => "fence_init",
+            Self::Handover => "handover",
+            Self::FenceClose => "fence_close",
+            Self::Takeover => "takeover",
+            Self::Exit => "exit",
+            Self::FeeRecipient => "fee_recipient",
+            Self::RaiseHistory => "raise_history",
+        }
+    }
+
+    /// The kind with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl Action {
+    /// What it orders.
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Self::Import { .. } => ActionKind::Import,
+            Self::Generate { .. } => ActionKind::Generate,
+            Self::Deposit { .. } => ActionKind::Deposit,
+            Self::Delete { .. } => ActionKind::Delete,
+            Self::FenceInit { .. } => ActionKind::FenceInit,
+            Self::Handover => ActionKind::Handover,
+            Self::FenceClose => ActionKind::FenceClose,
+            Self::Takeover => ActionKind::Takeover,
+            Self::Exit { .. } => ActionKind::Exit,
+            Self::FeeRecipient { .. } => ActionKind::FeeRecipient,
+            Self::RaiseHistory { .. } => ActionKind::RaiseHistory,
+        }
+    }
+
+    /// The keys that it names, in its order; none of those that are yet to be made.
+    pub fn public_keys(&self) -> Vec<PublicKey> {
+        match self {
+            Self::Import { keys, .. } => keys.iter().map(|key| key.public_key).collect(),
+            Self::Deposit { keys, .. } | Self::Delete { keys } | Self::FeeRecipient { keys, .. } => keys.clone(),
+            Self::Exit { exits, .. } => exits.iter().map(|exit| exit.public_key).collect(),
+            Self::RaiseHistory { keys } => keys.iter().map(|key| key.public_key).collect(),
+            Self::Generate { .. } | Self::FenceInit { .. } | Self::FenceClose | Self::Handover | Self::Takeover => {
+                Vec::new()
+            }
+        }
+    }
+}
+
 /// A validator that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -10,6 +10,7 @@ use crate::bytes::BoundedBytes;
 use crate::cbor::{self, Form};
 use crate::command::{Envelope, ImportedKey, MAX_KEYS, MAX_SIGNED_LEN, Outcome};
 use crate::history_page::SignedHistoryPage;
+use crate::key_page::SignedKeyPage;
 use crate::log::LogPage;
 use crate::may_sign::{MaySign, Silence};
 pub use crate::nonce::{MAX_FRAME_LEN, NONCE_LEN, Nonce};
@@ -109,6 +110,13 @@ pub enum Request {
     },
     /// Whether duties would be signed now.
     Readiness,
+    /// One page of what operators want to know of the group's keys, those that were deleted too.
+    KeyDetails {
+        /// Comes back under the signature, so that the page cannot be an old one.
+        nonce: Nonce,
+        /// Index of the first key.
+        start: u32,
+    },
 }
 
 /// A keystore with its password, and the past of its key.
@@ -204,6 +212,8 @@ pub enum Reply {
     Log(LogPage),
     /// To [`Request::Readiness`].
     Readiness(Readiness),
+    /// To [`Request::KeyDetails`].
+    KeyDetails(SignedKeyPage),
 }
 
 /// Whether an enclave would sign now. Unauthenticated, as [`Info`] is.

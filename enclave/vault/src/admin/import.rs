@@ -104,7 +104,10 @@ impl CommandProcessor {
                 }
             }
         }
-        Ok(Outcome::Imported { keys: outcomes })
+        let (named, outcome) =
+            (keystores.iter().map(|one| one.key.public_key).collect::<Vec<_>>(), Outcome::Imported { keys: outcomes });
+        self.note_origins(&named, &outcome);
+        Ok(outcome)
     }
 }
 

@@ -13,11 +13,15 @@ mod history;
 mod import;
 pub(crate) mod sealing;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use casemate_protocol::command::{Action, Command, Envelope, HPKE_INFO, Outcome, SignedCommand, StoreCredentials};
+use casemate_protocol::command::{
+    Action, Command, Envelope, HPKE_INFO, KeyOutcome, Outcome, SignedCommand, StoreCredentials,
+};
 use casemate_protocol::configuration::Operators;
+use casemate_protocol::key_page::Origin;
 use casemate_protocol::log::{LogRecord, Message};
 use casemate_protocol::refusal::Waiting;
 use casemate_protocol::statement::{CommandResult, StatedCommand, StatedState};
@@ -45,6 +49,8 @@ pub struct CommandProcessor {
     withdrawal_addresses: Vec<ExecutionAddress>,
     command_state: Mutex<CommandState>,
     loaded: RwLock<Loaded>,
+    /// How the keys came that came in this boot.
+    origins: Mutex<HashMap<PublicKey, Origin>>,
 }
 
 /// The sealed state that is in force.
@@ -75,6 +81,14 @@ struct Sealed {
     state_version: u64,
     digest: Root,
     fence_version: u64,
+}
+
+/// Who wants a command, and which.
+struct Approval {
+    /// Of the command.
+    sha256: Root,
+    /// A bit for each who has signed, by the place in the measured configuration.
+    operators: u32,
 }
 
 /// One command at a time.
@@ -108,7 +122,15 @@ impl CommandProcessor {
         loaded: Loaded,
     ) -> Self {
         let command_state = Mutex::new(CommandState { tried: loaded.state_version, counter: 0 });
-        Self { custody, nsm, operators, withdrawal_addresses, command_state, loaded: RwLock::new(loaded) }
+        Self {
+            custody,
+            nsm,
+            operators,
+            withdrawal_addresses,
+            command_state,
+            loaded: RwLock::new(loaded),
+            origins: Mutex::default(),
+        }
     }
 
     /// The sealed state that is in force.
@@ -131,10 +153,12 @@ impl CommandProcessor {
     /// Carries out a command.
     pub(crate) fn carry_out(&self, context: &CommandContext<'_>, envelope: &Envelope) -> Result<Outcome, Refusal> {
         let mut command_state = self.command_state()?;
-        let (command, sha256) = self.check(context, envelope.as_ref(), command_state.counter)?;
+        let (command, Approval { sha256, operators }) =
+            self.check(context, envelope.as_ref(), command_state.counter)?;
         // From here on it counts as carried out, whatever comes of it; and the statement says what does.
         command_state.counter = command.counter;
-        let counter = command.counter;
+        let (counter, kind, count) = (command.counter, command.action.kind(), command.keys());
+        let named = command.action.public_keys();
         let done = self.act(context, &mut command_state, command);
         let result = match &done {
             Ok(outcome) => CommandResult::Done { outcome_sha256: digest_of(&outcome.encode()) },
@@ -142,25 +166,58 @@ impl CommandProcessor {
             Err(_) => CommandResult::Refused,
         };
         context.attestor.note(StatedCommand { counter, sha256, result });
+        if let Ok(outcome) = &done {
+            self.note_origins(&named, outcome);
+        }
+        let keys = u32::try_from(count).unwrap_or(u32::MAX);
+        let keys_sha256 = digest_of_keys(named, &done);
+        context.log_command(
+            Message::Command { kind, counter, operators, keys, keys_sha256 },
+            sha256,
+            done.as_ref().err(),
+        );
         done
     }
 
-    /// The command, if it is one of enough operators for this boot of this enclave, and its digest.
-    fn check(&self, context: &CommandContext<'_>, envelope: &[u8], last: u64) -> Result<(Command, Root), Refusal> {
+    /// How a key came.
+    pub(crate) fn origin(&self, public_key: &PublicKey) -> Origin {
+        let origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        origins.get(public_key).copied().unwrap_or(Origin::BeforeThisBoot)
+    }
+
+    /// Remembers how keys came. `named`: those of the order, in its order.
+    fn note_origins(&self, named: &[PublicKey], outcome: &Outcome) {
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Outcome::Generated { keys } => {
+                origins.extend(keys.iter().map(|key| (key.public_key, Origin::MadeHere)));
+            }
+            Outcome::Imported { keys } => {
+                let came = named.iter().zip(keys).filter(|(_, outcome)| **outcome == KeyOutcome::Imported);
+                origins.extend(came.map(|(key, _)| (*key, Origin::Imported)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The command, if it is one of enough operators for this boot of this enclave.
+    fn check(&self, context: &CommandContext<'_>, envelope: &[u8], last: u64) -> Result<(Command, Approval), Refusal> {
         if self.operators.keys.is_empty() {
             return Err(Refusal::NoOperators);
         }
         let signed = SignedCommand::decode(envelope).map_err(|_| Refusal::MalformedCommand)?;
-        let mut signatures: u32 = 0;
+        let (mut signatures, mut operators): (u32, u32) = (0, 0);
         let bytes = signed.signed_bytes();
         for (number, one) in signed.signatures.iter().enumerate() {
             let twice = signed.signatures.iter().take(number).any(|other| other.operator == one.operator);
-            let named = self.operators.keys.contains(&one.operator);
+            let place = self.operators.keys.iter().position(|key| *key == one.operator);
             let key = UnparsedPublicKey::new(&ED25519, one.operator.0);
-            if twice || !named || key.verify(&bytes, &one.signature.0).is_err() {
+            if twice || place.is_none() || key.verify(&bytes, &one.signature.0).is_err() {
                 return Err(Refusal::CommandSignature { operator: one.operator });
             }
             signatures = signatures.saturating_add(1);
+            // There are 32 at most.
+            operators |= place.and_then(|place| 1_u32.checked_shl(u32::try_from(place).ok()?)).unwrap_or_default();
         }
         let threshold = self.operators.threshold;
         if signatures < threshold {
@@ -176,7 +233,7 @@ impl CommandProcessor {
         if command.counter <= last {
             return Err(Refusal::CommandCounter { counter: command.counter, last });
         }
-        Ok((command, digest_of(signed.command.as_ref())))
+        Ok((command, Approval { sha256: digest_of(signed.command.as_ref()), operators }))
     }
 
     fn act(
@@ -212,6 +269,15 @@ impl CommandProcessor {
     }
 }
 
+/// What names a command's keys: those of the command, or those that it has made.
+fn digest_of_keys(named: Vec<PublicKey>, done: &Result<Outcome, Refusal>) -> Root {
+    let keys = match done {
+        Ok(Outcome::Generated { keys }) => keys.iter().map(|key| key.public_key).collect(),
+        _ => named,
+    };
+    digest_of(&keys.iter().flat_map(|key| key.0).collect::<Vec<u8>>())
+}
+
 impl CommandContext<'_> {
     fn keys(&self) -> Arc<Keys> {
         current(self.keys)
@@ -222,6 +288,13 @@ impl CommandContext<'_> {
         let time_ms = self.clock.unix_ms().unwrap_or_default();
         let (message, signing_root) = (Message::from(duty), Some(root));
         self.log.push(LogRecord { time_ms, public_key, message, signing_root, refusal: None });
+    }
+
+    /// Writes into the signing log what operators have ordered, and what came of it.
+    fn log_command(&self, message: Message, sha256: Root, refusal: Option<&Refusal>) {
+        let time_ms = self.clock.unix_ms().unwrap_or_default();
+        let (public_key, signing_root, refusal) = (PublicKey::ZERO, Some(sha256), refusal.copied());
+        self.log.push(LogRecord { time_ms, public_key, message, signing_root, refusal });
     }
 
     /// Has every older state refused, before the change is answered.

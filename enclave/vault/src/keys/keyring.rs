@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use casemate_protocol::history_page::HistoryEntry;
+use casemate_protocol::key_page::{KeyDetails, Origin};
 use casemate_protocol::{ExecutionAddress, PublicKey, Refusal};
 use casemate_slashing::{Floors, GroupFloor, SlashingHistory, Watermarks, group};
 
@@ -265,6 +266,18 @@ impl Keys {
         let one = |key: &Arc<Key>| {
             let past = key.history().watermarks().ok().map(|past| past.merge(floors));
             HistoryEntry { public_key: key.public, held: key.secret.is_some(), highest: past }
+        };
+        self.all.iter().skip(start).take(count).map(one).collect()
+    }
+
+    /// Some of them, with where their fees go; how they came, others know.
+    pub(crate) fn details(&self, start: usize, count: usize) -> Vec<KeyDetails> {
+        let one = |key: &Arc<Key>| KeyDetails {
+            public_key: key.public,
+            held: key.secret.is_some(),
+            fee_recipient: key.fee_recipient,
+            origin: Origin::BeforeThisBoot,
+            exit: None,
         };
         self.all.iter().skip(start).take(count).map(one).collect()
     }

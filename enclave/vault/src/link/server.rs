@@ -372,7 +372,8 @@ fn answer(
         | Asked::Handover
         | Asked::ImportKeystores { .. }
         | Asked::DeleteKeys { .. }
-        | Asked::SlashingProtection { .. } => match commands.try_send((request.channel, asked)) {
+        | Asked::SlashingProtection { .. }
+        | Asked::KeyDetails { .. } => match commands.try_send((request.channel, asked)) {
             Ok(()) => None,
             Err(_) => Some(Reply::Refused(Refusal::CommandBusy)),
         },

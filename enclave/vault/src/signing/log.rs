@@ -12,7 +12,7 @@ use casemate_protocol::{Bytes, Root};
 use crate::keys::custody::digest_of;
 use crate::platform::attest::Attestor;
 
-/// Records that are kept: ten slots of a hundred thousand validators, some 8 MiB.
+/// Records that are kept: ten slots of a hundred thousand validators, some 9 MiB.
 pub const KEPT: usize = 32_768;
 /// As many wait at most to be chained, about: then a worker does it.
 const WAITING: usize = 1024;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use casemate_protocol::command::{ExitOrder, withdrawal_address};
 use casemate_protocol::configuration::Window;
 use casemate_protocol::frame::BlockProof;
+use casemate_protocol::key_page::PendingExit;
 use casemate_protocol::{
     BeaconBlockHeader, Duty, Epoch, ExecutionAddress, ForkName, Network, PublicKey, Refusal, Root, SignRequest,
 };
@@ -195,6 +196,14 @@ impl Exits {
         let mut allowed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         allowed.retain(|(known, _)| !orders.contains(known));
         allowed.extend(orders.iter().map(|order| (*order, last_epoch)));
+    }
+
+    /// The last order for a key.
+    pub(crate) fn pending(&self, public_key: &PublicKey) -> Option<PendingExit> {
+        let allowed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_key = allowed.iter().rev().find(|(order, _)| order.public_key == *public_key);
+        of_key
+            .map(|(order, last_epoch)| PendingExit { validator_index: order.validator_index, last_epoch: *last_epoch })
     }
 
     fn check(&self, public_key: &PublicKey, validator_index: u64, epoch: Epoch) -> Result<(), Refusal> {

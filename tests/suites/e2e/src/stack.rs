@@ -61,7 +61,7 @@ impl Stack {
         let address = free_address();
         let mut child = Command::new(program)
             .args(words)
-            .args(["--listen", &address.to_string(), "--data-dir"])
+            .args(["--verbose-banner", "--listen", &address.to_string(), "--data-dir"])
             .arg(data_dir)
             .args(options)
             .stdin(Stdio::null())

@@ -268,7 +268,8 @@ fn answers_of_a_hostile_proxy_are_unusable_and_bounded() {
         (lie(&long, 500), "xxxx"),
         ("http://127.0.0.1:1".to_owned(), "127.0.0.1:1"),
         ("ftp://127.0.0.1:1".to_owned(), "not of the form"),
-        ("https://127.0.0.1:1".to_owned(), "needs --tls-ca"),
+        // Without --tls-ca this machine's own authorities are enough to ask.
+        ("https://127.0.0.1:1".to_owned(), "127.0.0.1:1"),
         ("127.0.0.1:9000".to_owned(), ""),
         ("http://127.0.0.1:1/?nonce=1".to_owned(), "has more in it"),
         ("http://127.0.0.1:1/#x".to_owned(), "has more in it"),
@@ -277,7 +278,7 @@ fn answers_of_a_hostile_proxy_are_unusable_and_bounded() {
         (lie(&format!("\"{}\"", "x".repeat(1_000_000)), 200), "not an answer"),
     ] {
         let told = fetch(&url);
-        let nobody = words.starts_with("503") || url == "http://127.0.0.1:1";
+        let nobody = words.starts_with("503") || url.ends_with("://127.0.0.1:1") && !url.starts_with("ftp");
         assert_eq!(told.exit, if nobody { Exit::NoAnswer } else { Exit::Unusable }, "{url}: {}", told.out);
         assert!(told.out.is_empty(), "{}", told.out);
         assert!(!told.err.contains("secret"), "{}", told.err);
@@ -455,5 +456,15 @@ fn documents_come_over_tls_too() {
     assert_eq!(casemate(&with(&line, &["--tls-ca", &servers])).exit, Exit::NoAnswer);
     assert_eq!(casemate(&with(&line, &["--tls-ca", &own])).exit, Exit::NoAnswer);
     assert_eq!(casemate(&with(&line, &["--tls-ca", &own_key])).exit, Exit::Unusable);
+    // Without --tls-ca this machine's authorities count, which the server's is not, until the machine is told of it.
+    let without_ca = with(&line, &["--tls-certificate", &own, "--tls-key", &own_key]);
+    assert_eq!(casemate(&without_ca).exit, Exit::NoAnswer);
+    let asked = |authorities: &str| {
+        let mut program = std::process::Command::new(PROGRAM);
+        program.arg("__casemate").args(&without_ca).env("SSL_CERT_FILE", authorities).output().unwrap()
+    };
+    let output = asked(&servers);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(asked(&own).status.code(), Some(3));
     assert!(Path::new(&own).exists());
 }

@@ -255,8 +255,10 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Records of duties: the stack's own commands have records too.
 fn records(folder: &Path) -> usize {
-    let count = |path: &PathBuf| fs::read_to_string(path).unwrap().lines().filter(|line| line.starts_with('+')).count();
+    let duty = |line: &&str| line.starts_with('+') && !line.contains(" command ");
+    let count = |path: &PathBuf| fs::read_to_string(path).unwrap().lines().filter(duty).count();
     files(folder).iter().map(count).sum()
 }
 
@@ -388,7 +390,7 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     assert!(said.contains("the files before this one are not here"), "{said}");
     let (exit, said) = verify(&bench, &path, &[]);
     assert_eq!(exit, Exit::Accepted, "{said}");
-    assert!(said.contains("are not in this file; ") && !said.contains("whole"), "{said}");
+    assert!(said.contains("not in this file; ") && !said.contains("whole"), "{said}");
     // Other pins, another enclave.
     let pcr = "11".repeat(48);
     let chain = bench.chain();
@@ -410,6 +412,130 @@ fn the_signing_log_shows_what_was_removed_reordered_and_changed() {
     let mut out = Vec::new();
     assert_eq!(casemate::run(&words.map(OsString::from), &mut out, &mut Vec::new()), Exit::Refused);
     assert!(String::from_utf8(out).unwrap().contains("its attestation document is refused"));
+}
+
+// What an operator sees.
+
+/// `casemate` with the profile that the stack has written, and nothing else.
+fn by_profile(bench: &Bench, words: &[&str]) -> (Exit, String) {
+    let profiles = bench.chain().join("profiles.toml");
+    let front = ["casemate", "--profiles", text(&profiles), "--profile", "dev"];
+    let arguments: Vec<OsString> = [&front, words].concat().iter().map(OsString::from).collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = casemate::run(&arguments, &mut out, &mut err);
+    (exit, String::from_utf8(out).unwrap() + &String::from_utf8(err).unwrap())
+}
+
+fn json_of(bench: &Bench, words: &[&str]) -> Value {
+    let (exit, said) = by_profile(bench, words);
+    assert_eq!(exit, Exit::Accepted, "{words:?}: {said}");
+    serde_json::from_str(&said).unwrap_or_else(|e| panic!("{words:?}: {e}: {said}"))
+}
+
+#[test]
+fn the_stacks_profile_is_all_that_an_operator_needs() {
+    let bench = bench();
+    let stack = bench.start(&["--interop-keys", "3", "--enclaves", "2"]);
+    let key = keys(&stack)[0].clone();
+    let (exit, said) = by_profile(&bench, &["status"]);
+    assert!(exit == Exit::Accepted && said.contains("HOLDER"), "{said}");
+    // Every enclave of the group is a row, each proved by itself.
+    let group = json_of(&bench, &["status", "--all", "--json"]);
+    let standings: Vec<&str> = group["enclaves"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["status"]["fence"]["standing"].as_str().unwrap())
+        .collect();
+    assert_eq!(standings.len(), 2, "{group}");
+    assert!(standings.contains(&"holding"), "{group}");
+    assert_eq!(group["faults"], json!([]), "{group}");
+    let (_, said) = by_profile(&bench, &["status", "--all"]);
+    assert!(said.contains("PROXY") && said.contains("HOLDER") && said.contains("2 enclaves asked"), "{said}");
+
+    // The measured configuration of the profile is compared, and told in words.
+    let (exit, said) = by_profile(&bench, &["attest", "fetch"]);
+    assert!(exit == Exit::Accepted && said.contains("a command takes 1 of 1 operator"), "{said}");
+    assert!(said.contains("EXITS ARE SIGNED FOR ANYONE"), "{said}");
+    let changed = fs::read_to_string(bench.chain().join("casemate.toml")).unwrap() + "\n";
+    let changed = bench.file("changed.toml", &changed);
+    let (exit, said) = by_profile(&bench, &["attest", "fetch", "--config", &changed]);
+    assert!(exit == Exit::Refused && said.contains("every byte counts"), "{said}");
+    assert!(!said.contains("a command takes"), "what is not the enclave's is not told as its policy: {said}");
+
+    // Each key with its history, its fees, how it came and what is ordered.
+    let (slot, _) = bench.now();
+    assert_eq!(stack.client().sign(&key, &block(slot, 1)).status, 200);
+    let file = bench.file("one-key", &key);
+    let address = format!("0x{}", "ab".repeat(20));
+    for words in [
+        &["fee-recipient", "--public-keys", &file, "--address", &address][..],
+        &["exit", "--validator", &format!("{key}=7"), "--out", text(bench.folder.path())],
+    ] {
+        let (exit, said) = by_profile(&bench, words);
+        assert_eq!(exit, Exit::Accepted, "{words:?}: {said}");
+    }
+    let long = json_of(&bench, &["keys", "--long", "--json"]);
+    let row = long.as_array().unwrap().iter().find(|row| row["public_key"] == key.as_str()).unwrap();
+    assert_eq!((long.as_array().unwrap().len(), &row["fee_recipient"]), (3, &json!(address)), "{long}");
+    assert_eq!((&row["origin"], &row["ordered_exit"]["validator_index"]), (&json!("imported"), &json!(7)), "{long}");
+    assert!(row["block_slot"].as_u64().unwrap() >= slot, "{long}");
+    let (_, said) = by_profile(&bench, &["keys", "list", "--long"]);
+    assert!(said.contains("exit of validator 7 until epoch") && said.contains("as configured"), "{said}");
+}
+
+#[test]
+fn operators_commands_are_records_of_the_signed_log() {
+    let bench = bench();
+    let log = bench.folder.path().join("log");
+    let stack = bench.start(&["--interop-keys", "2", "--", "--signing-log", text(&log)]);
+    let key = keys(&stack)[0].clone();
+    let file = bench.file("one-key", &key);
+    let (exit, said) = by_profile(&bench, &["keys", "delete", "--yes", "--public-keys", &file]);
+    assert_eq!(exit, Exit::Accepted, "{said}");
+    let commands = || {
+        let (exit, said) = by_profile(&bench, &["log", "export", text(&log), "--commands"]);
+        assert_eq!(exit, Exit::Accepted, "{said}");
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    eventually("the command's record", || log.exists() && !files(&log).is_empty() && commands().len() == 3);
+    let kinds: Vec<_> = commands().iter().map(|one| one["kind"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ["fence_init", "import", "delete"]);
+    let deleted = &commands()[2];
+    let operator = casemate::operator_key(&bench.chain().join("operator.pem")).unwrap().to_string();
+    assert_eq!(
+        (&deleted["operators"], &deleted["keys"], &deleted["result"]),
+        (&json!([operator]), &json!(1), &json!("done"))
+    );
+    // Without the measured configuration operators are places in it; another one names nobody.
+    let show = |more: &[&str]| {
+        let words = [&["casemate", "log", "show", text(&log), "--commands"], more].concat();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = casemate::run(&words.iter().map(OsString::from).collect::<Vec<_>>(), &mut out, &mut err);
+        (exit, String::from_utf8(out).unwrap() + &String::from_utf8(err).unwrap())
+    };
+    let (exit, said) = show(&[]);
+    assert!(exit == Exit::Accepted && said.contains("COMMAND delete") && said.contains("by #1  done"), "{said}");
+    let other = fs::read_to_string(bench.chain().join("casemate.toml")).unwrap() + "\n";
+    let (exit, said) = show(&["--config", &bench.file("other.toml", &other)]);
+    assert!(exit == Exit::Refused && said.contains("had the configuration with SHA-256"), "{said}");
+    let csv = bench.path("log.csv");
+    let (exit, said) = by_profile(&bench, &["log", "export", text(&log), "--format", "csv", "--out", &csv]);
+    assert!(exit == Exit::Accepted && said.contains("records written to"), "{said}");
+    assert!(fs::read_to_string(&csv).unwrap().starts_with("boot_nonce,sequence,"));
+    // What is written while someone follows.
+    let (exit, said) = by_profile(&bench, &["log", "follow", text(&log), "--all", "--seconds", "0"]);
+    assert!(exit == Exit::Accepted && said.contains("COMMAND fence_init"), "{said}");
+    let (exit, said) = by_profile(&bench, &["log", "verify", text(&log)]);
+    assert!(exit == Exit::Accepted && said.contains("3 commands"), "{said}");
+    // Another outcome is found.
+    let path = files(&log)[0].clone();
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replacen(" command delete ", " command import ", 1)).unwrap();
+    let (exit, said) = by_profile(&bench, &["log", "verify", text(&log)]);
+    assert!(exit == Exit::Refused && said.contains("not those that the enclave has signed for"), "{said}");
+    // The proxy's own log names them too.
+    assert!(stack.log().contains("kind=\"delete\"") && stack.log().contains(&operator), "{}", stack.log());
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn an_import_at_a_holder_that_was_cut_off_is_repeated_above_what_it_could_sign()
     let duties = import_in_the_dark(&bench, &stack, &newcomer, &["--enclave", &at]);
     Stack::signal(stack.vaults()[usize::from(holder)], Signal::KILL);
     drop(frozen);
-    bench.order(&stack, &["fence", "takeover", "--enclave", &next]);
+    bench.order(&stack, &["fence", "takeover", "--yes", "--enclave", &next]);
     let taken = bench.await_standing(&stack, other, "holding");
     let (Some(floor), Some(source), Some(target)) = floors(&taken) else { panic!("{taken}") };
     // The one that was killed is there again before it is its turn.
@@ -352,7 +352,7 @@ fn what_solo_has_signed_is_not_forgotten_under_a_first_record() {
     assert_eq!(keys(&stack), std::slice::from_ref(&key), "the old state opens");
     bench.order(&stack, &init(&["--credentials-only"], &bench.credentials("etcd")));
     bench.await_standing(&stack, 0, "old_state");
-    bench.refused(&stack, &["fence", "takeover"], "");
+    bench.refused(&stack, &["fence", "takeover", "--yes"], "");
     bench.refused(&stack, &init(&[], &bench.credentials("etcd")), "has a record already");
     for duty in &others {
         let answer = stack.client().sign(&key, duty);
@@ -607,7 +607,7 @@ fn a_record_with_absurd_numbers_is_not_believed_and_silences_nobody_for_good() {
         bench.etcdctl("etcd", &["put", &name], &fake(record).encode(&place));
         eventually(&format!("the holder to be none under an absurd {what}"), || bench.standing(&stack, 0) != "holding");
         if what == "ceilings" {
-            bench.refused(&stack, &["fence", "takeover"], "lies further ahead than any holder can ask for");
+            bench.refused(&stack, &["fence", "takeover", "--yes"], "lies further ahead than any holder can ask for");
         }
         let (now, _) = bench.now();
         assert_ne!(stack.client().sign(&key, &block(now, 1)).status, 200, "{what}");

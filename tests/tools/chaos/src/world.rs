@@ -346,7 +346,7 @@ impl World {
 
     fn takeover(&mut self) {
         let number = self.random.below(u64::from(self.enclaves)).to_string();
-        self.casemate(&["fence", "takeover", "--enclave", &number], true);
+        self.casemate(&["fence", "takeover", "--yes", "--enclave", &number], true);
     }
 
     /// Deletes the last key, or brings it back; what is not known to be done counts as neither.

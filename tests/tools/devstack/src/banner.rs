@@ -5,6 +5,7 @@ use std::fmt::Write;
 use casemate_protocol::{Epoch, Network, PublicKey};
 
 use crate::cli::FenceKind;
+use crate::profile;
 
 /// A running part.
 pub struct Part {
@@ -37,10 +38,46 @@ pub struct Running<'a> {
     pub vm: bool,
     /// Where keys are sealed.
     pub operator_key: Option<String>,
+    /// The file with the profile of this stack.
+    pub profiles: String,
 }
 
-/// The text.
-pub fn text(running: &Running) -> String {
+/// What everybody gets to read.
+pub fn short(running: &Running) -> String {
+    let mut out = String::new();
+    let network = running.network;
+    let slot = network.slot_at(running.now_ms);
+    let Running { url, keys, .. } = running;
+    let (name, epoch) = (network.name(), network.epoch_of(slot));
+    let _ = writeln!(out, "\nCasemate development stack: {keys} keys on {name}, slot {slot}, epoch {epoch}");
+    let _ = writeln!(out, "Web3Signer API on {url}\n");
+    left_out(running, &mut out);
+    let _ = writeln!(
+        out,
+        "  casemate --profiles {} --profile {} status{}\n\n\
+         For development alone: enclave, NSM and KMS are programs of this machine. --verbose-banner says what runs where and what is a fake.\n\n\
+         Ctrl-C ends it.",
+        quoted(&running.profiles),
+        profile::NAME,
+        tls_options(running)
+    );
+    out
+}
+
+/// Keys that do not sign.
+fn left_out(running: &Running, out: &mut String) {
+    if running.keys_without_history > 0 {
+        let _ = writeln!(
+            out,
+            "\n{} keys are left out and not listed: nobody knows what they have signed. Give their history with\n\
+             --slashing-protection FILE, or accept the risk with --accept-unknown-history.\n",
+            running.keys_without_history
+        );
+    }
+}
+
+/// All of it.
+pub fn verbose(running: &Running) -> String {
     let mut out = String::new();
     let network = running.network;
     let slot = network.slot_at(running.now_ms);
@@ -52,14 +89,7 @@ pub fn text(running: &Running) -> String {
     for part in &running.parts {
         let _ = writeln!(out, "  {:<7} pid {:<8} {}", part.name, part.pid, part.does);
     }
-    if running.keys_without_history > 0 {
-        let _ = writeln!(
-            out,
-            "\n{} keys are left out and not listed: nobody knows what they have signed. Give their history with\n\
-             --slashing-protection FILE, or accept the risk with --accept-unknown-history.",
-            running.keys_without_history
-        );
-    }
+    left_out(running, &mut out);
     if let Some(key) = running.first_key {
         // With interop keys it is a vote, which has its time.
         let until = match (running.interop, running.any_age) {
@@ -71,8 +101,12 @@ pub fn text(running: &Running) -> String {
     let _ = writeln!(
         out,
         "\nIts attestation document, compared with this stack's own root and measurements (in this checkout, casemate is\n\
-         `cargo run --release -p casemate --`; without --root it is compared with AWS's root, and refused):\n\n{}",
-        attest(running)
+         `cargo run --release -p casemate --`; without --root it is compared with AWS's root, and refused):\n\n{}\n\n\
+         The same by a profile, which all of casemate's commands take:\n\n\
+         casemate --profiles {} --profile {} status",
+        attest(running),
+        quoted(&running.profiles),
+        profile::NAME
     );
     if let Some(key) = &running.operator_key {
         let _ = writeln!(
@@ -135,16 +169,21 @@ fn past(running: &Running) -> String {
 
 fn attest(running: &Running) -> String {
     let Running { url, nsm, .. } = running;
-    // The document proves itself; TLS only has to be passable.
+    let tls = tls_options(running);
+    let (root, measurements) = (quoted(&format!("{nsm}/root.pem")), quoted(&format!("{nsm}/measurements.json")));
+    format!("casemate attest fetch {url} \\\n  --root {root} \\\n  --measurements {measurements}{tls}")
+}
+
+/// What TLS needs, which only its owner knows. The document proves itself; TLS only has to be passable.
+fn tls_options(running: &Running) -> String {
     let mut tls = String::new();
-    if url.starts_with("https") {
+    if running.url.starts_with("https") {
         tls.push_str(" \\\n  --tls-ca AUTHORITY-OF-THE-PROXYS-CERTIFICATE.pem");
     }
     if running.mutual_tls {
         tls.push_str(" \\\n  --tls-certificate YOUR-CERTIFICATE.pem --tls-key YOUR-KEY.pem");
     }
-    let (root, measurements) = (quoted(&format!("{nsm}/root.pem")), quoted(&format!("{nsm}/measurements.json")));
-    format!("casemate attest fetch {url} \\\n  --root {root} \\\n  --measurements {measurements}{tls}")
+    tls
 }
 
 /// For a shell: as it is, or in quotes.

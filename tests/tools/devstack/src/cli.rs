@@ -72,6 +72,9 @@ pub struct Options {
     /// what tests/tools/nitro-vm/tools builds
     #[arg(long, conflicts_with_all = ["plain", "workers"])]
     pub vm: bool,
+    /// Say what runs where, what is a fake, and which duty to try
+    #[arg(long)]
+    pub verbose_banner: bool,
     /// Threads that sign [default: one for each core]
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -98,6 +101,17 @@ pub enum FenceKind {
     Etcd,
     /// None: trusted time.
     Solo,
+}
+
+impl FenceKind {
+    /// As the measured configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Etcd => "etcd",
+            Self::Solo => "solo",
+        }
+    }
 }
 
 impl Options {

@@ -16,6 +16,7 @@ mod keys;
 mod kms;
 mod machines;
 mod nsm;
+mod profile;
 mod stack;
 mod vault;
 

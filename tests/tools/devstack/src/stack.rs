@@ -39,6 +39,7 @@ use crate::etcd::Etcd;
 use crate::keys::ToImport;
 use crate::kms::LocalKms;
 use crate::machines::Machines;
+use crate::profile::Profile;
 use crate::{BARE, BROKER, KMS, PROXY, VAULT, keys, kms, nsm};
 
 /// How often the children are looked at.
@@ -257,7 +258,8 @@ impl Stack {
         info.keys_without_history =
             info.keys_without_history.saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
         self.await_proxy(proxy)?;
-        print!("{}", self.banner(network, &info, enclaves, proxy, kms));
+        let profiles = self.write_profile(network)?;
+        print!("{}", self.banner(network, &info, enclaves, proxy, kms, profiles.display().to_string()));
         std::io::stdout().flush().context("writing to standard output")
     }
 
@@ -479,6 +481,34 @@ impl Stack {
         }
     }
 
+    fn url(&self) -> String {
+        let tls = self.options.proxy.iter().any(|o| o.starts_with("--tls-certificate"));
+        format!("{}://{}", if tls { "https" } else { "http" }, self.options.listen)
+    }
+
+    /// What `casemate` needs to be this stack's operator; where it is written.
+    fn write_profile(&self, network: &Network) -> Result<PathBuf> {
+        let configuration = match &self.boot.keys {
+            BootKeys::Sealed { configuration, .. } => {
+                let path = self.data_dir.join("casemate.toml");
+                fs::write(&path, configuration).with_context(|| format!("writing {}", path.display()))?;
+                Some(path)
+            }
+            BootKeys::Plain { .. } => None,
+        };
+        let fence = self.custody.is_some().then(|| self.options.fence.name());
+        let profile = Profile {
+            url: &self.url(),
+            nsm: &self.boot.nsm.folder,
+            group: nsm::GROUP,
+            network: network.name(),
+            fence,
+            operator_key: self.custody.as_ref().map(|custody| custody.operator_key.as_path()),
+            configuration: configuration.as_deref(),
+        };
+        profile.write(&self.data_dir)
+    }
+
     fn banner(
         &self,
         network: &Network,
@@ -486,8 +516,8 @@ impl Stack {
         enclaves: &[Enclave],
         proxy: &Child,
         kms: Option<&Running>,
+        profiles: String,
     ) -> String {
-        let tls = self.options.proxy.iter().any(|o| o.starts_with("--tls-certificate"));
         let part = |name, child: &Child, does: String| Part { name, pid: child.id(), does };
         let mut parts = Vec::new();
         for (enclave, socket) in enclaves.iter().zip(&self.sockets) {
@@ -514,10 +544,11 @@ impl Stack {
             let does = format!("https://{}:{}", kms::HOST, custody.kms.boot.port);
             parts.push(part("kms", &kms.child, does));
         }
-        banner::text(&banner::Running {
+        let text = if self.options.verbose_banner { banner::verbose } else { banner::short };
+        text(&banner::Running {
             network,
             now_ms: self.options.fixed_time_ms.or_else(|| SystemClock.unix_ms()).unwrap_or_default(),
-            url: format!("{}://{}", if tls { "https" } else { "http" }, self.options.listen),
+            url: self.url(),
             keys: info.keys,
             keys_without_history: info.keys_without_history,
             first_key: self.sockets.first().and_then(first_key),
@@ -531,6 +562,7 @@ impl Stack {
             enclaves: self.options.enclaves,
             vm: self.options.vm,
             operator_key: self.custody.as_ref().map(|custody| custody.operator_key.display().to_string()),
+            profiles,
         })
     }
 
@@ -723,12 +755,7 @@ fn configuration(options: &Options, key_arn: &str, operator: OperatorKey, etcd: 
     }
     table.insert("policy".to_owned(), policy.into());
     let mut fence = etcd.map(Etcd::table).transpose()?.unwrap_or_default();
-    let kind = match options.fence {
-        FenceKind::File => "file",
-        FenceKind::Etcd => "etcd",
-        FenceKind::Solo => "solo",
-    };
-    fence.insert("kind".to_owned(), kind.to_owned().into());
+    fence.insert("kind".to_owned(), options.fence.name().to_owned().into());
     table.insert("fence".to_owned(), fence.into());
     toml::to_string(&table).context("writing the configuration")
 }

@@ -4,6 +4,8 @@ pub mod init;
 pub mod order;
 pub mod policy;
 pub mod status;
+mod status_all;
+pub mod takeover;
 
 use anyhow::Result;
 use casemate_protocol::command::Action;
@@ -15,6 +17,7 @@ use init::FenceInit;
 use order::Order;
 use policy::FencePolicy;
 use status::Status;
+use takeover::Takeover;
 
 #[derive(Subcommand, Debug)]
 pub enum FenceCommand {
@@ -27,9 +30,10 @@ pub enum FenceCommand {
     /// Have the holder release the fence: it signs no more, and a standby goes on without a gap
     #[command(after_help = COMMAND_EXIT_CODES)]
     Handover(Box<Order>),
-    /// Have a standby acquire the fence at once, without waiting for the holder's ceilings to pass
+    /// Have a standby acquire the fence at once, without waiting for the holder's ceilings to pass. What is not signed then, and for how
+    /// long, is stated before it is asked for
     #[command(after_help = COMMAND_EXIT_CODES)]
-    Takeover(Box<Order>),
+    Takeover(Box<Takeover>),
     /// End the record for good, so that the next one can be made: in another store, account or region, or of another kind. Nothing is
     /// signed until then
     #[command(after_help = COMMAND_EXIT_CODES)]
@@ -45,7 +49,7 @@ pub fn run(command: FenceCommand) -> Result<Answer> {
         FenceCommand::Init(options) => init::run(*options),
         FenceCommand::Status(options) => status::run(*options),
         FenceCommand::Handover(options) => order::run(*options, Action::Handover),
-        FenceCommand::Takeover(options) => order::run(*options, Action::Takeover),
+        FenceCommand::Takeover(options) => takeover::run(*options),
         FenceCommand::Close(options) => order::run(*options, Action::FenceClose),
         FenceCommand::Policy(options) => policy::run(&options),
     }

@@ -1,4 +1,4 @@
-//! `casemate fence handover`, `takeover` and `close`: orders to the enclave.
+//! `casemate fence handover` and `close`: orders to the enclave.
 
 use anyhow::Result;
 use casemate_protocol::command::Action;

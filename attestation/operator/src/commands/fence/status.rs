@@ -10,6 +10,7 @@ use casemate_protocol::{Bytes, Slot, Statement};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::status_all;
 use crate::args::{Connection, PinOptions};
 use crate::exit::{Answer, Exit};
 use crate::report;
@@ -20,6 +21,12 @@ use crate::util::time;
 pub struct Status {
     #[command(flatten)]
     pub connection: Connection,
+    /// Show every enclave of the group: all behind this proxy, and behind those that --peer names
+    #[arg(long, conflicts_with = "enclave")]
+    pub all: bool,
+    /// With --all: another proxy of the group; once for each. A profile's further urls are peers
+    #[arg(long, value_name = "URL")]
+    pub peer: Vec<String>,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
@@ -29,6 +36,9 @@ pub struct Status {
 
 /// Shows it.
 pub fn run(options: Status) -> Result<Answer> {
+    if options.all {
+        return status_all::run(options);
+    }
     let session = Session::open(options.connection, options.pins)?;
     let statement = &session.statement;
     let text = if options.json { format!("{:#}\n", json_of(statement)) } else { text_of(statement) };
@@ -53,7 +63,8 @@ fn when(statement: &Statement) -> MaySign {
     }
 }
 
-fn standing(fence: &FenceStatement) -> &'static str {
+/// What an enclave is to the fence, in words.
+pub fn standing(fence: &FenceStatement) -> &'static str {
     match fence.standing {
         StatedStatus::NoStore => "no record: this enclave signs by itself",
         StatedStatus::Unknown => "its store has not answered yet; nothing is signed",
@@ -154,7 +165,8 @@ fn clock(fence: &FenceStatement, chain: SlotClock) -> String {
     })
 }
 
-fn signs(statement: &Statement) -> String {
+/// When it signs, in words.
+pub fn signs(statement: &Statement) -> String {
     let MaySign { blocks_in_ms: blocks_ms, attestations_in_ms: attestations_ms, reason, .. } = when(statement);
     let seconds = |ms: Option<u64>| match ms {
         Some(0) => "now".to_owned(),
@@ -170,7 +182,8 @@ fn signs(statement: &Statement) -> String {
     }
 }
 
-fn json_of(statement: &Statement) -> Value {
+/// For programs.
+pub fn json_of(statement: &Statement) -> Value {
     let Statement { fence, group, boot_nonce, network, .. } = statement;
     let MaySign { blocks_in_ms: blocks_ms, attestations_in_ms: attestations_ms, reason, .. } = when(statement);
     json!({

@@ -4,20 +4,19 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use anyhow::Result;
 use casemate_protocol::PublicKey;
-use casemate_protocol::frame::Nonce;
-use casemate_protocol::history_page::{HistoryEntry, HistoryPage};
+use casemate_protocol::history_page::HistoryEntry;
 use casemate_protocol::watermarks::Watermarks;
 use casemate_slashing::interchange::{self, Histories};
 use clap::Args;
 
 use crate::args::{Connection, PinOptions};
-use crate::exit::{Answer, Exit, refused};
+use crate::exit::{Answer, Exit};
+use crate::key_pages::history;
 use crate::session::Session;
-use crate::util::{fresh_nonce, plural, write_whole};
-use crate::{keys, outputs, progress};
+use crate::util::{plural, write_whole};
+use crate::{keys, outputs};
 
 #[derive(Args, Debug)]
 pub struct Export {
@@ -112,44 +111,6 @@ fn write(path: &Path, histories: &Histories, session: &Session) -> Result<()> {
         interchange::write(histories, session.statement.network.genesis_validators_root, &mut file)?;
         Ok(file.write_all(b"\n")?)
     })
-}
-
-/// What the enclave says of all keys that it holds or has held, and of every other.
-fn history(session: &Session) -> Result<(Vec<HistoryEntry>, Watermarks)> {
-    let nonce = fresh_nonce()?;
-    let bar = progress::bar(0, "the enclave tells what its keys have signed");
-    let mut entries: Vec<HistoryEntry> = Vec::new();
-    loop {
-        let page = page(session, &nonce, u32::try_from(entries.len()).context("too many keys")?)?;
-        bar.set_length(u64::from(page.total));
-        bar.inc(u64::try_from(page.keys.len()).unwrap_or(0));
-        let (empty, total) = (page.keys.is_empty(), usize::try_from(page.total).unwrap_or(usize::MAX));
-        entries.extend(page.keys);
-        if entries.len() >= total {
-            bar.finish_and_clear();
-            return Ok((entries, page.floor));
-        }
-        if empty {
-            return refused(format!("the enclave told {} of {total} keys", entries.len()));
-        }
-    }
-}
-
-/// The page from a key on, under the enclave's signature and a nonce of ours.
-fn page(session: &Session, nonce: &Nonce, start: u32) -> Result<HistoryPage> {
-    let (told, signature) = session.history_page(nonce, start)?;
-    let page = HistoryPage::decode(&told).context("a page of the history is malformed")?;
-    let key = UnparsedPublicKey::new(&ED25519, session.statement.record_key.0);
-    if key.verify(&page.signed_bytes(&session.statement.boot_nonce, nonce), &signature.0).is_err() {
-        return refused("a page of the history is not signed by the enclave's key for this request");
-    }
-    if page.start != start {
-        return refused(format!("the page from key {} came instead of the one from key {start}", page.start));
-    }
-    if page.time_ms.is_none() {
-        return refused("the enclave does not trust its clock: what it tells may be old");
-    }
-    Ok(page)
 }
 
 #[cfg(test)]

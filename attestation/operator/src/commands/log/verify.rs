@@ -10,13 +10,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use casemate_protocol::Bytes;
 use casemate_protocol::log::LogHead;
 use casemate_protocol::log::text::{Line, MAX_LINE_LEN, Parsed, parse};
-use clap::{Args, Subcommand};
+use clap::Args;
+use serde_json::json;
 
-use crate::args::{Connection, EXIT_CODES, PinOptions};
+use super::files;
+use crate::args::{Connection, PinOptions};
 use crate::exit::{Answer, Exit, Refused, refused};
 use crate::input::Input;
 use crate::report::Verdict;
@@ -28,13 +30,6 @@ use crate::{progress, verify};
 /// The proxy writes twice a second.
 const WRITTEN: Duration = Duration::from_secs(3);
 
-#[derive(Subcommand, Debug)]
-pub enum LogCommand {
-    /// Verify that a log is whole, in order, and the enclave's own
-    #[command(after_help = EXIT_CODES)]
-    Verify(Box<LogVerify>),
-}
-
 #[derive(Args, Debug)]
 pub struct LogVerify {
     /// The proxy's --signing-log folder, or one file of it
@@ -43,7 +38,7 @@ pub struct LogVerify {
     /// The proxy of an enclave that runs: the log must have everything up to the head that the enclave signs now
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// Authorities of the proxy's TLS certificate, PEM
+    /// Authorities of the proxy's TLS certificate, PEM [default: those that this machine trusts]
     #[arg(long, value_name = "FILE", requires = "url")]
     pub tls_ca: Option<PathBuf>,
     /// Client certificate for mutual TLS, PEM
@@ -64,13 +59,7 @@ pub struct LogVerify {
 }
 
 /// Verifies a log.
-pub fn run(command: LogCommand) -> Result<Answer> {
-    match command {
-        LogCommand::Verify(options) => verify_log(&options),
-    }
-}
-
-fn verify_log(options: &LogVerify) -> Result<Answer> {
+pub fn run(options: &LogVerify, json: bool) -> Result<Answer> {
     // First what the enclave says, then what is written: all of it must be there by then.
     let live = options.url.as_ref().map(|url| live(url, options)).transpose()?;
     if live.is_some() {
@@ -80,6 +69,9 @@ fn verify_log(options: &LogVerify) -> Result<Answer> {
     faults.extend(boots.values().filter_map(Boot::unsigned));
     if let Some(live) = &live {
         faults.extend(compare(live, &boots).err().map(|fault| fault.to_string()));
+    }
+    if json {
+        return Ok(for_programs(&boots, &faults, live.is_some()));
     }
     let mut out = String::new();
     for boot in boots.values() {
@@ -95,9 +87,21 @@ fn verify_log(options: &LogVerify) -> Result<Answer> {
     Ok((out, Exit::Refused))
 }
 
+fn for_programs(boots: &Boots, faults: &[String], live: bool) -> Answer {
+    let exit = if faults.is_empty() { Exit::Accepted } else { Exit::Refused };
+    let boots: Vec<_> = boots.values().map(Boot::json).collect();
+    (
+        format!(
+            "{:#}\n",
+            json!({ "verdict": exit.name(), "boots": boots, "faults": faults, "compared_with_the_enclave": live })
+        ),
+        exit,
+    )
+}
+
 /// All boots that the files are of, and what is wrong with the files.
 fn read_all(options: &LogVerify) -> Result<(Boots, Vec<String>)> {
-    let files = files(&options.path)?;
+    let files = files::of(&options.path)?;
     let len = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum();
     let bar = progress::bar(len, "verifying the signing log");
     let (mut boots, mut faults) = (Boots::new(), Vec::new());
@@ -141,25 +145,6 @@ fn accepted(boots: &Boots, live: bool) -> String {
     let records: u64 = boots.values().map(Boot::records).sum();
     let _ = writeln!(out, "accepted: {records} records of {}, {whole} ({end})", plural(boots.len(), "boot"));
     out
-}
-
-/// The files of a folder, or one. Their names sort by boot, and within it by the number of their first record.
-fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).with_context(|| format!("reading {}", path.display()))? {
-        let path = entry.with_context(|| format!("reading {}", path.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        bail!("there is no file of a signing log (*.log) in {}", path.display());
-    }
-    files.sort_unstable();
-    Ok(files)
 }
 
 fn read(path: &Path, boots: &mut Boots, options: &LogVerify, bar: &indicatif::ProgressBar) -> Result<()> {
