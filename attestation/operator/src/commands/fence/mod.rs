@@ -47,6 +47,7 @@ pub enum FenceCommand {
 pub fn run(command: FenceCommand) -> Result<Answer> {
     match command {
         FenceCommand::Init(options) => init::run(*options),
+        FenceCommand::Status(options) if options.all => status_all::run(*options),
         FenceCommand::Status(options) => status::run(*options),
         FenceCommand::Handover(options) => order::run(*options, Action::Handover),
         FenceCommand::Takeover(options) => takeover::run(*options),

@@ -10,7 +10,6 @@ use casemate_protocol::{Bytes, Slot, Statement};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::status_all;
 use crate::args::{Connection, PinOptions};
 use crate::exit::{Answer, Exit};
 use crate::report;
@@ -34,11 +33,8 @@ pub struct Status {
     pub pins: PinOptions,
 }
 
-/// Shows it.
+/// Shows one enclave's.
 pub fn run(options: Status) -> Result<Answer> {
-    if options.all {
-        return status_all::run(options);
-    }
     let session = Session::open(options.connection, options.pins)?;
     let statement = &session.statement;
     let text = if options.json { format!("{:#}\n", json_of(statement)) } else { text_of(statement) };
