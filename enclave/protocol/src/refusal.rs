@@ -319,7 +319,7 @@ pub enum Waiting {
     Credentials,
     #[error("KMS denies it: the key policy requires other PCRs, or the parent's role lacks the right")]
     Denied,
-    #[error("KMS or the parent refused; the broker's log says why")]
+    #[error("KMS or the parent refused: see the proxy's log, and CloudTrail for the denied call")]
     Refused,
     #[error("the state is sealed, but the fence has not confirmed that it refuses older ones from now on")]
     Fence,

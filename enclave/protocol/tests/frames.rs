@@ -839,7 +839,7 @@ fn golden() -> Vec<(String, Vec<u8>)> {
         last: 18,
         fresh: None,
     }));
-    // Those of later versions come last, so that the frames before keep their names.
+    // Those of later versions come after them, so that the frames before keep their names: what is new is pushed last.
     let later = [
         Refusal::BlockTooOld { slot: s, now: s, oldest: s },
         Refusal::TargetTooOld { target: e, now: e, oldest: e },
