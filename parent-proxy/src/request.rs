@@ -254,7 +254,7 @@ fn gloas_duty(kind: &str, body: &Body, network: &Network) -> Result<Option<Duty>
 #[derive(Deserialize)]
 struct VersionedBlock<'a> {
     #[serde(borrow)]
-    version: Cow<'a, str>,
+    version: Option<Cow<'a, str>>,
     #[serde(borrow)]
     block: Raw<'a>,
     #[serde(borrow)]
@@ -272,7 +272,8 @@ struct FullBlock<B> {
 
 fn block(kind: &str, beacon_block: Raw, network: &Network) -> Result<Duty, BadRequest> {
     let versioned: VersionedBlock = field(kind, "beacon_block", beacon_block)?;
-    match (version(&versioned.version)?, versioned.block) {
+    let name = versioned.version.ok_or_else(|| missing(kind, "beacon_block.version"))?;
+    match (version(&name)?, versioned.block) {
         (ForkName::Phase0, Some(block)) => phase0_block(&read("beacon_block.block", block)?, network),
         (ForkName::Altair, Some(block)) => {
             let block: FullBlock<ssz::BodyAltair> = read("beacon_block.block", block)?;
@@ -363,6 +364,8 @@ fn aggregate(kind: &str, body: Raw, network: &Network) -> Result<Duty, BadReques
     let (layout, data) = match (versioned.version, versioned.data) {
         (Some(name), Some(data)) => (version(&name)?, data),
         (Some(_), None) => return Err(missing(kind, "aggregate_and_proof.data")),
+        // A bare aggregate has no data of its own.
+        (None, Some(_)) => return Err(missing(kind, "aggregate_and_proof.version")),
         (None, _) => {
             let shape: AggregateShape = field(kind, "aggregate_and_proof.aggregate", versioned.aggregate)?;
             let layout = if shape.committee_bits.is_none() {
@@ -391,15 +394,16 @@ fn aggregate(kind: &str, body: Raw, network: &Network) -> Result<Duty, BadReques
 #[derive(Deserialize)]
 struct Wrapped<'a> {
     #[serde(borrow)]
-    version: Cow<'a, str>,
+    version: Option<Cow<'a, str>>,
     #[serde(borrow)]
     data: &'a RawValue,
 }
 
 fn gloas<'a, T: Deserialize<'a>>(kind: &str, key: &str, body: Raw<'a>) -> Result<T, BadRequest> {
     let wrapped: Wrapped = field(kind, key, body)?;
-    if version(&wrapped.version)? != ForkName::Gloas {
-        let version = shown(&wrapped.version);
+    let name = wrapped.version.ok_or_else(|| missing(kind, &format!("{key}.version")))?;
+    if version(&name)? != ForkName::Gloas {
+        let version = shown(&name);
         return Err(BadRequest(format!("{key}: version {version} is not known for type {kind}; GLOAS is")));
     }
     read(key, wrapped.data)

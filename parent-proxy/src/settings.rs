@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -66,8 +66,8 @@ pub struct Settings {
     #[arg(long, value_name = "N", default_value = "2048")]
     pub max_connections: NonZeroUsize,
     /// Names that clients may use for this host, with commas; * allows all
-    #[arg(long, value_name = "HOSTS", default_value = "localhost,127.0.0.1,[::1]")]
-    pub http_host_allowlist: String,
+    #[arg(long, value_name = "HOSTS", value_delimiter = ',', value_parser = trimmed::<Host>, default_value = "localhost,127.0.0.1,[::1]")]
+    pub http_host_allowlist: Vec<Host>,
     /// Serve TLS with this certificate chain (PEM, leaf first); POST /reload reads it again
     #[arg(long, value_name = "FILE")]
     pub tls_certificate: Option<PathBuf>,
@@ -140,6 +140,28 @@ pub struct Settings {
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "human")]
     pub log_format: LogFormat,
+}
+
+/// A name that clients may use for this host, as it stands in their requests: a DNS name, an IPv4 address, or an IPv6 address in
+/// brackets, without a port; or `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host(String);
+
+impl FromStr for Host {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+            return Ok(Self(address));
+        }
+        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        ensure!(
+            text == "*" || (!text.is_empty() && text.bytes().all(name)),
+            "{text:?} matches no request: a host name, or an address, without scheme, port and path belongs here"
+        );
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Options that say nothing without another one.
@@ -271,8 +293,8 @@ impl Settings {
 
     /// The names that clients may use; `None` for all.
     pub fn hosts(&self) -> Option<Vec<String>> {
-        let hosts: Vec<String> = self.http_host_allowlist.split(',').map(|h| h.trim().to_owned()).collect();
-        (!hosts.iter().any(|h| h == "*")).then_some(hosts)
+        let hosts: Vec<String> = self.http_host_allowlist.iter().map(|host| host.0.clone()).collect();
+        (!hosts.iter().any(|host| host == "*")).then_some(hosts)
     }
 
     /// The files of TLS, where it is served.
@@ -481,5 +503,16 @@ mod tests {
         assert_eq!(parse(&["--http-host-allowlist", "*"]).unwrap().hosts(), None);
         let hosts = parse(&["--http-host-allowlist", "signer.internal, 10.0.0.1"]).unwrap().hosts().unwrap();
         assert_eq!(hosts, ["signer.internal", "10.0.0.1"]);
+        assert_eq!(parse(&["--http-host-allowlist", "::1"]).unwrap().hosts().unwrap(), ["[::1]"]);
+    }
+
+    #[test]
+    fn entries_of_the_host_allow_list_that_can_never_match_are_refused() {
+        for never in
+            ["signer:9000", "http://signer", "signer/", "localhost,", "10.0.0.1:9000", "two names", "*.example"]
+        {
+            let error = parse(&["--http-host-allowlist", never]).unwrap_err().to_string();
+            assert!(error.contains("matches no request"), "{never}: {error}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use crate::enclave::Unavailable;
+use crate::json::shown;
 use crate::request::BadRequest;
 
 /// Longest sentence, in characters: it goes into the answer and into the log.
@@ -35,8 +36,10 @@ impl Failure {
         Self { status, message }
     }
 
-    pub(super) fn forbidden_host() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "this host is not on the allow-list (--http-host-allowlist)")
+    pub(super) fn forbidden_host(host: Option<&str>) -> Self {
+        let named =
+            host.map_or_else(|| "a request without a host".to_owned(), |host| format!("the host {}", shown(host)));
+        Self::new(StatusCode::FORBIDDEN, format!("{named} is not on the allow-list (--http-host-allowlist)"))
     }
 
     pub(super) fn unexpected_reply() -> Self {
@@ -108,13 +111,45 @@ pub fn wants_json(headers: &HeaderMap) -> bool {
     if headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json") {
         return true;
     }
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|range| range.split(';').next())
-        .any(|range| range.trim().eq_ignore_ascii_case("application/json") || range.trim() == "*/*")
+    let json = quality(headers, &["application/json", "application/*", "*/*"]);
+    // Of two that are as welcome JSON is given: most of those who take anything can read it.
+    json > 0 && json >= quality(headers, &["text/plain", "text/*", "*/*"])
+}
+
+/// Whether `Accept` names JSON, and does not exclude it.
+pub fn names_json(headers: &HeaderMap) -> bool {
+    quality(headers, &["application/json"]) > 0
+}
+
+/// How welcome a media type is, in thousandths (RFC 9110, section 12.5.1): `ranges` are those that it matches, the most specific first.
+fn quality(headers: &HeaderMap, ranges: &[&str]) -> u16 {
+    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    let accepted: Vec<(&str, u16)> = accepted.flat_map(|value| value.split(',')).map(range_of).collect();
+    let of = |range: &&str| {
+        let named = accepted.iter().filter(|(name, _)| name.eq_ignore_ascii_case(range));
+        named.map(|(_, quality)| *quality).max()
+    };
+    ranges.iter().find_map(of).unwrap_or(0)
+}
+
+/// A media range and its weight. One that is no number between 0 and 1 is taken for 1, as if it were not there.
+fn range_of(text: &str) -> (&str, u16) {
+    let mut parts = text.split(';').map(str::trim);
+    let name = parts.next().unwrap_or_default();
+    let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+    (name, weight.and_then(thousandths).unwrap_or(1000))
+}
+
+fn thousandths(weight: &str) -> Option<u16> {
+    let (whole, fraction) = weight.split_once('.').unwrap_or((weight, ""));
+    if fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    match (whole, format!("{fraction:0<3}").parse::<u16>().ok()?) {
+        ("0", thousandths) => Some(thousandths),
+        ("1", 0) => Some(1000),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +172,14 @@ mod tests {
         assert!(!accept(&[]));
         assert!(!accept(&["text/plain"]));
         assert!(!accept(&["application/jsonp"]));
+        // With weights the most welcome counts, and one of 0 is excluded.
+        assert!(!accept(&["text/plain, application/json;q=0.9"]));
+        assert!(accept(&["text/plain;q=0.5, application/json"]));
+        assert!(!accept(&["application/json;q=0"]));
+        assert!(!accept(&["application/json; q=0.000, */*"]));
+        assert!(!accept(&["text/plain;q=0.5, */*;q=0.1"]));
+        assert!(accept(&["application/*"]));
+        assert!(accept(&["application/json;q=2"]), "no weight at all");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::json::shown;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What operators and key managers ask.
-const ADMINISTRATION: [&str; 5] =
-    ["/commands", "/eth/v1/keystores", "/reload", "/signing-log/head", "/slashing-protection"];
+const ADMINISTRATION: [&str; 6] =
+    ["/commands", "/eth/v1/keystores", "/key-details", "/reload", "/signing-log/head", "/slashing-protection"];
 /// What validator clients ask.
 const SIGNING: [&str; 2] = ["/api/v1/eth2/sign/", "/api/v1/eth2/ext/sign/"];
 /// The one path whose body is no JSON.

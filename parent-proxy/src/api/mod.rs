@@ -30,7 +30,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 
-pub use answer::{Failure, wants_json};
+pub use answer::{Failure, names_json, wants_json};
 pub use door::Door;
 pub use keystores::Token;
 pub use reload::Reload;
@@ -78,6 +78,8 @@ pub struct Api {
     router: TowerToHyperService<Router>,
 }
 
+/// What load balancers ask, by whatever address they know this host.
+const PROBED: [&str; 4] = ["/livez", "/readyz", "/upcheck", "/healthcheck"];
 /// Where duties are signed, up to the key; the route below says the same.
 const SIGN: &str = "/api/v1/eth2/sign/";
 
@@ -240,20 +242,26 @@ impl App {
 
     /// Why a request is not even looked at.
     fn refusal(&self, door: Door, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Failure> {
-        if !self.host_allowed(uri, headers) {
-            return Some(Failure::forbidden_host());
+        let host = uri.host().or_else(|| headers.get(header::HOST).and_then(|h| h.to_str().ok()).map(without_port));
+        if !self.host_allowed(uri.path(), host) {
+            return Some(Failure::forbidden_host(host));
         }
         door::foreign_page(headers)
             .or_else(|| door.refusal(uri.path()))
             .or_else(|| door::wrong_content_type(method, uri.path(), headers))
     }
 
-    /// Against DNS rebinding: a browser that was lured here sends the name of its own site.
-    fn host_allowed(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+    /// Against DNS rebinding: a browser that was lured here sends the name of its own site. A load balancer's probe sends the address
+    /// that it connects to, which no name can be rebound to: it may ask how this signer is.
+    fn host_allowed(&self, path: &str, host: Option<&str>) -> bool {
         let Some(allowed) = &self.hosts else { return true };
-        let host = uri.host().or_else(|| headers.get(header::HOST).and_then(|h| h.to_str().ok()).map(without_port));
-        host.is_some_and(|host| allowed.iter().any(|a| a.eq_ignore_ascii_case(host)))
+        let probed = |host: &str| PROBED.contains(&path) && is_address(host);
+        host.is_some_and(|host| allowed.iter().any(|a| a.eq_ignore_ascii_case(host)) || probed(host))
     }
+}
+
+fn is_address(host: &str) -> bool {
+    host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok()
 }
 
 fn without_port(host: &str) -> &str {

@@ -8,19 +8,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::keys::json_body;
-use super::{App, Failure, wants_json};
+use super::{App, Failure, names_json, wants_json};
 use crate::readiness::Verdict;
 
 /// Web3Signer's word, and the truth of `/readyz`: OK where a block could be signed now.
 pub(super) async fn upcheck(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let verdict = app.enclave.verdict();
     // `*/*` gets the word too: clients that ask for JSON by name look for the field, the others for OK.
-    let by_name = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .any(|v| v.to_ascii_lowercase().contains("application/json"));
-    let json = by_name && wants_json(&headers);
+    let json = names_json(&headers) && wants_json(&headers);
     let response = match (verdict.is_ready(), json) {
         (true, true) => json_body(&json!({ "status": "OK" })),
         (false, true) => json_body(&json!({ "status": "DOWN", "reason": verdict.reason })),

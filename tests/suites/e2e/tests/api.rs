@@ -339,6 +339,32 @@ fn request_ids_come_back_and_foreign_hosts_do_not_get_in() {
     for host in ["localhost", "localhost:9000", "127.0.0.1", "[::1]:9000", "LOCALHOST"] {
         assert_eq!(client.get("/upcheck", &[("Host", host)]).status, 200, "{host}");
     }
+    let refused = client.get("/upcheck", &[("Host", "evil.example:9000")]);
+    assert!(refused.error().contains("the host \"evil.example\""), "{}", refused.error());
+}
+
+#[test]
+fn load_balancers_that_probe_by_address_hear_how_the_signer_is_and_nothing_else() {
+    let (_bench, stack) = stack(&[]);
+    let mut client = stack.client();
+    for host in ["10.1.2.3", "10.1.2.3:9000", "[2001:db8::7]:9000"] {
+        for path in ["/livez", "/readyz", "/upcheck", "/healthcheck"] {
+            assert_eq!(client.get(path, &[("Host", host)]).status, 200, "{path} {host}");
+        }
+        assert_eq!(client.get("/api/v1/eth2/publicKeys", &[("Host", host)]).status, 403, "{host}");
+    }
+}
+
+#[test]
+fn a_version_that_is_null_is_called_missing() {
+    let (_bench, stack) = stack(&[]);
+    let mut client = stack.client();
+    let key = &keys(&mut client)[0];
+    let mut body = block(10, 1);
+    body["beacon_block"]["version"] = serde_json::Value::Null;
+    let answer = client.sign(key, &body);
+    assert_eq!(answer.status, 400, "{}", answer.body);
+    assert!(answer.error().contains("beacon_block.version is missing"), "{}", answer.error());
 }
 
 #[test]
