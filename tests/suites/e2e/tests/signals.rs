@@ -189,7 +189,7 @@ fn after_a_takeover_the_floors_say_until_when() {
     until_ready(&stack, true);
     let holder = bench.holder(&stack, 2);
     let other = (1 - holder).to_string();
-    let (exit, text) = bench.casemate(&stack, &["fence", "takeover", "--enclave", &other], true);
+    let (exit, text) = bench.casemate(&stack, &["fence", "takeover", "--yes", "--enclave", &other], true);
     assert_eq!(exit, Exit::Accepted, "{text}");
     // Until it sees that, the former holder signs up to its ceilings: those are the floors now.
     bench.await_standing(&stack, holder, "standby");
