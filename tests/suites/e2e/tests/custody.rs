@@ -669,7 +669,6 @@ fn metrics_count_the_way_out() {
         "casemate_enclave_keys 1",
         // For the data keys of the state with the fence and of the state with the key.
         "casemate_egress_connections_total 2",
-        "casemate_fence_held 1",
         "casemate_egress_refused_total 0",
         "casemate_egress_blobs_stored_total 2",
         "# EOF",

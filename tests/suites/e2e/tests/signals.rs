@@ -103,6 +103,10 @@ fn while_a_holder_signs_every_signal_says_so() {
     assert!(seen.ready && seen.readyz["reason"].is_null(), "{}", seen.readyz);
     let (text, json) = status(&bench, &stack, 0);
     assert_eq!(json["signs_blocks_in_ms"], 0, "{text}");
+    let metrics = stack.client().get("/metrics", &[]).body;
+    for (name, value) in [("casemate_fence_held", 1), ("casemate_enclave_keys", 1), ("casemate_blocks_in_seconds", 0)] {
+        assert_eq!(metric(&metrics, name), Some(value), "{name}: {metrics}");
+    }
     assert_eq!(stack.client().get("/livez", &[]).status, 200);
     assert_eq!(stack.client().get("/upcheck", &[]).body, "OK");
 }
