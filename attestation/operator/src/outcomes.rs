@@ -1,5 +1,7 @@
 //! What became of commands, in words. Only what a document proves is told as done.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use casemate_protocol::command::{
     Action, ClosedRecord, Command, GeneratedKey, ImportedKey, KeyHistory, KeyOutcome, Outcome, RecordOrder, SignedExit,
@@ -23,12 +25,33 @@ pub struct Report {
     pub deposits: Vec<Deposit>,
     pub exits: Vec<SignedExit>,
     pub carried_out: usize,
+    /// How many keys came to what.
+    counted: BTreeMap<String, usize>,
 }
+
+/// More keys than this are summed up below their lines.
+const MANY_KEYS: usize = 20;
 
 impl Report {
     /// Nothing yet.
     pub fn new() -> Self {
-        Self { out: String::new(), exit: Exit::Accepted, deposits: Vec::new(), exits: Vec::new(), carried_out: 0 }
+        Self {
+            out: String::new(),
+            exit: Exit::Accepted,
+            deposits: Vec::new(),
+            exits: Vec::new(),
+            carried_out: 0,
+            counted: BTreeMap::new(),
+        }
+    }
+
+    /// Many keys once more, in one line: nobody reads hundreds to find the two that were not taken.
+    pub fn sum_up(&mut self) {
+        let keys: usize = self.counted.values().sum();
+        if keys > MANY_KEYS {
+            let parts: Vec<String> = self.counted.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            self.line(&format!("{keys} keys in all: {}", parts.join(", ")));
+        }
     }
 
     /// Adds a line.
@@ -199,6 +222,13 @@ impl Report {
 
     /// What became of a key.
     fn key(&mut self, key: &PublicKey, told: Result<String, &str>) {
+        let what = match &told {
+            // What differs from key to key stands behind.
+            Ok(text) => text.split(';').next().unwrap_or_default().to_owned(),
+            Err(text) => format!("error ({text})"),
+        };
+        let count = self.counted.entry(what).or_default();
+        *count = count.saturating_add(1);
         match told {
             Ok(text) => self.line(&format!("{key}  {text}")),
             Err(text) => self.refused(&format!("{key}  error: {text}")),
@@ -318,5 +348,20 @@ mod tests {
         assert_eq!(report.exit, Exit::Refused);
         // An outcome of another action ends it.
         assert!(!report.outcome(&action, Outcome::HandedOver));
+    }
+
+    #[test]
+    fn more_than_twenty_keys_are_summed_up() {
+        let key = |n: u8| Bytes([n; 48]);
+        for (count, summed) in [(20_u8, false), (21, true)] {
+            let mut report = Report::new();
+            let keys: Vec<PublicKey> = (0..count).map(key).collect();
+            let mut outcomes = vec![KeyOutcome::Deleted; usize::from(count)];
+            outcomes[3] = KeyOutcome::NotFound;
+            report.deleted(&keys, &outcomes);
+            report.sum_up();
+            let last = report.out.lines().last().unwrap();
+            assert_eq!(last == "21 keys in all: 20 deleted, 1 error (the enclave does not hold it)", summed, "{last}");
+        }
     }
 }

@@ -76,6 +76,7 @@ pub fn send(session: &mut Session, signed: &[SignedCommand], output: Option<&Dep
         }
     }
     bar.finish_and_clear();
+    report.sum_up();
     write_exits(folder, &mut report);
     count(&mut report, commands.len(), session);
     finish(file, &mut report);

@@ -252,7 +252,10 @@ pub enum NotHolder {
     StoreUnknown(StoreTrouble),
     #[error("the store has no record; operators make it with `casemate fence init`")]
     NoRecord,
-    #[error("another enclave holds it, or held it until slot {slot_ceiling}; this one stands by")]
+    #[error(
+        "another enclave holds it, or held it until slot {slot_ceiling}; this one stands by, and acquires it by itself once that slot has passed, if \
+         the other does not go on"
+    )]
     Standby { slot_ceiling: Slot },
     #[error(
         "the newest sealed state that the parent offers has version {found}; the oldest that may be loaded is {oldest}: bring the newest blobs to the parent"

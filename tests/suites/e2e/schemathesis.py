@@ -281,7 +281,7 @@ def every_path():
             expect(here <= allow <= here | {"HEAD"}, f"{what}: 405 with Allow: {headers.get('allow')}")
             if method != "HEAD":
                 is_error(status, body, what)
-    for path in ["/", "/api/v1/eth1/sign/00", "/upcheck/", "/openapi.yaml"]:
+    for path in ["/", "/api/v1/eth1/sign/00", "/upcheck/more", "/openapi.yaml"]:
         status, headers, body = ask("GET", path)
         expect(status == 404 and "x-request-id" in headers, f"GET {path}: {status}")
         is_error(status, body, path)
