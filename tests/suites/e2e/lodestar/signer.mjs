@@ -29,7 +29,7 @@ export class Signer {
     };
     const address = `127.0.0.1:${await freePort()}`;
     const options = ["--network", file("network.toml", network), "--interop-keys", String(keys), "--listen", address];
-    options.push("--data-dir", this.folder, "--enclaves", String(this.enclaves), "--fence", "file");
+    options.push("--verbose-banner", "--data-dir", this.folder, "--enclaves", String(this.enclaves), "--fence", "file");
     if (!this.without.has("policy")) {
       options.push("--policy", file("policy.toml", policy));
     }
