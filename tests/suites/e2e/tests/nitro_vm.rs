@@ -377,7 +377,9 @@ fn one_byte_of_configuration_more(tools: &Tools, bench: &Bench, stack: &Stack) {
     let image = std::fs::read(chain.join("casemate.eif")).unwrap();
     // The second ramdisk is one file in plain text.
     let at = image.windows(7).rposition(|window| window == b"group =").unwrap();
-    let end = image.get(at..).unwrap().iter().position(|byte| *byte == 0).unwrap();
+    // Zeros follow it up to a multiple of four bytes, and then the head of the ramdisk's next entry.
+    let next = image.get(at..).unwrap().windows(6).position(|window| window == b"070701").unwrap();
+    let end = image[at..at + next].iter().position(|byte| *byte == 0).unwrap_or(next);
     let configuration = String::from_utf8(image[at..at + end].to_vec()).unwrap();
     let changed = bench.folder.path().join("changed");
     std::fs::create_dir(&changed).unwrap();
