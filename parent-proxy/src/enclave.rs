@@ -159,6 +159,11 @@ impl Enclave {
         }
     }
 
+    /// A connection that gives no reply for so long is made anew.
+    pub(crate) fn stall(&self) -> Duration {
+        self.shared.stall
+    }
+
     /// Asks it over a connection of its own whether it would sign: what waits on the others must not make it look dead.
     pub(crate) fn observer(&self) -> Observer {
         Observer { enclave: self.clone(), stream: None, knows_readiness: true }
@@ -230,16 +235,9 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// What it says now; nothing where it does not answer in time.
-    pub(crate) async fn ask(&mut self, at_most: Duration) -> Option<Readiness> {
-        let heard = timeout(at_most, self.exchange()).await.ok().flatten();
-        if heard.is_none() {
-            self.stream = None;
-        }
-        heard
-    }
-
-    async fn exchange(&mut self) -> Option<Readiness> {
+    /// What it says; nothing where there is no connection. Whoever gives this up ends the connection: an enclave that was frozen for a
+    /// moment answers on the one that it has.
+    pub(crate) async fn ask(&mut self) -> Option<Readiness> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => open(&self.enclave.shared.address).await.ok()?.ok()?.0,

@@ -12,7 +12,7 @@ use casemate_protocol::refusal::NotHolder;
 use casemate_protocol::statement::StatedStatus;
 use casemate_protocol::{Refusal, Reply, Request};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::enclave::{Enclave, SendSlot, Unavailable};
@@ -60,7 +60,15 @@ impl Group {
         let Some(enclave) = self.enclaves.get(number) else { return };
         let mut observer = enclave.observer();
         loop {
-            let heard = observer.ask(ASK_TIMEOUT.min(self.patience)).await;
+            let mut answer = std::pin::pin!(observer.ask());
+            let heard = match timeout(ASK_TIMEOUT.min(self.patience), &mut answer).await {
+                Ok(heard) => heard,
+                Err(_) => {
+                    // What it said before is not of now any more.
+                    self.learn(number, None);
+                    timeout(enclave.stall(), answer).await.ok().flatten()
+                }
+            };
             // It answers there, and requests go over the others.
             let heard = heard.filter(|_| enclave.connections_up() > 0);
             self.learn(number, heard);
