@@ -61,13 +61,12 @@ impl Group {
         let mut observer = enclave.observer();
         loop {
             let mut answer = std::pin::pin!(observer.ask());
-            let heard = match timeout(ASK_TIMEOUT.min(self.patience), &mut answer).await {
-                Ok(heard) => heard,
-                Err(_) => {
-                    // What it said before is not of now any more.
-                    self.learn(number, None);
-                    timeout(enclave.stall(), answer).await.ok().flatten()
-                }
+            let heard = if let Ok(heard) = timeout(ASK_TIMEOUT.min(self.patience), &mut answer).await {
+                heard
+            } else {
+                // What it said before is not of now any more.
+                self.learn(number, None);
+                timeout(enclave.stall(), answer).await.ok().flatten()
             };
             // It answers there, and requests go over the others.
             let heard = heard.filter(|_| enclave.connections_up() > 0);
