@@ -11,8 +11,9 @@ use crate::settings::Settings;
 
 /// Standard streams, runtime, signals, listeners, log, certificates, blobs and records that are being written, one to spare for each.
 const OWN: usize = 64;
-/// Connections to an enclave beyond those that carry requests: one for a command, one that is being made anew.
-const MORE_FOR_AN_ENCLAVE: usize = 2;
+/// Connections to an enclave beyond those that carry requests: one for a command, one on which it is observed, one that is being made
+/// anew.
+const MORE_FOR_AN_ENCLAVE: usize = 3;
 /// Clients of the listener of administration at once.
 pub const ADMIN_CLIENTS: usize = 64;
 /// With fewer clients than this nobody is served well.

@@ -166,7 +166,7 @@ impl Enclave {
 
     /// Asks it over a connection of its own whether it would sign: what waits on the others must not make it look dead.
     pub(crate) fn observer(&self) -> Observer {
-        Observer { enclave: self.clone(), stream: None, knows_readiness: true }
+        Observer { enclave: self.clone(), stream: None, was_unknown: false }
     }
 
     /// What the enclave has said about itself.
@@ -229,33 +229,37 @@ impl Enclave {
 /// Asks one enclave again and again what it would sign.
 pub(crate) struct Observer {
     enclave: Enclave,
-    stream: Option<Box<dyn Stream>>,
-    /// An image that is older than this proxy ends a connection on which it is asked what it does not know.
-    knows_readiness: bool,
+    /// The connection, and whether this enclave is asked for more there than who it is.
+    stream: Option<(Box<dyn Stream>, bool)>,
+    /// The last connection was ended by that question, as an image does that is older than this proxy. The next one is spared it; a later
+    /// one may be another image's.
+    was_unknown: bool,
 }
 
 impl Observer {
     /// What it says; nothing where there is no connection. Whoever gives this up ends the connection: an enclave that was frozen for a
     /// moment answers on the one that it has.
     pub(crate) async fn ask(&mut self) -> Option<Readiness> {
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => open(&self.enclave.shared.address).await.ok()?.ok()?.0,
+        let (mut stream, asks) = if let Some(open) = self.stream.take() {
+            open
+        } else {
+            let stream = open(&self.enclave.shared.address).await.ok()?.ok()?.0;
+            (stream, !std::mem::take(&mut self.was_unknown))
         };
         let Ok(Reply::Info(info)) = ask(&mut stream, Request::Info).await else { return None };
         let by_info = Readiness::from_standing(info.standing, info.keys);
         self.enclave.learn(info);
-        if !self.knows_readiness {
-            self.stream = Some(stream);
+        if !asks {
+            self.stream = Some((stream, asks));
             return Some(by_info);
         }
         match ask(&mut stream, Request::Readiness).await {
             Ok(Reply::Readiness(readiness)) => {
-                self.stream = Some(stream);
+                self.stream = Some((stream, asks));
                 Some(readiness)
             }
             Ok(Reply::Refused(Refusal::MalformedFrame(_))) => {
-                self.knows_readiness = false;
+                self.was_unknown = true;
                 Some(by_info)
             }
             _ => None,
@@ -558,5 +562,73 @@ mod tests {
         let third: Vec<_> = (0..8).map(|_| ask(1)).collect();
         settle().await;
         assert!(third.iter().all(|asked| !asked.is_finished()));
+    }
+
+    /// Answers each request of a connection, until there is no answer or it is the last one.
+    async fn answer_requests(stream: &mut UnixStream, answers: impl Fn(&Request) -> Option<(Reply, bool)>) {
+        let mut buffer = BytesMut::new();
+        while stream.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
+            while let Ok(Some((asked, len))) = frame::split(&buffer, MAX_FRAME_LEN) {
+                let asked = frame::decode_request(asked).unwrap();
+                buffer.advance(len);
+                let Some((reply, last)) = answers(&asked.request) else { return };
+                let mut bytes = Vec::new();
+                frame::encode_reply(&ReplyFrame::new(asked.id, reply), &mut bytes);
+                stream.write_all(&bytes).await.unwrap();
+                if last {
+                    return;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_image_is_spared_a_question_that_it_does_not_know_and_the_next_image_is_asked_again() {
+        use casemate_protocol::refusal::{MalformedFrame, StoreTrouble};
+        use casemate_protocol::statement::StatedStatus;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("enclave.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let said = Readiness {
+            store_answered_ms: Some(7),
+            silence: Some(casemate_protocol::may_sign::Silence { ms: 1, trouble: StoreTrouble::Away }),
+            ..Readiness::from_standing(StatedStatus::Holding, 2)
+        };
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        tokio::spawn(async move {
+            for connection in 0..4_usize {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let log = Arc::clone(&log);
+                let infos = AtomicUsize::new(0);
+                answer_requests(&mut stream, |request| {
+                    log.lock().unwrap().push((connection, matches!(request, Request::Readiness)));
+                    match (request, connection) {
+                        // The old image takes four questions on its second connection, and then it is exchanged.
+                        (Request::Info, 1) => Some((Reply::Info(info()), infos.fetch_add(1, Ordering::Relaxed) == 3)),
+                        (Request::Info, _) => Some((Reply::Info(info()), false)),
+                        (_, 0 | 1) => Some((Reply::Refused(Refusal::MalformedFrame(MalformedFrame::Encoding)), true)),
+                        _ => Some((Reply::Readiness(said), false)),
+                    }
+                })
+                .await;
+            }
+        });
+        // Without connections of its own: only the observer's are counted.
+        let mut observer = Enclave::connect(&Address::Unix(path), 0, 8, Duration::from_mins(1)).observer();
+        let by_info = Readiness::from_standing(StatedStatus::NoStore, 2);
+        assert_eq!(observer.ask().await, Some(by_info), "what it says without that question");
+        for _ in 0..3 {
+            assert_eq!(observer.ask().await, Some(by_info));
+        }
+        // The connection has ended with the image; the new one knows the question.
+        while observer.ask().await != Some(said) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(observer.ask().await, Some(said));
+        let asked = asked.lock().unwrap();
+        let readiness = |connection: usize| asked.iter().filter(|one| **one == (connection, true)).count();
+        assert_eq!((readiness(0), readiness(1)), (1, 0));
     }
 }

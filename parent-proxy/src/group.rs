@@ -1,8 +1,8 @@
 //! The enclaves of one group behind this proxy: requests go to the one that holds the fence, and wait a moment while it is handed
 //! over.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_protocol::command::Envelope;
@@ -34,6 +34,8 @@ pub struct Group {
     heard: Arc<watch::Sender<Vec<Option<Readiness>>>>,
     /// Longest wait of a request.
     patience: Duration,
+    /// Whether a block could be signed when that was last looked at, and since when that is so.
+    steady: Arc<Mutex<(bool, Instant)>>,
     /// Which one was the last to sign.
     last: Arc<AtomicUsize>,
 }
@@ -48,7 +50,8 @@ impl Group {
         };
         let enclaves: Arc<[Enclave]> = settings.enclave.iter().map(connect).collect();
         let heard = Arc::new(watch::Sender::new(vec![None; enclaves.len()]));
-        let group = Self { enclaves, heard, patience, last: Arc::default() };
+        let steady = Arc::new(Mutex::new((false, Instant::now())));
+        let group = Self { enclaves, heard, patience, steady, last: Arc::default() };
         for number in 0..group.enclaves.len() {
             tokio::spawn(group.clone().keep_asking(number));
         }
@@ -81,7 +84,9 @@ impl Group {
         loop {
             sleep(ASK_EVERY).await;
             let heard = self.heard.borrow().clone();
-            herald.tell(&heard, &Verdict::of(&heard, self.starting()));
+            let verdict = Verdict::of(&heard, self.starting());
+            self.since(verdict.is_ready());
+            herald.tell(&heard, &verdict);
         }
     }
 
@@ -110,6 +115,15 @@ impl Group {
     /// What a request for a signature would get now.
     pub fn verdict(&self) -> Verdict {
         Verdict::of(&self.heard.borrow(), self.starting())
+    }
+
+    /// For how long a block could be signed, or could not; to a quarter of a second.
+    pub fn since(&self, ready: bool) -> Duration {
+        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        if steady.0 != ready {
+            *steady = (ready, Instant::now());
+        }
+        steady.1.elapsed()
     }
 
     /// Until when a request that comes now may wait.

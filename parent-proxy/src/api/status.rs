@@ -48,6 +48,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let mut body = signs_in(&verdict);
     if let Some(fields) = body.as_object_mut() {
         fields.insert("ready".to_owned(), json!(ready));
+        fields.insert("since_seconds".to_owned(), json!(app.enclave.since(ready).as_secs()));
         fields.insert("enclave".to_owned(), json!(verdict.enclave));
     }
     with_status(json_body(&body), ready)

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, Form};
-use crate::nonce::Nonce;
+use crate::nonce::{Nonce, signed_bytes};
 use crate::{Bytes, Epoch, ExecutionAddress, PublicKey};
 
 /// Most keys in one page: the longest stays below [`crate::nonce::MAX_FRAME_LEN`].
@@ -91,13 +91,6 @@ impl KeyPage {
 
     /// What a signature over this page is over.
     pub fn signed_bytes(&self, boot_nonce: &Bytes<32>, nonce: &Nonce) -> Vec<u8> {
-        let mut bytes = SIGNATURE_DOMAIN.to_vec();
-        bytes.extend_from_slice(&boot_nonce.0);
-        let nonce = nonce.as_ref();
-        // At most 64 bytes long.
-        bytes.push(u8::try_from(nonce.len()).unwrap_or(u8::MAX));
-        bytes.extend_from_slice(nonce);
-        bytes.extend_from_slice(&self.encode());
-        bytes
+        signed_bytes(SIGNATURE_DOMAIN, boot_nonce, nonce, &self.encode())
     }
 }

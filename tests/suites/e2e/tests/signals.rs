@@ -135,6 +135,10 @@ fn a_frozen_store_is_named_by_every_signal_and_its_holder_goes_on_when_it_is_bac
     same_reason(&seen);
     assert!(seen.waited < LONGEST_WAIT, "{:?}", seen.waited);
     assert!(seen.readyz["blocks_in_seconds"].is_null(), "nobody can foresee it: {}", seen.readyz);
+    // Since when: it goes on counting while nothing changes.
+    let since = || stack.client().get("/readyz", &[]).json()["since_seconds"].as_u64().unwrap();
+    let first = since();
+    eventually("two more seconds of it", || since() >= first + 2);
     let metrics = stack.client().get("/metrics", &[]).body;
     assert_eq!(metric(&metrics, "casemate_fence_held"), Some(0));
     assert!(metric(&metrics, "casemate_fence_store_silent_seconds").unwrap() > 0);
